@@ -1,0 +1,67 @@
+# Needs only Python >= 3.11 and make: `make demo` and `make test` create the virtual environment that they use.
+# Another Python: `PYTHON=python3.13 make test` (its environment is .venv-3.13; the default one is .venv).
+
+PYTHON ?= python3
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(VERSION))
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# pyright's launcher would otherwise look up its newest release at every run.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+# Checked before any work: every goal but these two needs a Python that is new enough.
+ifneq ($(filter-out help clean,$(or $(MAKECMDGOALS),$(.DEFAULT_GOAL))),)
+ifeq ($(VERSION),)
+$(error nc_jax needs Python 3.11 or newer, and "$(PYTHON)" does not run; name one that does: PYTHON=/path/to/python3 make $(MAKECMDGOALS))
+endif
+ifneq ($(shell $(PYTHON) -c 'import sys; print(sys.version_info >= (3, 11))'),True)
+$(error nc_jax needs Python 3.11 or newer, and "$(PYTHON)" is Python $(VERSION); name a newer one: PYTHON=python3.12 make $(MAKECMDGOALS))
+endif
+endif
+
+.PHONY: help
+help:  ## say what the targets do
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: demo
+demo: $(VENV)/.installed  ## create the environment, install, train on real handwritten digits
+	$(BIN)/python -m experiments.nearest_etf
+
+.PHONY: test
+test: $(VENV)/.installed-dev  ## create the environment, install, run the tests
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: $(VENV)/.installed-dev  ## ruff (rules and format) and pyright
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+.PHONY: bench
+bench: $(VENV)/.installed-bench  ## run every benchmark; results go to benchmarks/results
+	for file in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
+
+.PHONY: docs
+docs: $(VENV)/.installed-docs  ## build the documentation into docs/_build/html
+	$(BIN)/python -m sphinx -E -W --keep-going -b html docs docs/_build/html
+
+.PHONY: clean
+clean:  ## remove the environments, caches and build outputs (runs/ stays)
+	rm -rf .venv .venv-* .cache .pytest_cache .ruff_cache .hypothesis build dist docs/_build
+
+# A stamp says which extras are installed; it is stale once the project or a pin changes.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python$(VERSION)
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python$(VERSION)
+	$(INSTALL) --editable '.[$*]'
+	@touch $@ $(VENV)/.installed
+
+# An environment of another Python version is replaced, a half-made one is removed.
+$(BIN)/python$(VERSION):
+	$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }

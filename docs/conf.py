@@ -1,0 +1,70 @@
+"""Sphinx configuration; `make docs` builds with warnings as errors."""
+
+import importlib.metadata
+import inspect
+import re
+
+project = "nc_jax"
+author = "The nc_jax authors"
+copyright = "The nc_jax authors"
+release = version = importlib.metadata.version("nc_jax")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"nc_jax {release}"
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_default_options = {"members": True, "member-order": "bysource", "special-members": "__call__"}
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 100
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+# Signatures as they were written, without what Linen adds to them.
+WRITTEN = [
+    (
+        r"Key\[jaxlib._jax.Array, ''\] \| UInt32\[jaxlib._jax.Array, '2'\] \| UInt32\[jaxlib._jax.Array, '4'\]",
+        "PRNGKeyArray",
+    ),
+    (r"str \| type\[Any\] \| dtype \| SupportsDType", "DTypeLike"),
+    (r"(, )?parent: [^=]* = <flax\.linen\.module\._Sentinel object>, name: str \| None = None", ""),
+    (r"<function (\w+)>", r"\1"),
+    (r"~?(jaxlib\._jax|jaxtyping|collections\.abc)\.", ""),
+]
+# Math directives, doctests, backticks, escapes: left alone. A bare * or | is mathematics, "K." starts no list.
+MARKUP = re.compile(
+    r"^([ ]*)\.\.[ ]math::.*(?:\n(?:\1[ ]+.*|[ ]*$))* | ^[ ]*>>>.*(?:\n[ ]*\S.*)* | (`+)(?:.|\n)+?\2 | \\."
+    r"| (?P<bare>[*|] | (?<=:[ ])\w\.$)",
+    re.MULTILINE | re.VERBOSE,
+)
+
+
+def as_written(text):
+    for found, written in WRITTEN:
+        text = text and re.sub(found, written, text)
+    return text
+
+
+def process_signature(app, what, name, obj, options, signature, returns):
+    return as_written(signature), as_written(returns)
+
+
+def process_docstring(app, what, name, obj, options, lines):
+    text = as_written("\n".join(lines))
+    lines[:] = MARKUP.sub(lambda match: f"\\{match[0]}" if match["bare"] else match[0], text).split("\n")
+
+
+def skip_member(app, what, name, obj, skip, options):
+    # A NamedTuple documents each field as "Alias for field number n"; a field whose default is a function is no method.
+    is_field = type(obj).__name__ == "_tuplegetter" or (inspect.isfunction(obj) and "." not in obj.__qualname__)
+    return True if what == "class" and is_field else None
+
+
+def setup(app):
+    app.connect("autodoc-process-signature", process_signature)
+    app.connect("autodoc-process-docstring", process_docstring, priority=900)  # after napoleon
+    app.connect("autodoc-skip-member", skip_member)
