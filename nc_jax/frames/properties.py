@@ -1,0 +1,75 @@
+"""Properties that any frame has: Gram matrix, coherence, potential, tightness.
+
+A frame is an array of shape (d, K) whose columns are the class vectors.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
+
+
+def gram(frame: Float[Array, "dim classes"]) -> Float[Array, "classes classes"]:
+    """Inner products of all pairs of columns, W^T W, in float32 or wider and at full precision on every device.
+
+    Example:
+        >>> gram(jnp.eye(2)).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    frame = at_least_float32(frame)
+    return matmul(transpose(frame), frame)
+
+
+def cosines(frame: Float[Array, "dim classes"]) -> Float[Array, "classes classes"]:
+    """Cosines of the angles between all pairs of columns; 0 with a column of zeros."""
+    frame = at_least_float32(frame)
+    norms = safe_norm(frame, axis=0)
+    return gram(frame / jnp.where(norms > 0, norms, 1))
+
+
+def coherence(frame: Float[Array, "dim classes"]) -> Float[Array, ""]:
+    """Largest |cosine| between two different columns: at least sqrt((K - d) / (d (K - 1))) for K >= d (Welch).
+
+    A simplex ETF (d >= K - 1) has 1 / (K - 1). Zero for a single column.
+
+    Reference: Welch, Lower bounds on the maximum cross correlation of signals (1974).
+    """
+    return jnp.max(jnp.abs(_off_diagonal(cosines(frame))), initial=0.0)
+
+
+def equiangularity_error(frame: Float[Array, "dim classes"]) -> Float[Array, ""]:
+    """Spread of the cosines between different columns: largest minus smallest, 0 for an equiangular frame."""
+    pairs = _off_diagonal(cosines(frame))
+    return jnp.max(pairs) - jnp.min(pairs) if pairs.size else jnp.zeros((), pairs.dtype)
+
+
+def frame_potential(frame: Float[Array, "dim classes"]) -> Float[Array, ""]:
+    """Sum of the squared inner products of all ordered pairs of columns, ||W^T W||_F^2.
+
+    For unit columns it is at least max(K, K^2 / d), with equality for orthonormal columns and for tight frames.
+
+    Reference: Benedetto and Fickus, Finite normalized tight frames (2003), theorem 6.2.
+    """
+    return jnp.sum(gram(frame) ** 2)
+
+
+def is_tight(frame: Float[Array, "dim classes"], *, tolerance: float | None = None) -> Bool[Array, ""]:
+    """Whether W W^T is a multiple of the projection on the span of the columns.
+
+    A frame in the strict sense spans R^d; a simplex ETF in d > K - 1 dimensions is one of its span, and counts.
+
+    Args:
+        frame: shape (d, K).
+        tolerance: on the spread of the nonzero eigenvalues of W W^T relative to the largest; None is the square root
+            of the dtype's eps.
+    """
+    frame = at_least_float32(frame)
+    bound = float(jnp.finfo(frame.dtype).eps) ** 0.5 if tolerance is None else tolerance
+    # W W^T is c times a projection exactly if its square is c times itself, and W^T W has the same nonzero eigenvalues.
+    products = gram(frame)
+    constant = jnp.sum(products**2) / jnp.trace(products)
+    return jnp.linalg.norm(matmul(products, products) - constant * products) <= bound * constant**2
+
+
+def _off_diagonal(matrix: Float[Array, "size size"]) -> Float[Array, " pairs"]:
+    return matrix[jnp.triu_indices(matrix.shape[0], k=1)]

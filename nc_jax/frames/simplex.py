@@ -1,0 +1,92 @@
+"""The simplex equiangular tight frame, and the template from which it is rotated into feature space."""
+
+import math
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from nc_jax.arrays import matmul
+from nc_jax.manifolds import Stiefel
+
+
+def simplex_template(
+    num_classes: int, *, reduced: bool = True, dtype: DTypeLike = jnp.float32
+) -> Float[Array, "rank classes"]:
+    r"""Simplex ETF in its own coordinates: T with T^T T = I - 11^T / K.
+
+    The reduced template has orthonormal rows that span the space orthogonal to the vector of ones,
+
+    .. math:: T = \big[\, I - c\,\mathbf 1 \mathbf 1^\top \;\big|\; -\mathbf 1/\sqrt K \,\big],
+        \qquad c = \frac{1}{\sqrt K (\sqrt K + 1)},
+
+    the rows of the Householder reflection that swaps 1/sqrt(K) with a coordinate vector, less the one it goes to.
+
+    Args:
+        num_classes: K >= 2.
+        reduced: True gives shape (K - 1, K), of full rank, so that the nearest frame is unique. False gives the
+            projection I - 11^T / K itself, shape (K, K), of rank K - 1, as the paper uses it.
+        dtype: a floating dtype.
+
+    Returns:
+        The template; its columns have length sqrt((K - 1) / K) and cosines -1 / (K - 1).
+
+    Raises:
+        ValueError: if K < 2.
+
+    Example:
+        >>> simplex_template(3).shape, simplex_template(3, reduced=False).shape
+        ((2, 3), (3, 3))
+
+    Reference: Markou, Ajanthan and Gould (2024), section 3, for the full template M; the reduced one is derived here.
+    """
+    if num_classes < 2:
+        raise ValueError(f"a simplex ETF needs num_classes >= 2; got {num_classes}")
+    wide = jnp.promote_types(dtype, jnp.float32)
+    if not reduced:
+        template = jnp.eye(num_classes, dtype=wide) - 1 / num_classes
+    else:
+        root = math.sqrt(num_classes)
+        square = jnp.eye(num_classes - 1, dtype=wide) - 1 / (root * (root + 1))
+        template = jnp.concatenate([square, jnp.full((num_classes - 1, 1), -1 / root, wide)], axis=1)
+    return template.astype(dtype)
+
+
+def simplex_etf(
+    num_classes: int, dim: int, *, key: PRNGKeyArray | None = None, dtype: DTypeLike = jnp.float32
+) -> Float[Array, "dim classes"]:
+    r"""Simplex equiangular tight frame: the K unit vectors that are as far apart as they can be.
+
+    The columns satisfy :math:`w_i^\top w_j = -1/(K-1)` for :math:`i \ne j` and sum to zero.
+
+    Args:
+        num_classes: K >= 2.
+        dim: feature dimension d >= K - 1.
+        key: draws a Haar-random orientation; None gives the canonical one, whose rows from K on are zero.
+        dtype: a floating dtype; the frame is exact to its rounding.
+
+    Returns:
+        Class vectors as columns, shape (d, K), each of unit Euclidean norm.
+
+    Raises:
+        ValueError: if K < 2 or d < K - 1.
+
+    Example:
+        >>> gram = simplex_etf(4, 3).T @ simplex_etf(4, 3)
+        >>> bool(jnp.allclose(gram[0, 1], -1 / 3, atol=1e-6))
+        True
+
+    Reference: Papyan, Han and Donoho (2020), definition of the simplex ETF; the rotation as in Markou et al. (2024).
+    """
+    wide = jnp.promote_types(dtype, jnp.float32)
+    template = simplex_template(num_classes, dtype=wide)
+    check_room_for_simplex(num_classes, dim)
+    manifold = Stiefel(dim, num_classes - 1)
+    rotation = jnp.eye(*manifold.shape, dtype=wide) if key is None else manifold.random_point(key, wide)
+    return (matmul(rotation, template) * math.sqrt(num_classes / (num_classes - 1))).astype(dtype)
+
+
+def check_room_for_simplex(num_classes: int, dim: int) -> None:
+    """Raise a ValueError unless K class vectors of a simplex ETF fit into d dimensions."""
+    if dim < num_classes - 1:
+        raise ValueError(f"a simplex ETF of {num_classes} classes needs dim >= {num_classes - 1}; got dim={dim}")

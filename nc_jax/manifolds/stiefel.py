@@ -1,0 +1,131 @@
+"""The Stiefel manifold: n x p matrices with orthonormal columns."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from nc_jax.arrays import matmul, symmetric_part, transpose
+
+
+@dataclass(frozen=True)
+class Stiefel:
+    r"""St(n, p) = {U in R^{n x p} : U^T U = I}, with the metric of the surrounding space.
+
+    Every method takes arrays whose last two axes are (n, p); leading axes are batches where the operation is a product,
+    and `jax.vmap` works for all of them.
+
+    Args:
+        n: number of rows.
+        p: number of columns, 1 <= p <= n. For p = n the manifold is O(n), which has two components.
+        retraction: what `retract` does. "qr" is the cheaper, "polar" is of second order and does not depend on the
+            order of the columns.
+
+    Raises:
+        ValueError: if not 1 <= p <= n, or the retraction is neither "qr" nor "polar".
+
+    Example:
+        >>> manifold = Stiefel(5, 3)
+        >>> point = manifold.random_point(jax.random.key(0))
+        >>> bool(manifold.distance_from(point) < 1e-5)
+        True
+
+    Reference: Absil, Mahony and Sepulchre, Optimization Algorithms on Matrix Manifolds (2008), chapters 3 to 5.
+    """
+
+    n: int
+    p: int
+    # "qr" costs a third of "polar", and the trust region needs no more.
+    retraction: Literal["qr", "polar"] = field(default="qr", kw_only=True)
+
+    def __post_init__(self):
+        if not 1 <= self.p <= self.n:
+            raise ValueError(f"Stiefel(n, p) needs 1 <= p <= n; got n={self.n}, p={self.p}")
+        if self.retraction not in ("qr", "polar"):
+            raise ValueError(f'retraction must be "qr" or "polar"; got {self.retraction!r}')
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of a point, (n, p)."""
+        return (self.n, self.p)
+
+    @property
+    def dimension(self) -> int:
+        """Number of degrees of freedom, n p - p (p + 1) / 2."""
+        return self.n * self.p - self.p * (self.p + 1) // 2
+
+    @property
+    def diameter(self) -> float:
+        """Scale of the manifold, sqrt(p): the radius of the sphere on which all its points lie."""
+        return self.p**0.5
+
+    def inner(self, point: Float[Array, "n p"], u: Float[Array, "n p"], v: Float[Array, "n p"]) -> Float[Array, ""]:
+        """Inner product <u, v> = trace(u^T v) of two tangent vectors (the point plays no role in this metric)."""
+        del point
+        return jnp.vdot(u, v, precision="highest")
+
+    def norm(self, point: Float[Array, "n p"], tangent: Float[Array, "n p"]) -> Float[Array, ""]:
+        """Length of a tangent vector."""
+        return jnp.sqrt(self.inner(point, tangent, tangent))
+
+    def project(self, point: Float[Array, "n p"], vector: Float[Array, "n p"]) -> Float[Array, "n p"]:
+        """Orthogonal projection on the tangent space at the point: Z - U sym(U^T Z)."""
+        return vector - matmul(point, symmetric_part(matmul(transpose(point), vector)))
+
+    def retract(self, point: Float[Array, "n p"], tangent: Float[Array, "n p"]) -> Float[Array, "n p"]:
+        """Move from the point along the tangent vector and back onto the manifold, by `self.retraction`."""
+        return self.retract_qr(point, tangent) if self.retraction == "qr" else self.retract_polar(point, tangent)
+
+    def retract_qr(self, point: Float[Array, "n p"], tangent: Float[Array, "n p"]) -> Float[Array, "n p"]:
+        """Orthogonal factor of U + Z, the triangular factor having a positive diagonal. First order."""
+        return orthogonal_factor(point + tangent)
+
+    def retract_polar(self, point: Float[Array, "n p"], tangent: Float[Array, "n p"]) -> Float[Array, "n p"]:
+        """Point of the manifold nearest to U + Z, its orthogonal polar factor. Second order."""
+        left, _, right = jnp.linalg.svd(point + tangent, full_matrices=False)
+        return matmul(left, right)
+
+    def gradient(self, point: Float[Array, "n p"], euclidean_gradient: Float[Array, "n p"]) -> Float[Array, "n p"]:
+        """Riemannian gradient of a cost from the gradient of its extension to all matrices."""
+        return self.project(point, euclidean_gradient)
+
+    def hessian(
+        self, point: Float[Array, "n p"], euclidean_gradient: Float[Array, "n p"]
+    ) -> Callable[[Float[Array, "n p"], Float[Array, "n p"]], Float[Array, "n p"]]:
+        """Riemannian Hessian at a point, as a function of (tangent, Euclidean Hessian times tangent).
+
+        The curvature term U^T G, which does not depend on the tangent, is formed once here, not at every product.
+        """
+        curvature = symmetric_part(matmul(transpose(point), euclidean_gradient))
+
+        def apply(tangent: Float[Array, "n p"], euclidean_product: Float[Array, "n p"]) -> Float[Array, "n p"]:
+            return self.project(point, euclidean_product - matmul(tangent, curvature))
+
+        return apply
+
+    def random_point(self, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32) -> Float[Array, "n p"]:
+        """Draw from the uniform (Haar) distribution: the QR factor of a Gaussian matrix, R's diagonal made positive.
+
+        Reference: Mezzadri, How to generate random matrices from the classical compact groups (2007), section 5.
+        """
+        return orthogonal_factor(jax.random.normal(key, self.shape, dtype))
+
+    def random_tangent(self, key: PRNGKeyArray, point: Float[Array, "n p"]) -> Float[Array, "n p"]:
+        """Draw a tangent vector of unit length at the point, from a projected Gaussian."""
+        tangent = self.project(point, jax.random.normal(key, self.shape, point.dtype))
+        return tangent / self.norm(point, tangent)
+
+    def distance_from(self, matrix: Float[Array, "n p"]) -> Float[Array, ""]:
+        """How far a matrix is from having orthonormal columns: the Frobenius norm of U^T U - I."""
+        return jnp.linalg.norm(matmul(transpose(matrix), matrix) - jnp.eye(self.p, dtype=matrix.dtype))
+
+
+def orthogonal_factor(matrix: Float[Array, "n p"]) -> Float[Array, "n p"]:
+    """Orthogonal factor of the QR decomposition whose R has a positive diagonal: a continuous choice."""
+    q, r = jnp.linalg.qr(matrix)
+    signs = jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(matrix.dtype)
+    return q * signs

@@ -1,0 +1,270 @@
+r"""The frame nearest to given class means: the heart of Guiding Neural Collapse.
+
+Given class means H (d, K), a template T (r, K), a previous rotation P (d, r) and a weight delta, find
+
+.. math:: U^* = \arg\min_{U^\top U = I} \|H - U T\|_F^2 + \tfrac{\delta}{2} \|U - P\|_F^2, \qquad \text{frame} = U^* T.
+
+On the manifold both norms of U are constant, so this maximises <U, B> with B = 2 H T^T + delta P: an orthogonal
+Procrustes problem, whose solution is the polar factor of B. The trust region reaches the same point by iteration and
+also serves every other discrepancy between H and U T.
+
+Reference: Markou, Ajanthan and Gould, Guiding Neural Collapse: Optimising Towards the Nearest Simplex Equiangular Tight
+Frame (NeurIPS 2024), section 3.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from nc_jax import implicit
+from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
+from nc_jax.discrepancies import squared_frobenius
+from nc_jax.frames.simplex import check_room_for_simplex, simplex_template
+from nc_jax.manifolds import Stiefel
+from nc_jax.manifolds.stiefel import orthogonal_factor
+from nc_jax.solvers import Solution, Status, TrustRegionOptions, trust_region
+
+Discrepancy = Callable[[Float[Array, "dim classes"], Float[Array, "dim classes"]], Float[Array, ""]]
+
+
+class NearestFrame(NamedTuple):
+    """A frame, the rotation that takes the template there, and how the solve went.
+
+    Attributes:
+        frame: rotation @ template (for `nearest_simplex_etf`: with unit columns), shape (d, K). Differentiable.
+        rotation: U, shape (d, r), orthonormal columns. Differentiable.
+        solution: value, gradient norm, iterations and status of the inner problem. Not differentiable.
+    """
+
+    frame: Float[Array, "dim classes"]
+    rotation: Float[Array, "dim rank"]
+    solution: Solution
+
+
+def nearest_frame(
+    means: Float[Array, "dim classes"],
+    template: Float[Array, "rank classes"],
+    *,
+    prox_point: Float[Array, "dim rank"] | None = None,
+    prox_weight: float | Float[Array, ""] = 1e-3,  # delta in Markou et al. (2024), released setting
+    solver: Literal["trust_region", "polar"] = "trust_region",
+    init: Float[Array, "dim rank"] | None = None,
+    cost: Discrepancy | None = None,
+    options: TrustRegionOptions = TrustRegionOptions(),
+) -> NearestFrame:
+    r"""Rotate a template to where it is nearest to the class means.
+
+    Minimises ||H - U T||_F^2 + delta/2 ||U - P||_F^2 over U with orthonormal columns, H and T as given (without a
+    `prox_point` there is no second term). The result is differentiable in the means, the template, the prox point and
+    the prox weight, in forward and reverse mode, by the implicit function theorem.
+
+    Args:
+        means: class means H, shape (d, K). bfloat16 and float16 are solved in float32.
+        template: T, shape (r, K) with r <= d. Where T H^T has rank below r and there is no prox point, the rotation is
+            not unique and one of the solutions is returned.
+        prox_point: P, shape (d, r), usually the previous rotation.
+        prox_weight: delta >= 0.
+        solver: "trust_region" (any cost) or "polar" (the closed form, for the Frobenius cost only).
+        init: start of the trust region, shape (d, r), orthonormal columns; None takes the prox point, else the
+            orthogonal factor of B. For r = d the manifold has two components: a start in the one that does not hold the
+            solution has its last column reversed.
+        cost: discrepancy (U T, H) -> scalar that replaces ||H - U T||_F^2, e.g. `nc_jax.discrepancies.huber`; None is
+            the squared Frobenius norm. It must not close over values that are to be differentiated or batched.
+        options: of the trust region.
+
+    Returns:
+        The frame, the rotation and the solution. The solution's value is the objective above, its grad_norm the length
+        of the objective's Riemannian gradient; `nc_jax.solvers.describe(solution.status)` says how the solve ended.
+
+    Raises:
+        ValueError: if the shapes do not fit, r > d, or "polar" is asked for with another cost.
+
+    Example:
+        >>> from nc_jax.frames import simplex_etf, simplex_template
+        >>> means = 2 * simplex_etf(4, 8, key=jax.random.key(0))
+        >>> found = nearest_frame(means, simplex_template(4), solver="polar")
+        >>> bool(jnp.allclose(found.frame / jnp.linalg.norm(found.frame, axis=0), means / 2, atol=1e-5))
+        True
+
+    Reference: Markou, Ajanthan and Gould (2024), section 3.
+    """
+    means, template = jnp.asarray(means), jnp.asarray(template)
+    _check_shapes(means, template, prox_point, init)
+    if solver not in ("trust_region", "polar"):
+        raise ValueError(f'solver must be "trust_region" or "polar"; got {solver!r}')
+    if cost is not None and solver == "polar":
+        raise ValueError(
+            'solver="polar" is the closed form for the Frobenius cost; give a cost to solver="trust_region"'
+        )
+    return _nearest_frame(means, template, prox_point, prox_weight, init, solver=solver, cost=cost, options=options)
+
+
+def nearest_simplex_etf(
+    means: Float[Array, "dim classes"],
+    *,
+    prox_point: Float[Array, "dim rank"] | None = None,
+    prox_weight: float | Float[Array, ""] = 1e-3,  # delta in Markou et al. (2024), released setting
+    solver: Literal["trust_region", "polar"] = "trust_region",
+    init: Float[Array, "dim rank"] | None = None,
+    reduced: bool = True,
+    cost: Discrepancy | None = None,
+    options: TrustRegionOptions = TrustRegionOptions(),
+) -> NearestFrame:
+    r"""Simplex ETF nearest to the class means.
+
+    Means and template are scaled to unit Frobenius norm before `nearest_frame` compares them, so the result does not
+    depend on the scale of the features and `prox_weight` means the same for every number of classes. The means' common
+    offset has no effect on the frame but counts in that norm: centre them first, as the paper does.
+
+    Args:
+        means: class means H, shape (d, K) with d >= K - 1 (d >= K for the full template).
+        prox_point: previous rotation P, shape (d, K - 1), or (d, K) for the full template.
+        prox_weight: delta >= 0.
+        solver: "trust_region" or "polar".
+        init: start of the trust region, of the shape of P.
+        reduced: the (K - 1, K) template, whose solution is unique; False is the paper's (K, K) template I - 11^T / K.
+        cost: see `nearest_frame`; None is the squared Frobenius norm.
+        options: of the trust region.
+
+    Returns:
+        As `nearest_frame`, the frame rescaled to unit columns.
+
+    Raises:
+        ValueError: if d < K - 1, K < 2, or the shapes do not fit.
+
+    Example:
+        >>> means = jax.random.normal(jax.random.key(0), (16, 5))
+        >>> found = nearest_simplex_etf(means)
+        >>> gram = found.frame.T @ found.frame
+        >>> bool(jnp.allclose(gram, jnp.eye(5) * 1.25 - 0.25, atol=1e-5)), int(found.solution.status)
+        (True, 0)
+
+    Reference: Markou, Ajanthan and Gould (2024), section 3.
+    """
+    means = at_least_float32(means)
+    if means.ndim != 2:
+        raise ValueError(f"means must have shape (dim, classes); got shape {means.shape}")
+    dim, num_classes = means.shape
+    check_room_for_simplex(num_classes, dim)
+    norm = safe_norm(means)
+    template = simplex_template(num_classes, reduced=reduced, dtype=means.dtype) / math.sqrt(num_classes - 1)
+    found = nearest_frame(
+        means / jnp.where(norm > 0, norm, 1),
+        template,
+        prox_point=prox_point,
+        prox_weight=prox_weight,
+        solver=solver,
+        init=init,
+        cost=cost,
+        options=options,
+    )
+    return found._replace(frame=found.frame * math.sqrt(num_classes))
+
+
+@partial(jax.jit, static_argnames=("solver", "cost", "options"))
+def _nearest_frame(means, template, prox_point, prox_weight, init, *, solver, cost, options) -> NearestFrame:
+    means, template = at_least_float32(means), at_least_float32(template)
+    dtype = jnp.promote_types(means.dtype, template.dtype)
+    means, template = means.astype(dtype), template.astype(dtype)
+    # Without a prox point the zero weight removes its term; the point itself is then never looked at.
+    weight = jnp.asarray(0 if prox_point is None else prox_weight, dtype)
+    prox = jnp.zeros((means.shape[0], template.shape[0]), dtype) if prox_point is None else prox_point.astype(dtype)
+    matrix = 2 * matmul(means, transpose(template)) + weight * prox
+
+    if solver == "polar":
+        rotation, _ = implicit.polar_root(None, matrix)
+        steps = (jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.asarray(Status.CONVERGED, jnp.int32))
+    else:
+        start = _start(matrix, prox if init is None and prox_point is not None else init)
+        if cost is None:
+            rotation, steps = _procrustes_root(options)(start, matrix)
+        else:
+            rotation, steps = _general_root(cost, options)(start, means, template, prox, weight)
+    frame = matmul(rotation, template)
+
+    objective = partial(_objective, cost or squared_frobenius)
+    fixed = jax.lax.stop_gradient((rotation, means, template, prox, weight))
+    value, euclidean_gradient = jax.value_and_grad(objective)(*fixed)
+    gradient = Stiefel(*matrix.shape).gradient(fixed[0], euclidean_gradient)
+    iterations, inner_iterations, status = steps
+    finite = jnp.isfinite(value) & jnp.isfinite(jnp.sum(rotation))
+    solution = Solution(
+        point=fixed[0],
+        value=value,
+        grad_norm=jnp.linalg.norm(gradient),
+        iterations=iterations,
+        inner_iterations=inner_iterations,
+        status=jnp.where(finite, status, Status.NON_FINITE).astype(jnp.int32),
+    )
+    return NearestFrame(frame, rotation, solution)
+
+
+def _objective(cost: Discrepancy, rotation, means, template, prox, weight) -> Array:
+    return cost(matmul(rotation, template), means) + weight / 2 * jnp.sum((rotation - prox) ** 2)
+
+
+def _procrustes_root(options: TrustRegionOptions) -> Callable:
+    """Trust region on -<U, B> with the closed-form gradient -B and Hessian 0, differentiated in closed form."""
+
+    def solve(init: Array, matrix: Array) -> tuple[Array, tuple]:
+        # The solver sees a matrix of unit norm: its arithmetic neither overflows nor underflows at any scale of B.
+        norm = safe_norm(matrix)
+        found = trust_region(
+            Stiefel(*matrix.shape),
+            lambda point, scaled: -jnp.vdot(point, scaled, precision="highest"),
+            init,
+            matrix / jnp.where(norm > 0, norm, 1),
+            gradient=lambda point, scaled: -scaled,
+            hessian_vector=lambda point, tangent, scaled: jnp.zeros_like(tangent),
+            options=options,
+        )
+        return found.point, (found.iterations, found.inner_iterations, found.status)
+
+    def linear_solver(point: Array, aux: Any, matrix: Array) -> implicit.Solve:
+        del aux
+        return implicit.procrustes_solver(point, None, matrix)
+
+    return implicit.implicit_root(solve, implicit.procrustes_stationarity, linear_solver)
+
+
+def _general_root(cost: Discrepancy, options: TrustRegionOptions) -> Callable:
+    """Trust region on any discrepancy, its derivatives by autodiff, the solution's by conjugate gradients."""
+    objective = partial(_objective, cost)
+
+    def solve(init: Array, *args: Any) -> tuple[Array, tuple]:
+        found = trust_region(Stiefel(*init.shape), objective, init, *args, options=options)
+        return found.point, (found.iterations, found.inner_iterations, found.status)
+
+    stationarity = implicit.stiefel_stationarity(jax.grad(objective))
+    return implicit.implicit_root(solve, stationarity, implicit.conjugate_gradient_solver)
+
+
+def _start(matrix: Array, init: Array | None) -> Array:
+    """Starting point of the trust region, for r = d in the component that holds the polar factor of B."""
+    matrix = jax.lax.stop_gradient(matrix)
+    if init is None:
+        return orthogonal_factor(matrix)  # R has a positive diagonal, so for r = d it is in the component of B
+    init = jax.lax.stop_gradient(init).astype(matrix.dtype)
+    if matrix.shape[0] != matrix.shape[1]:
+        return init
+    same = jnp.linalg.slogdet(matrix).sign * jnp.linalg.slogdet(init).sign >= 0
+    return init.at[:, -1].multiply(jnp.where(same, 1, -1).astype(matrix.dtype))
+
+
+def _check_shapes(means: Array, template: Array, prox_point: Array | None, init: Array | None) -> None:
+    if means.ndim != 2 or template.ndim != 2 or means.shape[1] != template.shape[1]:
+        raise ValueError(
+            "means (dim, classes) and template (rank, classes) need the same classes; "
+            f"got {means.shape} and {template.shape}"
+        )
+    dim, rank = means.shape[0], template.shape[0]
+    if rank > dim:
+        raise ValueError(f"a template of {rank} rows needs means with dim >= {rank}; got dim={dim}")
+    for name, array in (("prox_point", prox_point), ("init", init)):
+        if array is not None and array.shape != (dim, rank):
+            raise ValueError(f"{name} must have shape (dim, rank) = {(dim, rank)}; got {array.shape}")

@@ -1,0 +1,70 @@
+"""What a solver returns, and a sentence for every way in which it can end."""
+
+import enum
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class Status(enum.IntEnum):
+    """How a solve ended, from best to worst: the worst of several is their maximum."""
+
+    CONVERGED = 0
+    CONVERGED_TO_PRECISION = 1
+    ITERATION_LIMIT = 2
+    RADIUS_COLLAPSED = 3
+    NON_FINITE = 4
+
+
+_SENTENCES = {
+    Status.CONVERGED: "converged: the gradient norm is below the tolerance",
+    Status.CONVERGED_TO_PRECISION: "converged to the dtype's precision: no step lowers the gradient norm any further",
+    Status.ITERATION_LIMIT: "not converged: the iteration limit was reached first",
+    Status.RADIUS_COLLAPSED: "not converged: the trust region shrank to nothing, so the derivatives may be wrong",
+    Status.NON_FINITE: "failed: a NaN or an infinity in the cost, its gradient or the input",
+}
+
+
+class Solution(NamedTuple):
+    """What a caller may want to know about a solve.
+
+    Attributes:
+        point: the best point found.
+        value: the cost there.
+        grad_norm: length of the Riemannian gradient there, in units of the cost.
+        iterations: outer iterations, 0 for a closed form.
+        inner_iterations: products with the Hessian, over all outer iterations.
+        status: a `Status` as int32; `describe(status)` gives the sentence.
+    """
+
+    point: Float[Array, "..."]
+    value: Float[Array, "..."]
+    grad_norm: Float[Array, "..."]
+    iterations: Int[Array, "..."]
+    inner_iterations: Int[Array, "..."]
+    status: Int[Array, "..."]
+
+
+def describe(status: int | Int[Array, ""]) -> str:
+    """Return the sentence for a status.
+
+    Args:
+        status: a `Status`, or the integer (array) of one.
+
+    Raises:
+        ValueError: if there is no such status.
+
+    Example:
+        >>> describe(2)
+        'not converged: the iteration limit was reached first'
+    """
+    try:
+        return _SENTENCES[Status(int(status))]
+    except ValueError:
+        raise ValueError(f"a status is one of {[int(code) for code in Status]}; got {int(status)}") from None
+
+
+def status_array(status: Status) -> Int[Array, ""]:
+    """Return the status as the int32 scalar that compiled code carries."""
+    return jnp.asarray(status, jnp.int32)

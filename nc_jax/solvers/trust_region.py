@@ -1,0 +1,218 @@
+"""Riemannian trust region: Newton's method that also works far from the solution."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from nc_jax.solvers.solution import Solution, Status, status_array
+from nc_jax.solvers.truncated_cg import truncated_cg
+
+
+@dataclass(frozen=True)
+class TrustRegionOptions:
+    """What a caller may choose.
+
+    Attributes:
+        max_iterations: outer iterations.
+        max_inner_iterations: Hessian products per outer iteration; None is the dimension of the manifold.
+        relative_tolerance: stop where the Riemannian gradient norm is at most this times the largest Euclidean gradient
+            norm met so far, which makes the test independent of the problem's scale. None is 10 eps of the dtype.
+        initial_radius: in units of the manifold's diameter.
+        max_radius: in units of the manifold's diameter.
+        accept_ratio: a step is taken where actual over predicted decrease exceeds this.
+        forcing: the inner residual norm falls to at most this fraction of the gradient norm.
+        superlinear: and to at most (relative gradient norm)^superlinear of it, which makes the end quadratic.
+
+    Raises:
+        ValueError: if a limit, a radius or a tolerance is out of its range.
+    """
+
+    max_iterations: int = 100  # a warm start takes 2 to 5 and a random one 5 to 15; the rest is for hard general costs
+    max_inner_iterations: int | None = None  # conjugate gradients end by then in exact arithmetic
+    relative_tolerance: float | None = None  # 10 eps: rounding of U^T G alone leaves a gradient of 1 to 3 eps
+    initial_radius: float = 0.125  # Absil, Baker and Gallivan (2007), section 5: an eighth of the largest
+    max_radius: float = 1.0  # as there: of the order of the manifold's diameter
+    accept_ratio: float = 0.1  # Absil, Baker and Gallivan (2007), section 5
+    forcing: float = 0.1  # kappa, as there
+    superlinear: float = 1.0  # theta, as there
+
+    def __post_init__(self):
+        for name in ("max_iterations", "max_inner_iterations", "relative_tolerance", "initial_radius", "max_radius"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive; got {value}")
+        if not 0 <= self.accept_ratio < 0.25:
+            raise ValueError(f"accept_ratio must lie in [0, 0.25); got {self.accept_ratio}")
+
+
+class _State(NamedTuple):
+    point: Array
+    value: Array
+    euclidean_gradient: Array
+    gradient: Array
+    grad_norm: Array
+    scale: Array  # the largest Euclidean gradient norm met
+    radius: Array
+    iteration: Array
+    inner_iterations: Array
+    status: Array  # _RUNNING until a reason to stop is found
+
+
+_RUNNING = -1
+_ROUNDING = 8.0  # decreases below this many eps of the cost's scale say nothing
+
+
+def trust_region(
+    manifold: Any,
+    cost: Callable[..., Float[Array, ""]],
+    init: Float[Array, "..."],
+    *args: Any,
+    gradient: Callable[..., Array] | None = None,
+    hessian_vector: Callable[..., Array] | None = None,
+    options: TrustRegionOptions = TrustRegionOptions(),
+) -> Solution:
+    r"""Minimise a smooth cost over a manifold.
+
+    Each iteration minimises the second-order model in the tangent space over a ball (truncated conjugate gradients),
+    retracts, and compares the actual with the predicted decrease. Once decreases drown in the rounding of the cost,
+    a step counts as good if it lowers the gradient norm: the solve ends at the dtype's precision, not at its root.
+
+    The result is not differentiable: `nc_jax.implicit` gives the derivatives of the minimiser.
+
+    Args:
+        manifold: gives `inner`, `project`, `retract`, `gradient`, `hessian`, `dimension` and `diameter`
+            (see `nc_jax.manifolds.Stiefel`).
+        cost: maps (point, *args) to a scalar.
+        init: the starting point, on the manifold, of a floating dtype of 32 bits or more.
+        *args: arrays (or trees of them) on which the cost depends.
+        gradient: Euclidean gradient (point, *args); None differentiates the cost.
+        hessian_vector: Euclidean Hessian times tangent, (point, tangent, *args); None differentiates the gradient.
+        options: see `TrustRegionOptions`.
+
+    Returns:
+        The solution. Its status says how the solve ended; nothing is raised for numerical failure.
+
+    Raises:
+        ValueError: if `init` has not the manifold's shape.
+        TypeError: if `init` is not of a floating dtype of at least 32 bits.
+
+    Example:
+        >>> from nc_jax.manifolds import Stiefel
+        >>> matrix = jnp.diag(jnp.arange(1.0, 5.0))
+        >>> manifold = Stiefel(4, 1)
+        >>> rayleigh = lambda point: jnp.vdot(point, matrix @ point)
+        >>> found = trust_region(manifold, rayleigh, manifold.random_point(jax.random.key(0)))
+        >>> round(float(found.value), 4), int(found.status)
+        (1.0, 0)
+
+    Reference: Absil, Baker and Gallivan, Trust-region methods on Riemannian manifolds (2007), algorithm 1.
+    """
+    init = jnp.asarray(init)
+    if init.shape != manifold.shape:
+        raise ValueError(f"init must have the manifold's shape {manifold.shape}; got {init.shape}")
+    if not jnp.issubdtype(init.dtype, jnp.floating) or jnp.finfo(init.dtype).bits < 32:
+        raise TypeError(f"init must be float32 or float64; got {init.dtype}")
+
+    euclidean_gradient = jax.grad(cost) if gradient is None else gradient
+
+    def euclidean_product(point: Array, tangent: Array) -> Array:
+        if hessian_vector is not None:
+            return hessian_vector(point, tangent, *args)
+        return jax.jvp(lambda at: euclidean_gradient(at, *args), (point,), (tangent,))[1]
+
+    eps = float(jnp.finfo(init.dtype).eps)
+    tolerance = 10 * eps if options.relative_tolerance is None else options.relative_tolerance
+    max_inner = options.max_inner_iterations or max(manifold.dimension, 1)
+    max_radius = options.max_radius * manifold.diameter
+
+    def evaluate(point: Array) -> tuple[Array, Array, Array, Array]:
+        ambient = euclidean_gradient(point, *args)
+        # Projected again: the first projection leaves eps |G| of normal part, which no tangent step can remove.
+        tangent = manifold.project(point, manifold.gradient(point, ambient))
+        return cost(point, *args), ambient, tangent, jnp.sqrt(manifold.inner(point, tangent, tangent))
+
+    def iterate(state: _State) -> _State:
+        hessian = manifold.hessian(state.point, state.euclidean_gradient)
+        relative = state.grad_norm / jnp.where(state.scale > 0, state.scale, 1)
+        step = truncated_cg(
+            lambda u, v: manifold.inner(state.point, u, v),
+            lambda tangent: hessian(tangent, euclidean_product(state.point, tangent)),
+            state.gradient,
+            state.radius,
+            # Never below a quarter of what the outer test asks for: more would be spent on rounding.
+            jnp.maximum(
+                state.grad_norm * jnp.minimum(options.forcing, relative**options.superlinear),
+                tolerance * state.scale / 4,
+            ),
+            max_inner,
+        )
+        candidate = manifold.retract(state.point, step.step)
+        value, ambient, tangent, grad_norm = evaluate(candidate)
+
+        predicted = -manifold.inner(state.point, step.step, state.gradient + step.hessian_step / 2)
+        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+        # A cost can be small because large terms cancel; the gradient's size shows how large they are. Where the
+        # decrease drowns in their rounding, the trapezoid rule on the two gradients still tells it to many digits.
+        noise = _ROUNDING * eps * (jnp.abs(state.value) + state.scale * manifold.diameter)
+        in_noise = predicted <= noise
+        trapezoid = -manifold.inner(state.point, step.step, state.gradient + tangent) / 2
+        actual = jnp.where(in_noise, trapezoid, state.value - value)
+        better = (actual > options.accept_ratio * predicted) & finite
+        # A full Newton step (not one that the inner limit cut off) that does not even halve the gradient norm, though it
+        # is too short for the cost's third derivatives to matter, shows that rounding has been reached.
+        residual = state.gradient + step.hessian_step
+        full = jnp.sqrt(manifold.inner(state.point, residual, residual)) <= options.forcing * state.grad_norm
+        short = state.scale * manifold.inner(state.point, step.step, step.step) < state.grad_norm / 4
+        exhausted = in_noise & full & short & ~step.on_boundary & ~(grad_norm < state.grad_norm / 2)
+
+        poor = ~finite | (actual < predicted / 4)
+        good = (actual > 0.75 * predicted) & step.on_boundary
+        radius = jnp.where(good, jnp.minimum(2 * state.radius, max_radius), state.radius)
+        radius = jnp.where(poor, state.radius / 4, radius)
+
+        def accepted(new: Array, old: Array) -> Array:
+            return jnp.where(better, new, old)
+
+        scale = accepted(jnp.maximum(state.scale, jnp.linalg.norm(ambient)), state.scale)
+        grad_norm = accepted(grad_norm, state.grad_norm)
+        iteration = state.iteration + 1
+        status = jnp.where(iteration >= options.max_iterations, Status.ITERATION_LIMIT, _RUNNING)
+        status = jnp.where(radius < eps * manifold.diameter, Status.RADIUS_COLLAPSED, status)
+        status = jnp.where(exhausted, Status.CONVERGED_TO_PRECISION, status)
+        status = jnp.where(grad_norm <= tolerance * scale, Status.CONVERGED, status)
+        return _State(
+            point=accepted(candidate, state.point),
+            value=accepted(value, state.value),
+            euclidean_gradient=accepted(ambient, state.euclidean_gradient),
+            gradient=accepted(tangent, state.gradient),
+            grad_norm=grad_norm,
+            scale=scale,
+            radius=radius,
+            iteration=iteration,
+            inner_iterations=state.inner_iterations + step.iterations,
+            status=status.astype(jnp.int32),
+        )
+
+    value, ambient, tangent, grad_norm = evaluate(init)
+    scale = jnp.linalg.norm(ambient)
+    status = jnp.where(grad_norm <= tolerance * scale, Status.CONVERGED, _RUNNING)
+    status = jnp.where(jnp.isfinite(value) & jnp.isfinite(grad_norm), status, Status.NON_FINITE)
+    zero = status_array(Status.CONVERGED) * 0
+    start = _State(
+        point=init,
+        value=value,
+        euclidean_gradient=ambient,
+        gradient=tangent,
+        grad_norm=grad_norm,
+        scale=scale,
+        radius=jnp.asarray(options.initial_radius * manifold.diameter, init.dtype),
+        iteration=zero,
+        inner_iterations=zero,
+        status=status.astype(jnp.int32),
+    )
+    end = jax.lax.while_loop(lambda state: state.status == _RUNNING, iterate, start)
+    return Solution(end.point, end.value, end.grad_norm, end.iteration, end.inner_iterations, end.status)
