@@ -1,0 +1,235 @@
+"""Class statistics as a monoid: the same numbers from one batch, from a stream of batches, or from many devices.
+
+Nearly every collapse metric is a function of four sums over the examples, so one pass over the data is enough and no
+feature is kept. `init` is the identity, `merge` is associative and commutative, `update` merges one batch, `all_reduce`
+merges devices.
+"""
+
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
+
+from nc_jax.arrays import at_least_float32, matmul, transpose
+
+Centre = Literal["balanced", "sample", "origin"]
+
+
+class ClassMoments(NamedTuple):
+    """What `ClassStatistics.compute` derives; the scale is that of the features (means) or its square (covariances)."""
+
+    class_means: Float[Array, "dim classes"]  # zero where the class is absent
+    counts: Int[Array, " classes"]
+    present: Bool[Array, " classes"]  # which classes have at least one example
+    global_mean: Float[Array, " dim"]  # of the examples; NaN without any
+    balanced_mean: Float[Array, " dim"]  # of the present classes' means; NaN without any
+    within_covariance: Float[Array, "dim dim"]  # scatter / number of examples
+    between_covariance: Float[Array, "dim dim"]  # of the present classes' means, each counted once
+
+
+class ClassStatistics(NamedTuple):
+    r"""Counts, class means and within-class scatter of labelled features.
+
+    With :math:`n_k` examples :math:`h_i` of class k and their mean :math:`\mu_k`, it holds :math:`n_k`, :math:`\mu_k`,
+
+    .. math:: S = \sum_i (h_i - \mu_{y_i})(h_i - \mu_{y_i})^\top, \qquad s_k = \sum_{i: y_i = k} \|h_i - \mu_k\|^2 .
+
+    Two of them merge exactly: class k adds :math:`\tfrac{n_k n'_k}{n_k + n'_k} \delta_k \delta_k^\top` to the sum of
+    the scatters, :math:`\delta_k = \mu'_k - \mu_k`. No second moment is formed, so nothing cancels for features far
+    from the origin. Counts are int32: exact up to 2^31 - 1 examples, where a float32 count stops at 2^24.
+
+    Example:
+        >>> features, labels = jnp.array([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]]), jnp.array([0, 0, 1])
+        >>> stats = ClassStatistics.init(num_classes=3, dim=2).update(features, labels)
+        >>> stats.counts.tolist(), stats.means.tolist()
+        ([2, 1, 0], [[2.0, 0.0, 0.0], [0.0, 5.0, 0.0]])
+        >>> stats.class_scatter.tolist()
+        [2.0, 0.0, 0.0]
+
+    Reference: Chan, Golub and LeVeque (1979), Updating Formulae and a Pairwise Algorithm for Computing Sample
+    Variances.
+    """
+
+    counts: Int[Array, " classes"]
+    means: Float[Array, "dim classes"]
+    scatter: Float[Array, "dim dim"]
+    class_scatter: Float[Array, " classes"]
+
+    @classmethod
+    def init(cls, num_classes: int, dim: int, dtype: DTypeLike = jnp.float32) -> "ClassStatistics":
+        """Make the statistics of no examples, the identity of `merge`.
+
+        Args:
+            num_classes: K >= 1.
+            dim: feature dimension d >= 1.
+            dtype: what to accumulate in; narrower dtypes are widened to float32.
+
+        Raises:
+            ValueError: if K < 1 or d < 1.
+        """
+        if num_classes < 1 or dim < 1:
+            raise ValueError(
+                f"class statistics need num_classes >= 1 and dim >= 1; got num_classes={num_classes}, dim={dim}"
+            )
+        dtype = jnp.promote_types(dtype, jnp.float32)
+        return cls(
+            counts=jnp.zeros(num_classes, jnp.int32),
+            means=jnp.zeros((dim, num_classes), dtype),
+            scatter=jnp.zeros((dim, dim), dtype),
+            class_scatter=jnp.zeros(num_classes, dtype),
+        )
+
+    @classmethod
+    def from_batch(
+        cls, features: Float[Array, "batch dim"], labels: Int[Array, " batch"], num_classes: int
+    ) -> "ClassStatistics":
+        """Take the statistics of one batch.
+
+        Args:
+            features: shape (N, d); the result has their dtype, at least float32.
+            labels: shape (N,). An example whose label is not in 0..K-1 is padding (by convention -1): it is ignored,
+                whatever its features are.
+            num_classes: K >= 1.
+
+        Raises:
+            ValueError: if the shapes do not fit.
+        """
+        _check_batch(features, labels)
+        features = at_least_float32(features)
+        # One-hot products, not scatter-adds: they add in a fixed order on every backend, and cost less than S does.
+        membership = jax.nn.one_hot(labels, num_classes, dtype=features.dtype)
+        counts = jnp.sum(jax.nn.one_hot(labels, num_classes, dtype=jnp.int32), axis=0, dtype=jnp.int32)
+        used = ((labels >= 0) & (labels < num_classes))[:, None]
+        features = jnp.where(used, features, 0)  # 0 * NaN is NaN: garbage in padding must not reach the products
+        sizes = jnp.maximum(counts, 1).astype(features.dtype)
+
+        # Two passes: the second removes the first's rounding (measured: 0.04 for 1000 float32 features near 12345).
+        means = matmul(transpose(features), membership) / sizes
+        centred = features - matmul(membership, transpose(means))
+        shift = matmul(transpose(centred), membership) / sizes
+        centred = centred - matmul(membership, transpose(shift))
+        return cls(
+            counts=counts,
+            means=means + shift,
+            scatter=matmul(transpose(centred), centred),
+            class_scatter=matmul(jnp.sum(centred**2, axis=1), membership),
+        )
+
+    def update(self, features: Float[Array, "batch dim"], labels: Int[Array, " batch"]) -> "ClassStatistics":
+        """Add one batch, in this accumulator's dtype; arguments as in `from_batch`.
+
+        Raises:
+            ValueError: if the shapes do not fit.
+        """
+        _check_batch(features, labels)
+        dim, num_classes = self.means.shape
+        if features.shape[1] != dim:
+            raise ValueError(f"features must have shape (batch, {dim}) like these statistics; got {features.shape}")
+        return self.merge(self.from_batch(features.astype(self.means.dtype), labels, num_classes))
+
+    def merge(self, other: "ClassStatistics") -> "ClassStatistics":
+        """Join the statistics of two disjoint sets of examples; exact up to rounding, in any order.
+
+        Raises:
+            ValueError: if the two differ in K or d.
+        """
+        if self.means.shape != other.means.shape:
+            raise ValueError(
+                f"statistics to merge must agree in (dim, classes); got {self.means.shape} and {other.means.shape}"
+            )
+        counts = self.counts + other.counts
+        # A product of two int32 counts would overflow; the share of `other` does not.
+        share = other.counts / jnp.maximum(counts, 1).astype(self.means.dtype)
+        delta = other.means - self.means
+        weights = self.counts * share  # n n' / (n + n'), zero where either side has no example
+        return ClassStatistics(
+            counts=counts,
+            means=self.means + share * delta,
+            scatter=self.scatter + other.scatter + matmul(delta * weights, transpose(delta)),
+            class_scatter=self.class_scatter + other.class_scatter + weights * jnp.sum(delta**2, axis=0),
+        )
+
+    def all_reduce(self, axis_name: str | tuple[str, ...]) -> "ClassStatistics":
+        """Merge over a mapped axis (pmap, shard_map, vmap): every device gets the statistics of all devices' examples.
+
+        Args:
+            axis_name: the axis over which the examples are split.
+        """
+        counts = jax.lax.psum(self.counts, axis_name)
+        means = jax.lax.psum(self.means * (self.counts / jnp.maximum(counts, 1).astype(self.means.dtype)), axis_name)
+        # Scatter about any point m is S + n (mu - m)(mu - m)^T: the means' own rounding does not enter.
+        delta = self.means - means
+        return ClassStatistics(
+            counts=counts,
+            means=means,
+            scatter=jax.lax.psum(self.scatter + matmul(delta * self.counts, transpose(delta)), axis_name),
+            class_scatter=jax.lax.psum(self.class_scatter + self.counts * jnp.sum(delta**2, axis=0), axis_name),
+        )
+
+    @property
+    def present(self) -> Bool[Array, " classes"]:
+        """Which classes have at least one example."""
+        return self.counts > 0
+
+    def centred_means(self, centre: Centre = "balanced") -> Float[Array, "dim classes"]:
+        """Return the class means minus a centre, with zero columns for absent classes.
+
+        Args:
+            centre: "balanced", the mean of the present classes' means (what a simplex sums to zero about, also when the
+                classes have unequal sizes); "sample", the mean of all examples; "origin", no shift.
+
+        Raises:
+            ValueError: if the centre is not one of the three.
+        """
+        if centre not in get_args(Centre):
+            raise ValueError(f"centre must be one of {', '.join(get_args(Centre))}; got {centre!r}")
+        if centre == "origin":
+            return self.means
+        weights = (self.present if centre == "balanced" else self.counts).astype(self.means.dtype)
+        weights = weights / jnp.sum(weights)
+        # Twice: the first centre is rounded relative to the features' distance from the origin (measured with 1000
+        # classes: 25 units in the last place), and that error, common to all classes, would look like a direction.
+        rough = jnp.where(self.present, self.means - matmul(self.means, weights)[:, None], 0)
+        return jnp.where(self.present, rough - matmul(rough, weights)[:, None], 0)
+
+    def compute(self) -> ClassMoments:
+        """Derive means, covariances and the mask of present classes (see `ClassMoments`); NaN without any example."""
+        dtype = self.means.dtype
+        total, num_present = jnp.sum(self.counts.astype(dtype)), jnp.sum(self.present.astype(dtype))
+        centred = self.centred_means("balanced")
+        return ClassMoments(
+            class_means=self.means,
+            counts=self.counts,
+            present=self.present,
+            global_mean=matmul(self.means, self.counts / total),
+            balanced_mean=jnp.sum(self.means, axis=1) / num_present,
+            within_covariance=self.scatter / total,
+            between_covariance=matmul(centred, transpose(centred)) / num_present,
+        )
+
+
+class Agreement(NamedTuple):
+    """How often two rules agreed, as a monoid: add with `merge`, read with `compute`."""
+
+    agree: Int[Array, ""]
+    count: Int[Array, ""]
+
+    def merge(self, other: "Agreement") -> "Agreement":
+        """Join two disjoint sets of examples."""
+        return Agreement(self.agree + other.agree, self.count + other.count)
+
+    def all_reduce(self, axis_name: str | tuple[str, ...]) -> "Agreement":
+        """Merge over a mapped axis, as `ClassStatistics.all_reduce`."""
+        return Agreement(*jax.lax.psum(tuple(self), axis_name))
+
+    def compute(self) -> Float[Array, ""]:
+        """Return the share of examples on which the rules agree, in [0, 1]; NaN without any example."""
+        return self.agree / self.count
+
+
+def _check_batch(features: Array, labels: Array) -> None:
+    if features.ndim != 2 or labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"features and labels must have shapes (batch, dim) and (batch,); got {features.shape} and {labels.shape}"
+        )
