@@ -1,0 +1,141 @@
+"""A data set in memory: features and integer labels, checked once, where they come in."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Int, Integer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabelledArrays:
+    """Features and labels that are known to fit each other.
+
+    Whatever is built from it (batches, class counts, losses) may rely on what is checked here.
+
+    Args:
+        features: real array of shape (N, ...), finite. Floating features keep their dtype, and so do integers (bytes of
+            images, to be scaled on the device).
+        labels: integers of shape (N,) in 0..K-1, stored as int32.
+        num_classes: K >= 1. A class without examples is allowed: see `absent_classes`.
+        class_names: K names; empty gives the class numbers.
+
+    Raises:
+        ValueError: if shapes, dtypes, label range, finiteness or the number of names are not as above.
+
+    Example:
+        >>> LabelledArrays(np.zeros((4, 2)), np.array([0, 2, 2, 0]), num_classes=3)
+        LabelledArrays(4 examples of shape (2,) float64, 3 classes)
+    """
+
+    # Plain arrays, not jaxtyping's: data come from outside, so shapes and dtypes are checked below, in production too.
+    features: np.ndarray
+    labels: np.ndarray
+    num_classes: int
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        features, labels = np.asarray(self.features), np.asarray(self.labels)
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1; got {self.num_classes}")
+        _check_features(features)
+        _check_labels(labels, self.num_classes)
+        if len(features) != len(labels):
+            raise ValueError(
+                f"features and labels must have the same length; got {len(features)} features and {len(labels)} labels"
+            )
+        names = tuple(self.class_names) or tuple(str(label) for label in range(self.num_classes))
+        if len(names) != self.num_classes:
+            raise ValueError(f"class_names must hold num_classes={self.num_classes} names; got {len(names)}")
+        object.__setattr__(self, "features", features)
+        object.__setattr__(self, "labels", labels.astype(np.int32, copy=False))
+        object.__setattr__(self, "class_names", names)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        shape, dtype = self.features.shape[1:], self.features.dtype
+        return f"LabelledArrays({len(self)} examples of shape {shape} {dtype}, {self.num_classes} classes)"
+
+    def class_counts(self) -> Int[np.ndarray, " classes"]:
+        """Number of examples of each class.
+
+        Returns:
+            Counts of shape (K,), summing to N.
+
+        Example:
+            >>> LabelledArrays(np.zeros((4, 2)), np.array([0, 2, 2, 0]), num_classes=3).class_counts()
+            array([2, 0, 2])
+        """
+        return np.bincount(self.labels, minlength=self.num_classes)
+
+    def absent_classes(self) -> tuple[int, ...]:
+        """The classes without a single example, ascending: their class means do not exist.
+
+        Returns:
+            Class numbers; empty when every class is present.
+
+        Example:
+            >>> LabelledArrays(np.zeros((4, 2)), np.array([0, 2, 2, 0]), num_classes=3).absent_classes()
+            (1,)
+        """
+        return tuple(np.flatnonzero(self.class_counts() == 0).tolist())
+
+    def subset(self, indices: Integer[np.ndarray, " chosen"] | Bool[np.ndarray, " examples"]) -> "LabelledArrays":
+        """The chosen examples, in the order given; classes and names stay as they are.
+
+        Args:
+            indices: example numbers in 0..N-1, of shape (M,), repeats allowed; or a boolean mask of shape (N,).
+
+        Returns:
+            A copy of M examples with the same K.
+
+        Raises:
+            ValueError: if an index is no integer or outside 0..N-1 (negative ones too), or a mask has not length N.
+
+        Example:
+            >>> arrays = LabelledArrays(np.zeros((4, 2)), np.array([0, 2, 2, 0]), num_classes=3)
+            >>> arrays.subset(arrays.labels == 2).labels
+            array([2, 2], dtype=int32)
+        """
+        indices = np.asarray(indices)
+        if indices.dtype == bool:
+            if indices.shape != (len(self),):
+                raise ValueError(f"a mask must have shape ({len(self)},), one entry per example; got {indices.shape}")
+            indices = np.flatnonzero(indices)
+        if indices.ndim != 1 or not (np.issubdtype(indices.dtype, np.integer) or indices.size == 0):
+            raise ValueError(f"indices must be integers on one axis; got {indices.dtype} of shape {indices.shape}")
+        outside = np.flatnonzero((indices < 0) | (indices >= len(self)))
+        if outside.size:
+            first = outside[0]
+            raise ValueError(f"indices must lie in 0..{len(self) - 1}; got {indices[first]} at position {first}")
+        indices = indices.astype(np.intp)  # an empty list comes as floats
+        return dataclasses.replace(self, features=self.features[indices], labels=self.labels[indices])
+
+
+def _check_features(features: np.ndarray) -> None:
+    if not (np.issubdtype(features.dtype, np.floating) or np.issubdtype(features.dtype, np.integer)):
+        raise ValueError(f"features must be floating or integer; got dtype {features.dtype}")
+    if features.ndim < 2:
+        raise ValueError(f"features must have shape (examples, ...) with at least two axes; got {features.shape}")
+    if np.issubdtype(features.dtype, np.integer):
+        return
+    finite = np.isfinite(features).reshape(len(features), -1).all(axis=1) if features.size else np.array([True])
+    if not finite.all():
+        example = int(np.argmin(finite))
+        found = "NaN" if np.isnan(features[example]).any() else "an infinity"
+        raise ValueError(f"features must be finite; got {found} at example {example}")
+
+
+def _check_labels(labels: np.ndarray, num_classes: int) -> None:
+    if labels.ndim != 1:
+        raise ValueError(f"labels must have shape (examples,); got {labels.shape}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be integers; got dtype {labels.dtype}")
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if outside.size:
+        such = "1 such label" if outside.size == 1 else f"{outside.size} such labels"
+        raise ValueError(
+            f"labels must lie in 0..{num_classes - 1} for num_classes={num_classes}; "
+            f"got {labels[outside[0]]} at index {outside[0]} ({such})"
+        )

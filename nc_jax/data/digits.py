@@ -1,0 +1,166 @@
+"""The embedded data set: scikit-learn's handwritten digits as a TensorFlow Datasets builder, without TensorFlow.
+
+Nothing is downloaded: the images ship with scikit-learn, so experiments and tests run anywhere. The set is prepared
+once into the usual TFDS folder (`<data_dir>/digits/1.0.0`) and read from there, the same road that larger sets take.
+"""
+
+import contextlib
+import io
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds  # 0.35 s: why `nc_jax.data` does not import this module; TensorFlow stays out
+from jaxtyping import Int
+
+from nc_jax.data.arrays import LabelledArrays
+
+NUM_CLASSES = 10
+PIXEL_MAX = 16  # each of the 8x8 pixels counts the inked dots of a 4x4 block (scikit-learn, load_digits, DESCR)
+TEST_EVERY = 5  # one fifth for testing, the usual 80/20
+SPLIT_SEED = 0  # part of the data set: another seed is another version
+SPLIT_SIZES = {"train": 1437, "test": 360}  # 1797 = 1437 + ceil(1797 / 5); how a whole set is told from a damaged one
+
+_quiet = threading.Lock()
+_log = logging.getLogger(__name__)
+
+
+class Digits(tfds.core.GeneratorBasedBuilder):
+    """1,797 handwritten digits of 8x8 pixels with values 0..16, in a fixed stratified 80/20 split.
+
+    Examples are `image` (8, 8) uint8, `label` and `id`, the example's number in `sklearn.datasets.load_digits`. Both
+    splits are stored in ascending `id`. The split mixes the 13 writers: it asks for new images, not for new writers.
+
+    Reference: Alpaydin and Kaynak (1998), test part, as shipped with scikit-learn.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar = {"1.0.0": "Stratified 1437/360 split, seed 0."}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Handwritten digits, 8x8 pixels counting 0..16, from scikit-learn, stratified 80/20 split.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Tensor(shape=(8, 8), dtype=np.uint8),
+                    "label": tfds.features.ClassLabel(num_classes=NUM_CLASSES),
+                    "id": tfds.features.Scalar(dtype=np.int32),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            disable_shuffling=True,  # keeps the ascending order of `id`
+            homepage="https://scikit-learn.org/stable/datasets/toy_dataset.html#digits-dataset",
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
+        from sklearn.datasets import load_digits  # one second, needed only here
+
+        images, labels = load_digits(return_X_y=True)
+        images = images.reshape(-1, 8, 8).astype(np.uint8)
+        parts = zip(SPLIT_SIZES, stratified_split(labels), strict=True)
+        return {name: self._generate_examples(images, labels, ids) for name, ids in parts}
+
+    def _generate_examples(
+        self, images: np.ndarray, labels: np.ndarray, ids: np.ndarray
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index in ids.tolist():
+            yield index, {"image": images[index], "label": int(labels[index]), "id": index}
+
+
+def stratified_split(labels: Int[np.ndarray, " examples"]) -> tuple[np.ndarray, np.ndarray]:
+    """Every fifth example of a random order grouped by class is for testing.
+
+    Taking every fifth of the whole grouped list, instead of rounding within each class, gives ceil(N / 5) test examples
+    and a test count within one of a fifth of each class.
+
+    Args:
+        labels: class of each example, shape (N,).
+
+    Returns:
+        The ascending example numbers of the training part and of the test part.
+
+    Example:
+        >>> train, test = stratified_split(np.repeat([0, 1], 10))
+        >>> np.bincount(np.repeat([0, 1], 10)[test])
+        array([2, 2])
+    """
+    # Sorting the raw stream and not calling Generator.permutation: NumPy promises the former for all versions.
+    shuffled = np.argsort(np.random.Philox(key=SPLIT_SEED).random_raw(len(labels)), kind="stable")
+    grouped = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    is_test = np.zeros(len(labels), dtype=bool)
+    is_test[grouped[::TEST_EVERY]] = True
+    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+
+
+def load(split: str, data_dir: str | Path | None = None) -> LabelledArrays:
+    """The digits of one split as vectors, prepared on disk the first time.
+
+    Several processes or threads may come first at once: each prepares in a folder of its own, one rename wins, all read
+    the same files. A preparation that dies leaves only a folder named `incomplete.*`, which is never read.
+
+    Args:
+        split: "train" (1437 examples) or "test" (360).
+        data_dir: root folder of prepared sets; None is the TFDS default, `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+
+    Returns:
+        Features of shape (N, 64), float32 in [0, 1]: pixel counts divided by 16, exact. Labels of shape (N,), int32. In
+        the order of `sklearn.datasets.load_digits`.
+
+    Raises:
+        ValueError: if there is no such split.
+        RuntimeError: if the prepared files are damaged.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     load("test", data_dir=folder)
+        LabelledArrays(360 examples of shape (64,) float32, 10 classes)
+
+    Reference: Alpaydin and Kaynak (1998), test part, as shipped with scikit-learn.
+    """
+    if split not in SPLIT_SIZES:
+        raise ValueError(f"split must be one of {', '.join(map(repr, SPLIT_SIZES))}; got {split!r}")
+    with _damage_in_one_sentence(data_dir):
+        builder = Digits(data_dir=data_dir, file_format="array_record")  # reads the metadata if there are any
+    if not builder.data_path.exists():
+        _prepare(builder)
+    with _damage_in_one_sentence(data_dir):
+        source = Digits(data_dir=data_dir, file_format="array_record").as_data_source(split)  # pyright: ignore[reportCallIssue]
+        # One call for all records: 46 ms for 1437, against 60 ms one by one (two CPU cores).
+        records = source.__getitems__(range(len(source)))
+        ids = np.array([record["id"] for record in records])
+        if len(ids) != SPLIT_SIZES[split] or not (np.diff(ids) > 0).all():
+            raise ValueError(f"{len(np.unique(ids))} distinct examples in {len(ids)} {split} records")
+    images = np.stack([record["image"] for record in records]).reshape(len(records), -1)
+    labels = np.array([record["label"] for record in records], dtype=np.int32)
+    return LabelledArrays(images.astype(np.float32) / PIXEL_MAX, labels, num_classes=NUM_CLASSES)
+
+
+def _prepare(builder: Digits) -> None:
+    # TFDS prints a banner and four progress bars for a tenth of a second of work. Redirection is for the whole process,
+    # so one thread at a time, and what was caught goes to the log.
+    caught = io.StringIO()
+    with _quiet, contextlib.redirect_stdout(caught), contextlib.redirect_stderr(caught):
+        try:
+            builder.download_and_prepare()
+        except OSError:
+            # TFDS renames its finished temporary folder; if that fails because another process was faster, all is well.
+            if not builder.data_path.exists():
+                raise
+    _log.debug("prepared %s: %s", builder.data_path, caught.getvalue())
+
+
+@contextlib.contextmanager
+def _damage_in_one_sentence(data_dir: str | Path | None) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # TFDS, protobuf and ArrayRecord each raise their own kind on a damaged file
+        sizes = " and ".join(f"{size} {split}" for split, size in SPLIT_SIZES.items())
+        raise RuntimeError(
+            f"digits/{Digits.VERSION} in {data_dir or 'the TFDS data_dir'} must hold {sizes} examples "
+            f"(delete that folder and load again); got {type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,113 @@
+"""What `LabelledArrays` accepts, refuses (with which sentence) and counts."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nc_jax.data import LabelledArrays
+
+
+def with_defaults(features=None, labels=None, num_classes=10, class_names=()):
+    features = np.zeros((8, 4), np.float32) if features is None else features
+    labels = np.arange(8) if labels is None else labels
+    return LabelledArrays(features, labels, num_classes, class_names)
+
+
+def spoiled(value, *examples):
+    features = np.zeros((8, 2, 2), np.float32)
+    features[list(examples), 1, 0] = value
+    return features
+
+
+REFUSED = [
+    (
+        dict(labels=np.array([0, 1, 2, 12, 4, 5, 6, -1])),
+        "labels must lie in 0..9 for num_classes=10; got 12 at index 3 (2 such labels)",
+    ),
+    (
+        dict(labels=np.array([0, 1, 2, 3, 4, -1, 6, 7])),
+        "labels must lie in 0..9 for num_classes=10; got -1 at index 5 (1 such label)",
+    ),
+    (
+        dict(labels=np.array([0, 1, 2, 3, 4, 5, 6, 2**32 + 1])),  # would wrap round to 1 as int32
+        "labels must lie in 0..9 for num_classes=10; got 4294967297 at index 7 (1 such label)",
+    ),
+    (dict(labels=np.arange(8.0)), "labels must be integers; got dtype float64"),
+    (dict(labels=np.zeros((8, 10), np.int32)), "labels must have shape (examples,); got (8, 10)"),
+    (dict(labels=np.arange(7)), "features and labels must have the same length; got 8 features and 7 labels"),
+    (dict(features=spoiled(np.nan, 7)), "features must be finite; got NaN at example 7"),
+    (dict(features=spoiled(-np.inf, 3, 5)), "features must be finite; got an infinity at example 3"),
+    (
+        dict(features=np.zeros(8)),
+        "features must have shape (examples, ...) with at least two axes; got (8,)",
+    ),
+    (dict(features=np.zeros((8, 2), complex)), "features must be floating or integer; got dtype complex128"),
+    (dict(num_classes=0), "num_classes must be at least 1; got 0"),
+    (dict(class_names=("cat", "dog")), "class_names must hold num_classes=10 names; got 2"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "sentence"), REFUSED, ids=[sentence for _, sentence in REFUSED])
+def test_refuses_with_one_sentence(wrong, sentence):
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        with_defaults(**wrong)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.uint8])
+def test_keeps_the_dtype_of_features_without_copying(dtype):
+    features = np.ones((8, 3, 3, 1), dtype)
+    assert with_defaults(features=features).features is features
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint64])
+def test_stores_labels_as_int32(dtype):
+    arrays = with_defaults(labels=np.arange(8, dtype=dtype))
+    assert arrays.labels.dtype == np.int32
+    np.testing.assert_array_equal(arrays.labels, np.arange(8))
+
+
+def test_is_frozen_and_names_its_classes():
+    arrays = with_defaults()
+    assert arrays.class_names == tuple("0123456789")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        arrays.labels = np.zeros(8, np.int32)
+
+
+def test_an_empty_set_is_valid_and_lacks_every_class():
+    arrays = with_defaults(features=np.zeros((0, 4)), labels=np.zeros(0, int), num_classes=3)
+    assert len(arrays) == 0
+    assert arrays.absent_classes() == (0, 1, 2)
+
+
+@given(labels=st.lists(st.integers(0, 6), max_size=40))
+def test_counts_and_absent_classes_agree_with_plain_python(labels):
+    arrays = with_defaults(features=np.zeros((len(labels), 1)), labels=np.array(labels, int), num_classes=7)
+    assert arrays.class_counts().tolist() == [labels.count(label) for label in range(7)]
+    assert arrays.absent_classes() == tuple(sorted(set(range(7)) - set(labels)))
+
+
+def test_subset_takes_numbers_in_order_and_masks():
+    arrays = with_defaults(features=np.arange(8.0)[:, None], class_names=tuple("abcdefghij"))
+    chosen = arrays.subset(np.array([5, 1, 5]))
+    np.testing.assert_array_equal(chosen.labels, [5, 1, 5])
+    np.testing.assert_array_equal(chosen.features[:, 0], [5, 1, 5])
+    assert (chosen.num_classes, chosen.class_names) == (10, arrays.class_names)
+    np.testing.assert_array_equal(arrays.subset(arrays.labels > 5).labels, [6, 7])
+    assert len(arrays.subset(np.array([], int))) == 0
+
+
+@pytest.mark.parametrize(
+    ("indices", "sentence"),
+    [
+        (np.array([0, 8]), "indices must lie in 0..7; got 8 at position 1"),
+        (np.array([-1]), "indices must lie in 0..7; got -1 at position 0"),
+        (np.ones(7, bool), "a mask must have shape (8,), one entry per example; got (7,)"),
+    ],
+)
+def test_subset_refuses_what_numpy_would_wrap_round(indices, sentence):
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        with_defaults().subset(indices)
