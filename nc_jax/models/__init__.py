@@ -1,0 +1,7 @@
+"""Linen modules: backbones and heads. Only this package and `nc_jax.training.state` know Linen."""
+
+from nc_jax.models.classifier import Classifier
+from nc_jax.models.heads import FixedHead, HeadOutput, LearnedHead, NearestHead
+from nc_jax.models.mlp import MLP
+
+__all__ = ["MLP", "Classifier", "FixedHead", "HeadOutput", "LearnedHead", "NearestHead"]

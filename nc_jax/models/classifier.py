@@ -1,0 +1,24 @@
+"""A backbone and a head."""
+
+import flax.linen as nn
+from jaxtyping import Array, Float, Int
+
+from nc_jax.models.heads import HeadOutput
+
+
+class Classifier(nn.Module):
+    """Network of a backbone, inputs -> features, and a head, features -> logits.
+
+    Attributes:
+        backbone: module (inputs, train=...) -> (N, d).
+        head: module (features, labels, train=...) -> HeadOutput.
+    """
+
+    backbone: nn.Module
+    head: nn.Module
+
+    def __call__(
+        self, inputs: Float[Array, "batch ..."], labels: Int[Array, " batch"] | None = None, *, train: bool = False
+    ) -> HeadOutput:
+        """Classify a batch; heads that need labels need them in training only."""
+        return self.head(self.backbone(inputs, train=train), labels, train=train)

@@ -1,0 +1,27 @@
+"""Multilayer perceptron."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+
+class MLP(nn.Module):
+    """Fully connected network with ReLU after every hidden layer; the last layer, the features, is linear.
+
+    Attributes:
+        hidden: widths of the hidden layers.
+        dim: feature dimension d.
+    """
+
+    hidden: Sequence[int]
+    dim: int
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "batch inputs"], *, train: bool = False) -> Float[Array, "batch dim"]:
+        """Return the features of a batch of flat inputs (`train` has no effect: there is nothing to switch)."""
+        del train
+        activations = inputs
+        for width in self.hidden:
+            activations = nn.relu(nn.Dense(width)(activations))
+        return nn.Dense(self.dim, name="features")(activations)

@@ -1,0 +1,61 @@
+"""Logs survive crashes, and nothing is overwritten."""
+
+import math
+
+import pytest
+
+from nc_jax.training import MetricsLog, read_metrics
+from nc_jax.training.logging import create_run_directory, environment
+
+
+def test_lines_come_back_as_they_went_in(tmp_path):
+    with MetricsLog(tmp_path) as log:
+        log.write("a", 3, 1, {"loss": 0.5, "nc1": math.nan})
+    (row,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert (row["run"], row["step"], row["epoch"], row["loss"]) == ("a", 3, 1, 0.5)
+    assert math.isnan(row["nc1"])
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()  # NaN is no JSON
+    assert list((tmp_path / "tensorboard" / "a").iterdir())
+
+
+def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"run": "a", "step": 1, "epoch": 1}\n{"run": "a", "st')
+    assert [row["step"] for row in read_metrics(path)] == [1]
+    with MetricsLog(tmp_path) as log:
+        log.drop_after("a", 1)
+        log.write("a", 2, 2, {})
+    assert [row["step"] for row in read_metrics(path)] == [1, 2]
+
+
+def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"run": "a"\n{"run": "a", "step": 1, "epoch": 1}\n')
+    with pytest.raises(ValueError, match="must hold one JSON object a line; line 1 is"):
+        read_metrics(path)
+
+
+def test_only_the_named_runs_later_lines_are_dropped(tmp_path):
+    with MetricsLog(tmp_path) as log:
+        for run in ("a", "b"):
+            for step in (1, 2):
+                log.write(run, step, step, {})
+        log.drop_after("a", 1)
+    assert [(row["run"], row["step"]) for row in read_metrics(tmp_path / "metrics.jsonl")] == [
+        ("a", 1),
+        ("b", 1),
+        ("b", 2),
+    ]
+
+
+def test_a_run_directory_is_never_reused(tmp_path):
+    path = create_run_directory("experiment", "preset", root=tmp_path)
+    assert path.parent == tmp_path / "experiment"
+    with pytest.raises(FileExistsError, match="a new run needs a directory that does not exist yet; got"):
+        create_run_directory("experiment", "preset", path=path)
+
+
+def test_the_environment_names_versions_and_devices():
+    found = environment()
+    assert found["versions"]["jax"]
+    assert len(found["devices"]) == 8

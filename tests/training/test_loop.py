@@ -1,0 +1,96 @@
+"""The loop: exact resume, loud failure, classes that never appear."""
+
+import math
+
+import chex
+import jax
+import numpy as np
+import pytest
+from problems import make_trainer
+
+from nc_jax.data import LabelledArrays
+from nc_jax.training import Checkpoints, LoopOptions, MetricsLog, NonFiniteError, read_metrics
+
+
+class Interrupted(Exception):
+    pass
+
+
+def fit(trainer, train_set, test_set, directory, **keywords):
+    directory.mkdir(exist_ok=True)
+    with MetricsLog(directory) as log:
+        return trainer.fit(train_set, test_set, seed=0, run="run", directory=directory, log=log, **keywords)
+
+
+def rows_of(directory):
+    rows = read_metrics(directory / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if name != "step/seconds"} for row in rows]
+
+
+def test_resuming_gives_the_unbroken_run_bit_for_bit(one_device, train_set, test_set, tmp_path):
+    unbroken = fit(one_device, train_set, test_set, tmp_path / "unbroken")
+
+    def interrupt(epoch, metrics):
+        if epoch == 2:  # its line is written, its checkpoint is not: the line must be replaced
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        fit(one_device, train_set, test_set, tmp_path / "broken", on_epoch=interrupt)
+    assert [row["epoch"] for row in rows_of(tmp_path / "broken")] == [0, 1, 2]
+    resumed = fit(one_device, train_set, test_set, tmp_path / "broken")
+    chex.assert_trees_all_equal(resumed, unbroken)
+    assert rows_of(tmp_path / "broken") == rows_of(tmp_path / "unbroken")
+
+
+def test_a_finished_run_is_not_trained_again(one_device, train_set, test_set, tmp_path):
+    first = fit(one_device, train_set, test_set, tmp_path)
+    again = fit(one_device, train_set, test_set, tmp_path)
+    chex.assert_trees_all_equal(first, again)
+    assert [row["epoch"] for row in rows_of(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_divergence_stops_with_a_sentence_and_keeps_the_last_good_state(train_set, test_set, tmp_path):
+    trainer = make_trainer(1, learning_rate=1e38)
+    with pytest.raises(
+        NonFiniteError, match=r"run met a NaN or an infinity in epoch 1, and the last good state \(step \d+\)"
+    ):
+        fit(trainer, train_set, test_set, tmp_path)
+    with Checkpoints(tmp_path / "checkpoints" / "run") as checkpoints:
+        state = checkpoints.restore(trainer.init(train_set, seed=0))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(jax.device_get(state)))
+
+
+def test_a_class_that_never_appears_keeps_training_sound(one_device, train_set, test_set, tmp_path):
+    without = train_set.subset(train_set.labels != 2)
+    assert without.absent_classes() == (2,)
+    trained = fit(one_device, without, test_set, tmp_path)
+    last = rows_of(tmp_path)[-1]
+    assert last["train/num_present"] == 3
+    assert last["train/accuracy"] > 0.9
+    assert all(math.isfinite(value) for name, value in last.items() if name != "run")
+    assert trained.state.variables["nearest"]["head"]["counts"][2] == 0
+    frame = np.asarray(trained.state.variables["nearest"]["head"]["frame"], float)
+    np.testing.assert_allclose(frame.T @ frame, (4 * np.eye(4) - 1) / 3, atol=1e-5)
+
+
+def test_only_the_newest_checkpoints_are_kept(one_device, train_set, test_set, tmp_path):
+    fit(one_device, train_set, test_set, tmp_path)
+    steps = sorted(int(path.name) for path in (tmp_path / "checkpoints" / "run").iterdir() if path.name.isdigit())
+    assert steps == [10, 15]
+
+
+def test_a_checkpoint_of_another_model_is_refused(one_device, train_set, test_set, tmp_path):
+    fit(one_device, train_set, test_set, tmp_path)
+    wider = LabelledArrays(np.zeros((4, 7), np.float32), np.arange(4), 4)
+    with (
+        Checkpoints(tmp_path / "checkpoints" / "run") as checkpoints,
+        pytest.raises(ValueError, match=r"Dense_0/kernel is \(6, 16\) in .* and \(7, 16\) here"),
+    ):
+        checkpoints.restore(one_device.init(wider, seed=0))
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "checkpoint_every", "keep_checkpoints"])
+def test_options_are_checked(name):
+    settings = {"epochs": 1, "batch_size": 1} | {name: 0}
+    with pytest.raises(ValueError, match=f"{name} must be at least 1; got 0"):
+        LoopOptions(**settings)

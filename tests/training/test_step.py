@@ -1,0 +1,64 @@
+"""The pure steps: the loss they report, the padding they ignore, the bad numbers they refuse."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nc_jax.data import batches
+from nc_jax.models import MLP, Classifier, LearnedHead
+from nc_jax.solvers import Status
+from nc_jax.training import create_state, make_train_step
+
+
+@pytest.fixture(scope="module")
+def learned():
+    model, optimizer = Classifier(MLP((16,), 8), LearnedHead(4)), optax.sgd(0.1)
+    return model, optimizer, jax.jit(make_train_step(model, optimizer))
+
+
+def test_step_is_sgd_on_the_mean_cross_entropy(learned, train_set):
+    model, optimizer, step = learned
+    state = create_state(model, optimizer, jax.random.key(0), train_set.features[:1])
+    features, labels = jnp.asarray(train_set.features[:20]), train_set.labels[:20]
+
+    def mean_loss(params):
+        logits = model.apply({"params": params}, features).logits
+        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(20), labels])
+
+    loss, gradients = jax.value_and_grad(mean_loss)(state.params)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradients)
+    # Four rows of padding, with features that would show.
+    batch = {
+        "features": np.concatenate([features, np.full((4, 6), 1e3, np.float32)]),
+        "labels": np.concatenate([labels, np.full(4, -1, np.int32)]),
+    }
+    new, metrics = step(state, batch)
+    chex.assert_trees_all_close(new.params, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(metrics.loss, loss, rtol=1e-6)
+    assert (int(new.step), int(metrics.solve_status), bool(metrics.finite)) == (1, Status.CONVERGED, True)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_is_not_taken(one_device, train_set, bad):
+    batch = next(batches(train_set, 24, seed=0, num_steps=1))
+    batch["features"][3, 2] = bad
+    before = jax.device_get(one_device.init(train_set, seed=0))
+    after, metrics = one_device.step(one_device.init(train_set, seed=0), batch)
+    assert not bool(metrics.finite)
+    assert int(metrics.solve_status) == Status.NON_FINITE
+    chex.assert_trees_all_equal(jax.device_get(after), before)
+
+
+def test_an_unfinished_solve_is_reported(train_set):
+    from problems import make_trainer
+
+    from nc_jax.solvers import TrustRegionOptions
+
+    trainer = make_trainer(1, solver="trust_region", options=TrustRegionOptions(max_iterations=1))
+    _, metrics = trainer.step(trainer.init(train_set, seed=0), next(batches(train_set, 24, seed=0, num_steps=1)))
+    # The first step starts from the unregularised solution, itself cut short.
+    assert int(metrics.solve_status) == Status.ITERATION_LIMIT
+    assert float(metrics.solve_grad_norm) > 1e-4
