@@ -1,0 +1,158 @@
+"""What every experiment shares: its command line, its run directory, its tables.
+
+An experiment is a frozen dataclass of settings, a dict of presets, and a function run(config) -> dict. The settings
+have at least the fields of `RunOptions`.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from nc_jax.training import NonFiniteError
+from nc_jax.training.logging import create_run_directory, environment, write_atomically
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Where a run lives.
+
+    Attributes:
+        workdir: directory of a new run, which must not exist; None makes runs/<experiment>/<time>-<preset>.
+        resume: directory of an interrupted run to finish, with the settings that it was started with.
+        preset: the name of the preset (set by the command line).
+    """
+
+    workdir: Path | None = None
+    resume: Path | None = None
+    preset: tyro.conf.Suppress[str] = "default"
+
+
+Config = TypeVar("Config", bound=RunOptions)
+
+# What a user can cause and mend: it ends in one sentence and status 2. Anything else is a bug and shows its traceback.
+USER_ERRORS = (ValueError, FileExistsError, FileNotFoundError, NonFiniteError)
+
+
+def main(run: Callable[[Any], dict], presets: dict[str, Config], argv: Sequence[str] | None = None) -> None:
+    """Parse `[preset] [--flag value ...]` and run; end in status 2 and one sentence where that is not possible."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    preset = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "default"
+    if preset not in presets:
+        fail(f"the preset must be one of {', '.join(presets)}; got {preset!r}")
+    config = parse(presets[preset], arguments)
+    if config.resume is not None and (config != dataclasses.replace(presets["default"], resume=config.resume)):
+        fail("--resume takes the settings of the run that it resumes, so it must be the only argument")
+    if os.environ.get("NC_JAX_DEBUG"):
+        run(config)
+        return
+    try:
+        run(config)
+    except USER_ERRORS as error:
+        fail(str(error))
+
+
+def parse(default: Config, arguments: list[str]) -> Config:
+    """Turn flags into settings, starting from a preset's."""
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(output):
+            return tyro.cli(type(default), default=default, args=arguments)
+    except SystemExit as stop:
+        if stop.code in (0, None):  # --help
+            raise
+        # Tyro draws a box around several lines; a sentence is easier to read and to search for.
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue())
+        lines = [line.strip("│ ") for line in plain.splitlines() if line.startswith("│")]
+        said = [line for line in lines if line.strip("─") and not line.startswith("For full helptext")]
+        fail(f"the command line must name settings that exist and values that fit; {' '.join(said)}")
+
+
+def fail(sentence: str) -> NoReturn:
+    """End the program with a sentence on standard error and exit status 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def open_run(experiment: str, config: Config) -> tuple[Path, Config]:
+    """Create the run's directory with its config.json, or read the one to resume.
+
+    Returns:
+        The directory, and the settings to use.
+
+    Raises:
+        FileExistsError: if a new run's directory exists.
+        FileNotFoundError: if there is no run to resume.
+    """
+    if config.resume is None:
+        directory = create_run_directory(experiment, config.preset, path=config.workdir)
+        settings = {name: _plain(value) for name, value in dataclasses.asdict(config).items()}
+        document = {"experiment": experiment, "config": settings, "environment": environment()}
+        write_atomically(directory / "config.json", json.dumps(document, indent=2) + "\n")
+        return directory, config
+    path = config.resume / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--resume needs the directory of a {experiment} run; got {config.resume}, without config.json"
+        )
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if document["experiment"] != experiment:
+        raise ValueError(f"--resume needs the directory of a {experiment} run; got one of {document['experiment']}")
+    saved: dict[str, Any] = document["config"]
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+    return config.resume, dataclasses.replace(config, **settings | {"workdir": None, "resume": config.resume})
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def mean_and_sd(values: Sequence[float], digits: int) -> str:
+    """Return "mean ± standard deviation" over seeds, or "-" if no value is a number."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return "-"
+    spread = f" ± {np.std(finite, ddof=1):.{digits}f}" if len(finite) > 1 else ""
+    missing = f" ({len(finite)} of {len(values)})" if len(finite) < len(values) else ""
+    return f"{np.mean(finite):.{digits}f}{spread}{missing}"
+
+
+def paired_difference(ours: Sequence[float], theirs: Sequence[float], digits: int) -> str:
+    """Return the mean difference over seeds with the p value of a two-sided paired t test."""
+    differences = np.asarray(ours, float) - np.asarray(theirs, float)
+    differences = differences[np.isfinite(differences)]
+    if len(differences) < 2:
+        return "-"
+    if np.all(differences == differences[0]):
+        return f"{differences[0]:+.{digits}f}"  # no spread, so no test
+    test: Any = stats.ttest_1samp(differences, 0)
+    return f"{differences.mean():+.{digits}f} (p = {test.pvalue:.2g})"
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on the terminal."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)

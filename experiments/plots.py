@@ -1,0 +1,82 @@
+"""Plots of training runs, from the rows of metrics.jsonl."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only: no window system is needed
+import matplotlib.pyplot as plt
+import numpy as np
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; one per head, the same in every plot.
+COLOURS = {"learned": "#D55E00", "fixed": "#0072B2", "nearest": "#009E73"}
+
+
+def curves(
+    path: Path, rows: Sequence[dict[str, Any]], groups: Mapping[Any, list[str]], panels: Sequence[tuple[str, str, str]]
+) -> None:
+    """Draw one panel per metric: the mean over seeds against epochs, in a band of one standard deviation.
+
+    Args:
+        path: of the PNG.
+        rows: of metrics.jsonl.
+        groups: the runs (seeds) of each head.
+        panels: (metric, title, "linear" or "log").
+    """
+    columns = min(len(panels), 3)
+    figure, axes = plt.subplots(
+        -(-len(panels) // columns), columns, figsize=(4.2 * columns, 3.1 * -(-len(panels) // columns)), squeeze=False
+    )
+    for axis, (metric, title, scale) in zip(axes.flat, panels, strict=False):
+        for head, runs in groups.items():
+            epochs, values = _by_run(rows, runs, metric)
+            mean, sd = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1))
+            low, high = mean - sd, mean + sd
+            if scale == "log":
+                low = np.maximum(low, values.min(axis=0))  # a band must not reach below zero on a log axis
+            axis.plot(epochs, mean, color=COLOURS.get(head), label=head)
+            axis.fill_between(epochs, low, high, color=COLOURS.get(head), alpha=0.2, linewidth=0)
+        axis.set_title(title, fontsize=10)
+        axis.set_yscale(scale)
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    axes.flat[0].legend()
+    _save(figure, path)
+
+
+def cosine_matrices(path: Path, matrices: dict[str, np.ndarray], target: float) -> None:
+    """Draw the cosines between centred class means, one matrix per head.
+
+    Args:
+        path: of the PNG.
+        matrices: (K, K) per head.
+        target: the cosine that every pair of different classes should have, named in the title.
+    """
+    figure, axes = plt.subplots(1, len(matrices), figsize=(4 * len(matrices), 3.9), squeeze=False, layout="constrained")
+    image = None
+    for axis, (head, matrix) in zip(axes.flat, matrices.items(), strict=True):
+        image = axis.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r")
+        pairs = matrix[~np.eye(len(matrix), dtype=bool)]
+        axis.set_title(f"{head}: {np.nanmean(pairs):.3f} ± {np.nanstd(pairs):.3f}", fontsize=10)
+        axis.set_xlabel("class")
+    figure.suptitle(f"cosines between centred class means (simplex ETF: {target:.3f})", fontsize=11)
+    if image is not None:
+        figure.colorbar(image, ax=axes, shrink=0.8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _by_run(rows: Sequence[dict[str, Any]], runs: Sequence[str], metric: str) -> tuple[np.ndarray, np.ndarray]:
+    series = [{row["epoch"]: row.get(metric, np.nan) for row in rows if row["run"] == run} for run in runs]
+    epochs = sorted(set.intersection(*(set(values) for values in series)))
+    return np.array(epochs), np.array([[values[epoch] for epoch in epochs] for values in series], float)
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
