@@ -1,22 +1,26 @@
 """How far the class means are from a frame: what `nearest_frame` minimises over the frame's rotations.
 
-A discrepancy takes (aligned, means), both of shape (d, K): the rotated template U T and the class means H.
+A discrepancy takes (aligned, means), both of shape (d, K): the rotated template U T and the class means H. It returns
+one number per class, shape (K,), which `nearest_frame` weights and adds; or a scalar, where classes do not separate.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-
-def squared_frobenius(aligned: Float[Array, "dim classes"], means: Float[Array, "dim classes"]) -> Float[Array, ""]:
-    """Squared Frobenius distance ||H - U T||_F^2: the cost of the orthogonal Procrustes problem."""
-    return jnp.sum((means - aligned) ** 2)
+from nc_jax.arrays import safe_norm
 
 
-def huber(aligned: Float[Array, "dim classes"], means: Float[Array, "dim classes"]) -> Float[Array, ""]:
-    r"""Sum over classes of the Huber function of ||h_k - U t_k||: an outlying class pulls linearly, not squarely.
+def squared_frobenius(
+    aligned: Float[Array, "dim classes"], means: Float[Array, "dim classes"]
+) -> Float[Array, " classes"]:
+    """Squared distances ||h_k - U t_k||^2, which add up to ||H - U T||_F^2: the orthogonal Procrustes problem."""
+    return jnp.sum((means - aligned) ** 2, axis=0)
 
-    .. math:: \sum_k \rho(\|h_k - U t_k\|), \qquad
-        \rho(x) = x^2 \text{ for } x \le c, \; 2 c x - c^2 \text{ beyond}
+
+def huber(aligned: Float[Array, "dim classes"], means: Float[Array, "dim classes"]) -> Float[Array, " classes"]:
+    r"""Huber function of the distance ||h_k - U t_k||: an outlying class pulls linearly, not squarely.
+
+    .. math:: \rho(x) = x^2 \text{ for } x \le c, \; 2 c x - c^2 \text{ beyond}
 
     with c half the root mean square length of the template's columns, so the cost does not depend on scale.
 
@@ -26,4 +30,13 @@ def huber(aligned: Float[Array, "dim classes"], means: Float[Array, "dim classes
     squares = jnp.sum((means - aligned) ** 2, axis=0)
     outlying = squares > threshold**2
     distances = jnp.sqrt(jnp.where(outlying, squares, 1))  # away from zero, where the root has no derivative
-    return jnp.sum(jnp.where(outlying, 2 * threshold * distances - threshold**2, squares))
+    return jnp.where(outlying, 2 * threshold * distances - threshold**2, squares)
+
+
+def cosine(aligned: Float[Array, "dim classes"], means: Float[Array, "dim classes"]) -> Float[Array, " classes"]:
+    r"""One minus the cosine between h_k and U t_k: directions count, lengths do not. Zero vectors have cosine 0.
+
+    With unit-length template columns this is the Procrustes problem of the normalised means; the derivatives differ.
+    """
+    lengths = safe_norm(aligned, axis=0)[0] * safe_norm(means, axis=0)[0]
+    return 1 - jnp.sum(aligned * means, axis=0) / jnp.where(lengths > 0, lengths, 1)

@@ -2,13 +2,13 @@ r"""Derivatives of minimisers on the Stiefel manifold, without differentiating t
 
 At a minimiser U of f(U, theta) the Riemannian gradient vanishes. The implicit function theorem needs a square system
 with a regular Jacobian; the gradient alone has none, because it says nothing about the p (p + 1) / 2 directions normal
-to the manifold. Each condition here is therefore completed: with N(U) = U (3 I - U^T U) / 2, which fixes the manifold
-and whose derivative there is the projection on the tangent space,
+to the manifold. Each condition here is therefore completed: with N(U), the point of the manifold nearest to U,
 
 .. math:: F(U, \theta) = \mathrm{grad} f(N(U), \theta) + U - N(U)
 
-vanishes at the minimiser, and its Jacobian is the Riemannian Hessian on tangent vectors and the identity on normal
-ones: symmetric, and positive definite at a strict minimum.
+vanishes at the minimiser. On the manifold N is the identity and its derivative the projection on the tangent space, so
+the Jacobian of F is the Riemannian Hessian on tangent vectors and the identity on normal ones: symmetric, and positive
+definite at a strict minimum.
 
 The rule itself is jaxopt's `root_jvp`. Each linear solve is a `lax.custom_linear_solve`, so JAX can transpose it: one
 rule gives forward mode, reverse mode and higher derivatives.
@@ -16,16 +16,16 @@ rule gives forward mode, reverse mode and higher derivatives.
 
 import warnings
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nc_jax.arrays import matmul, skew_part, symmetric_part, transpose
+from nc_jax.arrays import matmul, safe_norm, skew_part, symmetric_part, transpose
 from nc_jax.manifolds import Stiefel
-from nc_jax.solvers import PolarDecomposition, polar_decomposition
+from nc_jax.solvers import PolarDecomposition, PolarMethod, polar_decomposition
 
 with warnings.catch_warnings():
     # jaxopt says at import that it is no longer developed. Its root rules are all that is used here, and they are done.
@@ -79,22 +79,32 @@ def stiefel_stationarity(euclidean_gradient: Callable[..., Array]) -> Callable[.
     """
 
     def condition(point: Float[Array, "n p"], *args: Any) -> Float[Array, "n p"]:
-        size = point.shape[-1]
-        near = matmul(point, 3 * jnp.eye(size, dtype=point.dtype) - matmul(transpose(point), point)) / 2
+        near = _nearest_point(point)
         return Stiefel(*point.shape).gradient(near, euclidean_gradient(near, *args)) + point - near
 
     return condition
 
 
+@jax.custom_jvp
+def _nearest_point(point: Array) -> Array:
+    """N of the module's docstring. It is only ever evaluated on the manifold, so only its derivative costs anything."""
+    return point
+
+
+@_nearest_point.defjvp
+def _project_tangent(primals, tangents):
+    (point,), (tangent,) = primals, tangents
+    return point, Stiefel(*point.shape).project(point, tangent)
+
+
 def conjugate_gradient_solver(point: Float[Array, "n p"], aux: Any, *args: Any) -> Solve:
     """Linear solver for any cost: conjugate gradients on the completed Jacobian, to the dtype's precision."""
     del aux, args
-    manifold = Stiefel(*point.shape)
-    tolerance = 10 * float(jnp.finfo(point.dtype).eps)  # what the trust region asks of the gradient itself
+    # In exact arithmetic the dimension is enough; twice as many make up for lost conjugacy.
+    limit = 2 * Stiefel(*point.shape).dimension + 2
 
     def solve(matvec: Callable, rhs: Array) -> Array:
-        # In exact arithmetic the dimension is enough; twice as many make up for lost conjugacy.
-        return jax.scipy.sparse.linalg.cg(matvec, rhs, tol=tolerance, maxiter=2 * manifold.dimension + 2)[0]
+        return _conjugate_gradients(matvec, rhs, limit)
 
     return solve
 
@@ -103,46 +113,118 @@ def conjugate_gradient_solver(point: Float[Array, "n p"], aux: Any, *args: Any) 
 
 procrustes_stationarity = stiefel_stationarity(lambda point, matrix: -matrix)
 
+SylvesterMethod = Literal["auto", "eigh", "products"]
+
 
 def procrustes_solver(
-    point: Float[Array, "n p"], decomposition: PolarDecomposition | None, matrix: Float[Array, "n p"]
+    point: Float[Array, "n p"],
+    decomposition: PolarDecomposition,
+    matrix: Float[Array, "n p"],
+    *,
+    method: SylvesterMethod = "auto",
 ) -> Solve:
-    r"""Closed-form linear solver for the Procrustes problem, O(n p^2 + p^3) time and O(n p + p^2) memory.
+    r"""Linear solver for the Procrustes problem, O(n p + p^2) memory.
 
-    With S = sym(U^T B) = V diag(s) V^T the Hessian sends a tangent vector xi to the tangent part of xi S. Splitting
-    xi = U X + Z, X skew and U^T Z = 0, and the right-hand side b likewise, leaves
+    With S = sym(U^T B) the Hessian sends a tangent vector xi to the tangent part of xi S. Splitting xi = U X + Z, X
+    skew and U^T Z = 0, and the right-hand side b likewise, leaves
 
-    .. math:: S X + X S = 2\, \mathrm{skew}(U^\top b), \qquad Z S = (I - U U^\top) b
-
-    and the first is a division by s_i + s_j in the basis V.
+    .. math:: S X + X S = 2\, \mathrm{skew}(U^\top b), \qquad Z S = (I - U U^\top) b .
 
     Args:
         point: U, the solution.
-        decomposition: of B, if the solver that found U has it; None computes the eigendecomposition of S.
+        decomposition: of B; without its eigenvalues they are computed where they are needed.
         matrix: B.
+        method: "eigh" divides by s_i + s_j and s_j in the eigenbasis of S, in O(n p^2 + p^3) time. "products" solves
+            both equations by conjugate gradients, with matrix products only and in about sqrt(kappa) iterations. "auto"
+            takes the eigenbasis if it is at hand or on a CPU, and products on an accelerator.
 
-    Reference: design of this library; the Sylvester equation for the polar factor's derivative is in Kenney and Laub,
-    Polar decomposition and matrix sign function condition estimates (1991).
+    Raises:
+        ValueError: if the method is unknown.
+
+    Reference: Kenney and Laub, Polar decomposition and matrix sign function condition estimates (1991).
     """
-    if decomposition is None:
-        values, vectors = jnp.linalg.eigh(symmetric_part(matmul(transpose(point), matrix)))
+    if method not in get_args(SylvesterMethod):
+        raise ValueError(f"method must be one of {', '.join(get_args(SylvesterMethod))}; got {method!r}")
+    values, vectors = decomposition.values, decomposition.vectors
+    if method == "auto":
+        on_cpu = jax.default_backend() == "cpu"
+        method = "eigh" if on_cpu or vectors is not None else "products"
+    if method == "products":
+        symmetric = symmetric_part(matmul(transpose(point), matrix))
+        solve_skew, solve_outside = _sylvester_by_products(symmetric, decomposition.unique)
     else:
-        values, vectors = decomposition.values, decomposition.vectors
-    # Directions in which U is not determined (two zero singular values, say) have no derivative; they get zero.
-    floor = jnp.max(jnp.abs(values)) * values.shape[-1] * float(jnp.finfo(values.dtype).eps)
-    divide = partial(_divide_above, floor=floor)
-    pairs = values[:, None] + values[None, :]
+        if values is None or vectors is None:
+            values, vectors = jnp.linalg.eigh(symmetric_part(matmul(transpose(point), matrix)))
+        solve_skew, solve_outside = _sylvester_by_eigh(values, vectors)
 
     def solve(matvec: Callable, rhs: Array) -> Array:
         del matvec
         aligned = matmul(transpose(point), rhs)
-        in_basis = matmul(matmul(transpose(vectors), skew_part(aligned)), vectors)
-        rotation = matmul(matmul(vectors, divide(2 * in_basis, pairs)), transpose(vectors))
-        outside = rhs - matmul(point, aligned)
-        stretch = matmul(divide(matmul(outside, vectors), values), transpose(vectors))
-        return matmul(point, rotation + symmetric_part(aligned)) + stretch
+        turn = solve_skew(2 * skew_part(aligned))
+        # The part of the right-hand side that is normal to the manifold passes through: the completed Jacobian is the
+        # identity there.
+        inside = turn + symmetric_part(aligned)
+        if point.shape[0] == point.shape[1]:
+            return matmul(point, inside)
+        return matmul(point, inside) + solve_outside(rhs - matmul(point, aligned))
 
     return solve
+
+
+def decompose_at(point: Float[Array, "n p"], matrix: Float[Array, "n p"]) -> PolarDecomposition:
+    """Return what can be known of B's polar decomposition at a solution U that an iteration has found.
+
+    The eigendecomposition of sym(U^T B) tells whether U is the only solution, and serves the derivative. Accelerators
+    are slow at it, so there it is left out from a number of columns on: `unique` is then taken for granted.
+
+    Args:
+        point: U, shape (n, p).
+        matrix: B, shape (n, p).
+    """
+    if jax.default_backend() != "cpu" and point.shape[1] > _EIGH_ON_ACCELERATORS:
+        return PolarDecomposition(point, None, None, jnp.ones((), bool))
+    values, vectors = jnp.linalg.eigh(symmetric_part(matmul(transpose(point), matrix)))
+    floor = max(point.shape) * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))  # as for the singular values
+    return PolarDecomposition(point, values, vectors, values[0] > floor)
+
+
+_EIGH_ON_ACCELERATORS = 128  # columns; a guess that no accelerator was at hand to check
+
+
+def _sylvester_by_eigh(values: Array, vectors: Array) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    # Directions in which U is not determined (two zero singular values, say) have no derivative; they get zero.
+    floor = jnp.max(jnp.abs(values)) * values.shape[-1] * float(jnp.finfo(values.dtype).eps)
+    divide = partial(_divide_above, floor=floor)
+
+    def solve_skew(rhs: Array) -> Array:
+        in_basis = matmul(matmul(transpose(vectors), rhs), vectors)
+        return matmul(matmul(vectors, divide(in_basis, values[:, None] + values)), transpose(vectors))
+
+    def solve_outside(rhs: Array) -> Array:
+        return matmul(divide(matmul(rhs, vectors), values), transpose(vectors))
+
+    return solve_skew, solve_outside
+
+
+def _sylvester_by_products(matrix: Array, unique: Array) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    # Conjugate gradients cannot tell the directions that are not determined from the others: if there are any, all get
+    # zero.
+    def solve_skew(rhs: Array) -> Array:
+        return _conjugate_gradients(lambda x: matmul(matrix, x) + matmul(x, matrix), jnp.where(unique, rhs, 0))
+
+    def solve_outside(rhs: Array) -> Array:
+        return _conjugate_gradients(lambda x: matmul(x, matrix), jnp.where(unique, rhs, 0))
+
+    return solve_skew, solve_outside
+
+
+def _conjugate_gradients(operator: Callable[[Array], Array], rhs: Array, max_iterations: int = 500) -> Array:
+    # 500: about eight times sqrt(kappa) for the kappa of 1e3 to 1e4 up to which float32 gives a gradient at all.
+    tolerance = 10 * float(jnp.finfo(rhs.dtype).eps)  # what the trust region asks of the gradient itself
+    # At unit scale: squares neither overflow nor underflow, whatever the scale of the cotangent.
+    norm = safe_norm(rhs)
+    scale = jnp.where(norm > 0, norm, 1)
+    return scale * jax.scipy.sparse.linalg.cg(operator, rhs / scale, tol=tolerance, maxiter=max_iterations)[0]
 
 
 def _divide_above(numerator: Array, denominator: Array, *, floor: Array) -> Array:
@@ -150,20 +232,32 @@ def _divide_above(numerator: Array, denominator: Array, *, floor: Array) -> Arra
     return jnp.where(large, numerator / jnp.where(large, denominator, 1), 0)
 
 
-def _polar_with_decomposition(init: None, matrix: Array) -> tuple[Array, PolarDecomposition]:
-    del init
-    decomposition = polar_decomposition(matrix)
-    return decomposition.factor, decomposition
+@cache
+def polar_root(method: PolarMethod = "auto", derivative: SylvesterMethod = "auto") -> Callable:
+    """Return the function (None, matrix) -> (factor, decomposition) with implicit derivatives in the matrix.
+
+    Args:
+        method: of the solve, see `nc_jax.solvers.polar_decomposition`.
+        derivative: of the linear solve, see `procrustes_solver`.
+    """
+
+    def solve(init: None, matrix: Array) -> tuple[Array, PolarDecomposition]:
+        del init
+        decomposition = polar_decomposition(matrix, method=method)
+        return decomposition.factor, decomposition
+
+    return implicit_root(solve, procrustes_stationarity, partial(procrustes_solver, method=derivative))
 
 
-polar_root = implicit_root(_polar_with_decomposition, procrustes_stationarity, procrustes_solver)
-
-
-def polar_factor(matrix: Float[Array, "n p"]) -> Float[Array, "n p"]:
+def polar_factor(
+    matrix: Float[Array, "n p"], *, method: PolarMethod = "auto", derivative: SylvesterMethod = "auto"
+) -> Float[Array, "n p"]:
     r"""Orthogonal polar factor with exact derivatives in both modes and of any order.
 
     Args:
         matrix: B, shape (n, p) with n >= p.
+        method: of the solve, see `nc_jax.solvers.polar_decomposition`.
+        derivative: of the linear solve, see `procrustes_solver`.
 
     Returns:
         U, shape (n, p), the maximiser of <U, B> over matrices with orthonormal columns. For B = U S and a cotangent G,
@@ -171,11 +265,11 @@ def polar_factor(matrix: Float[Array, "n p"]) -> Float[Array, "n p"]:
         determined (s_i + s_j = 0) contribute nothing to it.
 
     Raises:
-        ValueError: if n < p.
+        ValueError: if n < p, or a method is unknown.
 
     Example:
         >>> slope = jax.grad(lambda angle: polar_factor(jnp.array([[jnp.cos(angle)], [jnp.sin(angle)]]))[1, 0])(0.0)
         >>> round(float(slope), 6)
         1.0
     """
-    return polar_root(None, matrix)[0]
+    return polar_root(method, derivative)(None, matrix)[0]

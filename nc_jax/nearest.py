@@ -24,12 +24,13 @@ from jaxtyping import Array, Float
 from nc_jax import implicit
 from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
 from nc_jax.discrepancies import squared_frobenius
-from nc_jax.frames.simplex import check_room_for_simplex, simplex_template
+from nc_jax.frames.simplex import SimplexTemplate, check_room_for_simplex, simplex_template
 from nc_jax.manifolds import Stiefel
 from nc_jax.manifolds.stiefel import orthogonal_factor
 from nc_jax.solvers import Solution, Status, TrustRegionOptions, trust_region
 
-Discrepancy = Callable[[Float[Array, "dim classes"], Float[Array, "dim classes"]], Float[Array, ""]]
+# (U T, H) -> one number per class, or a scalar where the classes do not separate.
+Discrepancy = Callable[[Float[Array, "dim classes"], Float[Array, "dim classes"]], Float[Array, "..."]]
 
 
 class NearestFrame(NamedTuple):
@@ -48,33 +49,39 @@ class NearestFrame(NamedTuple):
 
 def nearest_frame(
     means: Float[Array, "dim classes"],
-    template: Float[Array, "rank classes"],
+    template: Float[Array, "rank classes"] | SimplexTemplate,
     *,
     prox_point: Float[Array, "dim rank"] | None = None,
     prox_weight: float | Float[Array, ""] = 1e-3,  # delta in Markou et al. (2024), released setting
     solver: Literal["trust_region", "polar"] = "trust_region",
     init: Float[Array, "dim rank"] | None = None,
     cost: Discrepancy | None = None,
+    weights: Float[Array, " classes"] | None = None,
     options: TrustRegionOptions = TrustRegionOptions(),
 ) -> NearestFrame:
     r"""Rotate a template to where it is nearest to the class means.
 
     Minimises ||H - U T||_F^2 + delta/2 ||U - P||_F^2 over U with orthonormal columns, H and T as given (without a
-    `prox_point` there is no second term). The result is differentiable in the means, the template, the prox point and
-    the prox weight, in forward and reverse mode, by the implicit function theorem.
+    `prox_point` there is no second term; with `weights` the first is a weighted sum over the columns). The result is
+    differentiable in the means, the template, the prox point, the prox weight and the weights, in forward and reverse
+    mode and to any order, by the implicit function theorem.
 
     Args:
         means: class means H, shape (d, K). bfloat16 and float16 are solved in float32.
-        template: T, shape (r, K) with r <= d. Where T H^T has rank below r and there is no prox point, the rotation is
-            not unique and one of the solutions is returned.
+        template: T, shape (r, K) with r <= d, or a `SimplexTemplate`, whose products are cheap. Where T H^T has rank
+            below r and there is no prox point, the rotation is not unique: one of the solutions is returned, and the
+            status says so.
         prox_point: P, shape (d, r), usually the previous rotation.
         prox_weight: delta >= 0.
         solver: "trust_region" (any cost) or "polar" (the closed form, for the Frobenius cost only).
         init: start of the trust region, shape (d, r), orthonormal columns; None takes the prox point, else the
             orthogonal factor of B. For r = d the manifold has two components: a start in the one that does not hold the
             solution has its last column reversed.
-        cost: discrepancy (U T, H) -> scalar that replaces ||H - U T||_F^2, e.g. `nc_jax.discrepancies.huber`; None is
-            the squared Frobenius norm. It must not close over values that are to be differentiated or batched.
+        cost: discrepancy (U T, H) -> (K,) or scalar that replaces the squared distances of the classes, for instance
+            `nc_jax.discrepancies.huber`; None is the squared Frobenius norm. It must not close over values that are to
+            be differentiated or batched.
+        weights: w, shape (K,), non-negative: class k counts w_k times, w_k = 0 leaves it out, whatever its mean is
+            (even NaN). None counts each class once.
         options: of the trust region.
 
     Returns:
@@ -82,7 +89,8 @@ def nearest_frame(
         of the objective's Riemannian gradient; `nc_jax.solvers.describe(solution.status)` says how the solve ended.
 
     Raises:
-        ValueError: if the shapes do not fit, r > d, or "polar" is asked for with another cost.
+        ValueError: if the shapes do not fit, r > d, "polar" is asked for with another cost, or weights are given with a
+            cost that returns a scalar.
 
     Example:
         >>> from nc_jax.frames import simplex_etf, simplex_template
@@ -93,15 +101,18 @@ def nearest_frame(
 
     Reference: Markou, Ajanthan and Gould (2024), section 3.
     """
-    means, template = jnp.asarray(means), jnp.asarray(template)
-    _check_shapes(means, template, prox_point, init)
+    means = jnp.asarray(means)
+    template = template if isinstance(template, SimplexTemplate) else jnp.asarray(template)
+    _check_shapes(means, template, prox_point, init, weights)
     if solver not in ("trust_region", "polar"):
         raise ValueError(f'solver must be "trust_region" or "polar"; got {solver!r}')
     if cost is not None and solver == "polar":
         raise ValueError(
             'solver="polar" is the closed form for the Frobenius cost; give a cost to solver="trust_region"'
         )
-    return _nearest_frame(means, template, prox_point, prox_weight, init, solver=solver, cost=cost, options=options)
+    return _nearest_frame(
+        means, template, prox_point, prox_weight, init, weights, solver=solver, cost=cost, options=options
+    )
 
 
 def nearest_simplex_etf(
@@ -113,6 +124,7 @@ def nearest_simplex_etf(
     init: Float[Array, "dim rank"] | None = None,
     reduced: bool = True,
     cost: Discrepancy | None = None,
+    weights: Float[Array, " classes"] | None = None,
     options: TrustRegionOptions = TrustRegionOptions(),
 ) -> NearestFrame:
     r"""Simplex ETF nearest to the class means.
@@ -129,6 +141,7 @@ def nearest_simplex_etf(
         init: start of the trust region, of the shape of P.
         reduced: the (K - 1, K) template, whose solution is unique; False is the paper's (K, K) template I - 11^T / K.
         cost: see `nearest_frame`; None is the squared Frobenius norm.
+        weights: see `nearest_frame`; the unit norm is then that of the weighted means.
         options: of the trust region.
 
     Returns:
@@ -151,8 +164,15 @@ def nearest_simplex_etf(
         raise ValueError(f"means must have shape (dim, classes); got shape {means.shape}")
     dim, num_classes = means.shape
     check_room_for_simplex(num_classes, dim)
-    norm = safe_norm(means)
-    template = simplex_template(num_classes, reduced=reduced, dtype=means.dtype) / math.sqrt(num_classes - 1)
+    if weights is not None and weights.shape != (num_classes,):
+        raise ValueError(f"weights must have shape (classes,) = ({num_classes},); got {weights.shape}")
+    if weights is not None:
+        means = _counted(means, weights)
+    norm = safe_norm(means if weights is None else means * jnp.sqrt(jnp.maximum(weights, 0)))
+    scale = 1 / math.sqrt(num_classes - 1)
+    template = SimplexTemplate(num_classes, scale)
+    if not reduced:
+        template = scale * simplex_template(num_classes, reduced=False, dtype=means.dtype)
     found = nearest_frame(
         means / jnp.where(norm > 0, norm, 1),
         template,
@@ -161,42 +181,56 @@ def nearest_simplex_etf(
         solver=solver,
         init=init,
         cost=cost,
+        weights=weights,
         options=options,
     )
     return found._replace(frame=found.frame * math.sqrt(num_classes))
 
 
 @partial(jax.jit, static_argnames=("solver", "cost", "options"))
-def _nearest_frame(means, template, prox_point, prox_weight, init, *, solver, cost, options) -> NearestFrame:
-    means, template = at_least_float32(means), at_least_float32(template)
-    dtype = jnp.promote_types(means.dtype, template.dtype)
-    means, template = means.astype(dtype), template.astype(dtype)
+def _nearest_frame(means, template, prox_point, prox_weight, init, weights, *, solver, cost, options) -> NearestFrame:
+    means = at_least_float32(means)
+    dtype = means.dtype
+    if not isinstance(template, SimplexTemplate):
+        dtype = jnp.promote_types(dtype, template.dtype)
+        template = template.astype(dtype)
+    means = means.astype(dtype)
+    if weights is not None:
+        weights = weights.astype(dtype)
+        means = _counted(means, weights)
     # Without a prox point the zero weight removes its term; the point itself is then never looked at.
     weight = jnp.asarray(0 if prox_point is None else prox_weight, dtype)
     prox = jnp.zeros((means.shape[0], template.shape[0]), dtype) if prox_point is None else prox_point.astype(dtype)
-    matrix = 2 * matmul(means, transpose(template)) + weight * prox
+    weighted = means if weights is None else means * weights
+    matrix = 2 * _correlate(weighted, template) + weight * prox
+    problem = (means, template, prox, weight, weights)
 
     if solver == "polar":
-        rotation, _ = implicit.polar_root(None, matrix)
-        steps = (jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.asarray(Status.CONVERGED, jnp.int32))
+        rotation, decomposition = implicit.polar_root()(None, matrix)
+        zero = jnp.zeros((), jnp.int32)
+        iterations, inner_iterations, status = zero, zero, zero + Status.CONVERGED
+        unique = decomposition.unique
     else:
         start = _start(matrix, prox if init is None and prox_point is not None else init)
         if cost is None:
-            rotation, steps = _procrustes_root(options)(start, matrix)
+            rotation, (decomposition, steps) = _procrustes_root(options)(start, matrix)
+            unique = decomposition.unique
         else:
-            rotation, steps = _general_root(cost, options)(start, means, template, prox, weight)
-    frame = matmul(rotation, template)
+            rotation, steps = _general_root(cost, options)(start, *problem)
+            unique = jnp.ones((), bool)  # the curvature of a general cost is not looked at
+        iterations, inner_iterations, status = steps
 
-    objective = partial(_objective, cost or squared_frobenius)
-    fixed = jax.lax.stop_gradient((rotation, means, template, prox, weight))
-    value, euclidean_gradient = jax.value_and_grad(objective)(*fixed)
-    gradient = Stiefel(*matrix.shape).gradient(fixed[0], euclidean_gradient)
-    iterations, inner_iterations, status = steps
-    finite = jnp.isfinite(value) & jnp.isfinite(jnp.sum(rotation))
+    frame = _rotate(rotation, template)
+    point, aligned, matrix, *fixed = jax.lax.stop_gradient((rotation, frame, matrix, *problem))
+    value = _objective_at(cost or squared_frobenius, point, aligned, *fixed)
+    # Up to a part normal to the manifold, -B is the gradient of the Frobenius objective.
+    euclidean_gradient = -matrix if cost is None else jax.grad(partial(_objective, cost))(point, *fixed)
+    status = jnp.where(unique | (status > Status.NOT_UNIQUE), status, Status.NOT_UNIQUE)
+    finite = jnp.isfinite(value) & jnp.isfinite(jnp.sum(point))
     solution = Solution(
-        point=fixed[0],
+        point=point,
         value=value,
-        grad_norm=jnp.linalg.norm(gradient),
+        grad_norm=jnp.linalg.norm(Stiefel(*matrix.shape).gradient(point, euclidean_gradient)),
         iterations=iterations,
         inner_iterations=inner_iterations,
         status=jnp.where(finite, status, Status.NON_FINITE).astype(jnp.int32),
@@ -204,8 +238,33 @@ def _nearest_frame(means, template, prox_point, prox_weight, init, *, solver, co
     return NearestFrame(frame, rotation, solution)
 
 
-def _objective(cost: Discrepancy, rotation, means, template, prox, weight) -> Array:
-    return cost(matmul(rotation, template), means) + weight / 2 * jnp.sum((rotation - prox) ** 2)
+def _objective(cost: Discrepancy, rotation, means, template, *rest) -> Array:
+    return _objective_at(cost, rotation, _rotate(rotation, template), means, template, *rest)
+
+
+def _objective_at(cost: Discrepancy, rotation, aligned, means, template, prox, weight, weights) -> Array:
+    del template
+    discrepancy = cost(aligned, means)
+    if weights is not None:
+        if discrepancy.shape != weights.shape:
+            raise ValueError(f"a cost to be weighted must return shape {weights.shape}; got {discrepancy.shape}")
+        discrepancy = jnp.where(weights > 0, weights * discrepancy, 0)
+    return jnp.sum(discrepancy) + weight / 2 * jnp.sum((rotation - prox) ** 2)
+
+
+def _rotate(rotation: Array, template: Array | SimplexTemplate) -> Array:
+    return template.rotate(rotation) if isinstance(template, SimplexTemplate) else matmul(rotation, template)
+
+
+def _correlate(means: Array, template: Array | SimplexTemplate) -> Array:
+    if isinstance(template, SimplexTemplate):
+        return template.correlate(means)
+    return matmul(means, transpose(template))
+
+
+def _counted(means: Array, weights: Array) -> Array:
+    """Zero the means that carry no weight: what a class without examples has there may be anything."""
+    return jnp.where(weights > 0, means, 0)
 
 
 def _procrustes_root(options: TrustRegionOptions) -> Callable:
@@ -214,20 +273,22 @@ def _procrustes_root(options: TrustRegionOptions) -> Callable:
     def solve(init: Array, matrix: Array) -> tuple[Array, tuple]:
         # The solver sees a matrix of unit norm: its arithmetic neither overflows nor underflows at any scale of B.
         norm = safe_norm(matrix)
+        scaled = matrix / jnp.where(norm > 0, norm, 1)
         found = trust_region(
             Stiefel(*matrix.shape),
             lambda point, scaled: -jnp.vdot(point, scaled, precision="highest"),
             init,
-            matrix / jnp.where(norm > 0, norm, 1),
+            scaled,
             gradient=lambda point, scaled: -scaled,
             hessian_vector=lambda point, tangent, scaled: jnp.zeros_like(tangent),
             options=options,
         )
-        return found.point, (found.iterations, found.inner_iterations, found.status)
+        decomposition = implicit.decompose_at(found.point, matrix)
+        return found.point, (decomposition, (found.iterations, found.inner_iterations, found.status))
 
     def linear_solver(point: Array, aux: Any, matrix: Array) -> implicit.Solve:
-        del aux
-        return implicit.procrustes_solver(point, None, matrix)
+        decomposition, _ = aux
+        return implicit.procrustes_solver(point, decomposition, matrix)
 
     return implicit.implicit_root(solve, implicit.procrustes_stationarity, linear_solver)
 
@@ -236,8 +297,8 @@ def _general_root(cost: Discrepancy, options: TrustRegionOptions) -> Callable:
     """Trust region on any discrepancy, its derivatives by autodiff, the solution's by conjugate gradients."""
     objective = partial(_objective, cost)
 
-    def solve(init: Array, *args: Any) -> tuple[Array, tuple]:
-        found = trust_region(Stiefel(*init.shape), objective, init, *args, options=options)
+    def solve(init: Array, *problem: Any) -> tuple[Array, tuple]:
+        found = trust_region(Stiefel(*init.shape), objective, init, *problem, options=options)
         return found.point, (found.iterations, found.inner_iterations, found.status)
 
     stationarity = implicit.stiefel_stationarity(jax.grad(objective))
@@ -256,8 +317,10 @@ def _start(matrix: Array, init: Array | None) -> Array:
     return init.at[:, -1].multiply(jnp.where(same, 1, -1).astype(matrix.dtype))
 
 
-def _check_shapes(means: Array, template: Array, prox_point: Array | None, init: Array | None) -> None:
-    if means.ndim != 2 or template.ndim != 2 or means.shape[1] != template.shape[1]:
+def _check_shapes(
+    means: Array, template: Array | SimplexTemplate, prox_point: Array | None, init: Array | None, weights: Array | None
+) -> None:
+    if means.ndim != 2 or len(template.shape) != 2 or means.shape[1] != template.shape[1]:
         raise ValueError(
             "means (dim, classes) and template (rank, classes) need the same classes; "
             f"got {means.shape} and {template.shape}"
@@ -268,3 +331,5 @@ def _check_shapes(means: Array, template: Array, prox_point: Array | None, init:
     for name, array in (("prox_point", prox_point), ("init", init)):
         if array is not None and array.shape != (dim, rank):
             raise ValueError(f"{name} must have shape (dim, rank) = {(dim, rank)}; got {array.shape}")
+    if weights is not None and weights.shape != means.shape[1:]:
+        raise ValueError(f"weights must have shape (classes,) = {means.shape[1:]}; got {weights.shape}")

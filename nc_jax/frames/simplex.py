@@ -1,7 +1,9 @@
 """The simplex equiangular tight frame, and the template from which it is rotated into feature space."""
 
 import math
+from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -40,8 +42,7 @@ def simplex_template(
 
     Reference: Markou, Ajanthan and Gould (2024), section 3, for the full template M; the reduced one is derived here.
     """
-    if num_classes < 2:
-        raise ValueError(f"a simplex ETF needs num_classes >= 2; got {num_classes}")
+    check_num_classes(num_classes)
     wide = jnp.promote_types(dtype, jnp.float32)
     if not reduced:
         template = jnp.eye(num_classes, dtype=wide) - 1 / num_classes
@@ -50,6 +51,39 @@ def simplex_template(
         square = jnp.eye(num_classes - 1, dtype=wide) - 1 / (root * (root + 1))
         template = jnp.concatenate([square, jnp.full((num_classes - 1, 1), -1 / root, wide)], axis=1)
     return template.astype(dtype)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class SimplexTemplate:
+    """The reduced template times a scale, as an operator: its products cost O(d K), not the O(d K^2) of a dense matrix.
+
+    `nearest_frame` takes it in place of `scale * simplex_template(num_classes)`.
+
+    Attributes:
+        num_classes: K >= 2.
+        scale: factor on all entries.
+    """
+
+    num_classes: int
+    scale: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the dense matrix, (K - 1, K)."""
+        return (self.num_classes - 1, self.num_classes)
+
+    def rotate(self, rotation: Float[Array, "dim rank"]) -> Float[Array, "dim classes"]:
+        """Return U T."""
+        sums = jnp.sum(rotation, axis=1, keepdims=True)
+        root = math.sqrt(self.num_classes)
+        return self.scale * jnp.concatenate([rotation - sums / (root * (root + 1)), -sums / root], axis=1)
+
+    def correlate(self, means: Float[Array, "dim classes"]) -> Float[Array, "dim rank"]:
+        """Return H T^T."""
+        first, last = means[:, :-1], means[:, -1:]
+        root = math.sqrt(self.num_classes)
+        return self.scale * (first - jnp.sum(first, axis=1, keepdims=True) / (root * (root + 1)) - last / root)
 
 
 def simplex_etf(
@@ -79,14 +113,21 @@ def simplex_etf(
     Reference: Papyan, Han and Donoho (2020), definition of the simplex ETF; the rotation as in Markou et al. (2024).
     """
     wide = jnp.promote_types(dtype, jnp.float32)
-    template = simplex_template(num_classes, dtype=wide)
     check_room_for_simplex(num_classes, dim)
+    template = simplex_template(num_classes, dtype=wide)
     manifold = Stiefel(dim, num_classes - 1)
     rotation = jnp.eye(*manifold.shape, dtype=wide) if key is None else manifold.random_point(key, wide)
     return (matmul(rotation, template) * math.sqrt(num_classes / (num_classes - 1))).astype(dtype)
 
 
 def check_room_for_simplex(num_classes: int, dim: int) -> None:
-    """Raise a ValueError unless K class vectors of a simplex ETF fit into d dimensions."""
+    """Raise a ValueError unless there are K >= 2 class vectors that fit into d dimensions."""
+    check_num_classes(num_classes)
     if dim < num_classes - 1:
         raise ValueError(f"a simplex ETF of {num_classes} classes needs dim >= {num_classes - 1}; got dim={dim}")
+
+
+def check_num_classes(num_classes: int) -> None:
+    """Raise a ValueError unless K >= 2."""
+    if num_classes < 2:
+        raise ValueError(f"a simplex ETF needs num_classes >= 2; got {num_classes}")

@@ -39,7 +39,7 @@ class Stiefel:
 
     n: int
     p: int
-    # "qr" costs a third of "polar", and the trust region needs no more.
+    # "qr" costs a few products where "polar" costs a decomposition, and the trust region needs no more.
     retraction: Literal["qr", "polar"] = field(default="qr", kw_only=True)
 
     def __post_init__(self):
@@ -81,8 +81,18 @@ class Stiefel:
         return self.retract_qr(point, tangent) if self.retraction == "qr" else self.retract_polar(point, tangent)
 
     def retract_qr(self, point: Float[Array, "n p"], tangent: Float[Array, "n p"]) -> Float[Array, "n p"]:
-        """Orthogonal factor of U + Z, the triangular factor having a positive diagonal. First order."""
-        return orthogonal_factor(point + tangent)
+        """Orthogonal factor of U + Z, the triangular factor having a positive diagonal. First order.
+
+        For a tangent Z the Gram matrix I + Z^T Z has no eigenvalue below 1, so its Cholesky factor always exists and is
+        the triangular factor sought; this is several times faster than Householder reflections.
+        """
+        moved = point + tangent
+        lower = jnp.linalg.cholesky(matmul(transpose(moved), moved))
+        eye = jnp.eye(self.p, dtype=moved.dtype)
+        inverse = jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
+        factor = matmul(moved, transpose(inverse))
+        # A Newton-Schulz step squares the orthogonality error, which is eps times the condition number 1 + |Z|^2.
+        return factor + matmul(factor, eye - matmul(transpose(factor), factor)) / 2
 
     def retract_polar(self, point: Float[Array, "n p"], tangent: Float[Array, "n p"]) -> Float[Array, "n p"]:
         """Point of the manifold nearest to U + Z, its orthogonal polar factor. Second order."""
@@ -115,9 +125,10 @@ class Stiefel:
         return orthogonal_factor(jax.random.normal(key, self.shape, dtype))
 
     def random_tangent(self, key: PRNGKeyArray, point: Float[Array, "n p"]) -> Float[Array, "n p"]:
-        """Draw a tangent vector of unit length at the point, from a projected Gaussian."""
+        """Draw a tangent vector of unit length at the point (zero in O(1), which has no other), from a Gaussian."""
         tangent = self.project(point, jax.random.normal(key, self.shape, point.dtype))
-        return tangent / self.norm(point, tangent)
+        norm = self.norm(point, tangent)
+        return tangent / jnp.where(norm > 0, norm, 1)
 
     def distance_from(self, matrix: Float[Array, "n p"]) -> Float[Array, ""]:
         """How far a matrix is from having orthonormal columns: the Frobenius norm of U^T U - I."""

@@ -61,7 +61,8 @@ class LearnedHead(nn.Module):
         shape = (features.shape[-1], self.num_classes)
         frame = self.param("kernel", nn.initializers.lecun_normal(), shape)
         if self.normalize_columns:
-            frame = frame / safe_norm(frame, axis=0)
+            norms = safe_norm(frame, axis=0)
+            frame = frame / jnp.where(norms > 0, norms, 1)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
         else:
@@ -171,13 +172,18 @@ class NearestHead(nn.Module):
         batch_means, global_mean, counts = self._batch_means(features, labels)
         present = counts > 0
         updates = state.updates.value + present
-        steps = state.steps.value + 1
+        any_present = jnp.any(present)  # a batch of padding is no step
+        steps = state.steps.value + any_present
         class_means = jnp.where(
             present,
             _average(state.class_means.value, batch_means - global_mean[:, None], self._alpha(updates)),
             state.class_means.value,
         )
-        global_mean = _average(state.global_mean.value, global_mean, self._alpha(steps))
+        global_mean = jnp.where(
+            any_present,
+            _average(state.global_mean.value, global_mean, self._alpha(steps)),
+            state.global_mean.value,
+        )
         if self.stop_gradient:
             class_means, global_mean = jax.lax.stop_gradient((class_means, global_mean))
 
@@ -224,7 +230,8 @@ class NearestHead(nn.Module):
         def unregularised(means: Array) -> Array:
             return nearest_simplex_etf(means, solver=self.solver, reduced=self.reduced, options=self.options).rotation
 
-        return jax.lax.cond(state.steps.value == 0, unregularised, lambda _: state.rotation.value, means)
+        last = state.rotation.value.astype(means.dtype)
+        return jax.lax.cond(state.steps.value == 0, unregularised, lambda _: last, means)
 
 
 class _NearestState:
@@ -232,19 +239,19 @@ class _NearestState:
 
     def __init__(self, head: NearestHead, dim: int):
         rank = head.num_classes - 1 if head.reduced else head.num_classes
-        zeros, ints = jnp.zeros, jnp.int32
-        self.class_means = head.variable("nearest", "class_means", zeros, (dim, head.num_classes))
-        self.global_mean = head.variable("nearest", "global_mean", zeros, (dim,))
+        zeros, floats, ints = jnp.zeros, jnp.float32, jnp.int32
+        self.class_means = head.variable("nearest", "class_means", zeros, (dim, head.num_classes), floats)
+        self.global_mean = head.variable("nearest", "global_mean", zeros, (dim,), floats)
         self.updates = head.variable("nearest", "updates", zeros, (head.num_classes,), ints)
         self.counts = head.variable("nearest", "counts", zeros, (head.num_classes,), ints)
         self.steps = head.variable("nearest", "steps", zeros, (), ints)
-        self.rotation = head.variable("nearest", "rotation", jnp.eye, dim, rank)
+        self.rotation = head.variable("nearest", "rotation", lambda: jnp.eye(dim, rank, dtype=floats))
         self.frame = head.variable("nearest", "frame", simplex_etf, head.num_classes, dim)
 
     def update(self, *values: Any) -> None:
         """Store new values, in the order of the attributes. None carries a gradient to the next step."""
         for variable, value in zip(vars(self).values(), values, strict=True):
-            variable.value = jax.lax.stop_gradient(value)
+            variable.value = jax.lax.stop_gradient(value).astype(variable.value.dtype)
 
 
 def scale_features(features: Float[Array, "batch dim"], radius: float | None) -> Float[Array, "batch dim"]:

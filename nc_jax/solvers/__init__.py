@@ -1,12 +1,13 @@
 """Solvers on manifolds, and the status with which each of them ends."""
 
-from nc_jax.solvers.polar import PolarDecomposition, polar, polar_decomposition
+from nc_jax.solvers.polar import PolarDecomposition, PolarMethod, polar, polar_decomposition
 from nc_jax.solvers.solution import Solution, Status, describe
 from nc_jax.solvers.truncated_cg import truncated_cg
 from nc_jax.solvers.trust_region import TrustRegionOptions, trust_region
 
 __all__ = [
     "PolarDecomposition",
+    "PolarMethod",
     "Solution",
     "Status",
     "TrustRegionOptions",

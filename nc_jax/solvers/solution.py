@@ -12,14 +12,16 @@ class Status(enum.IntEnum):
 
     CONVERGED = 0
     CONVERGED_TO_PRECISION = 1
-    ITERATION_LIMIT = 2
-    RADIUS_COLLAPSED = 3
-    NON_FINITE = 4
+    NOT_UNIQUE = 2
+    ITERATION_LIMIT = 3
+    RADIUS_COLLAPSED = 4
+    NON_FINITE = 5
 
 
 _SENTENCES = {
     Status.CONVERGED: "converged: the gradient norm is below the tolerance",
     Status.CONVERGED_TO_PRECISION: "converged to the dtype's precision: no step lowers the gradient norm any further",
+    Status.NOT_UNIQUE: "converged to one of several solutions: directions that the input leaves open get no gradient",
     Status.ITERATION_LIMIT: "not converged: the iteration limit was reached first",
     Status.RADIUS_COLLAPSED: "not converged: the trust region shrank to nothing, so the derivatives may be wrong",
     Status.NON_FINITE: "failed: a NaN or an infinity in the cost, its gradient or the input",
@@ -56,7 +58,7 @@ def describe(status: int | Int[Array, ""]) -> str:
         ValueError: if there is no such status.
 
     Example:
-        >>> describe(2)
+        >>> describe(Status.ITERATION_LIMIT)
         'not converged: the iteration limit was reached first'
     """
     try:

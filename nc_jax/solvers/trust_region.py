@@ -18,7 +18,7 @@ class TrustRegionOptions:
 
     Attributes:
         max_iterations: outer iterations.
-        max_inner_iterations: Hessian products per outer iteration; None is the dimension of the manifold.
+        max_inner_iterations: Hessian products per outer iteration; None is four times the dimension of the manifold.
         relative_tolerance: stop where the Riemannian gradient norm is at most this times the largest Euclidean gradient
             norm met so far, which makes the test independent of the problem's scale. None is 10 eps of the dtype.
         initial_radius: in units of the manifold's diameter.
@@ -31,8 +31,8 @@ class TrustRegionOptions:
         ValueError: if a limit, a radius or a tolerance is out of its range.
     """
 
-    max_iterations: int = 100  # a warm start takes 2 to 5 and a random one 5 to 15; the rest is for hard general costs
-    max_inner_iterations: int | None = None  # conjugate gradients end by then in exact arithmetic
+    max_iterations: int = 200  # warm starts take 2 to 5, random ones 5 to 20, and about 100 at condition 1e5
+    max_inner_iterations: int | None = None  # one dimension's worth in exact arithmetic; rounding costs conjugacy
     relative_tolerance: float | None = None  # 10 eps: rounding of U^T G alone leaves a gradient of 1 to 3 eps
     initial_radius: float = 0.125  # Absil, Baker and Gallivan (2007), section 5: an eighth of the largest
     max_radius: float = 1.0  # as there: of the order of the manifold's diameter
@@ -63,6 +63,7 @@ class _State(NamedTuple):
 
 
 _RUNNING = -1
+_ATTAINABLE = 10.0  # a relative gradient norm of so many eps is reached whatever the conditioning
 _ROUNDING = 8.0  # decreases below this many eps of the cost's scale say nothing
 
 
@@ -125,8 +126,8 @@ def trust_region(
         return jax.jvp(lambda at: euclidean_gradient(at, *args), (point,), (tangent,))[1]
 
     eps = float(jnp.finfo(init.dtype).eps)
-    tolerance = 10 * eps if options.relative_tolerance is None else options.relative_tolerance
-    max_inner = options.max_inner_iterations or max(manifold.dimension, 1)
+    tolerance = _ATTAINABLE * eps if options.relative_tolerance is None else options.relative_tolerance
+    max_inner = options.max_inner_iterations or max(4 * manifold.dimension, 1)
     max_radius = options.max_radius * manifold.diameter
 
     def evaluate(point: Array) -> tuple[Array, Array, Array, Array]:
@@ -138,16 +139,17 @@ def trust_region(
     def iterate(state: _State) -> _State:
         hessian = manifold.hessian(state.point, state.euclidean_gradient)
         relative = state.grad_norm / jnp.where(state.scale > 0, state.scale, 1)
+        # Never below a quarter of what the outer test asks for, nor of what rounding allows.
+        inner_tolerance = jnp.maximum(
+            state.grad_norm * jnp.minimum(options.forcing, relative**options.superlinear),
+            max(tolerance, _ATTAINABLE * eps) * state.scale / 4,
+        )
         step = truncated_cg(
             lambda u, v: manifold.inner(state.point, u, v),
             lambda tangent: hessian(tangent, euclidean_product(state.point, tangent)),
             state.gradient,
             state.radius,
-            # Never below a quarter of what the outer test asks for: more would be spent on rounding.
-            jnp.maximum(
-                state.grad_norm * jnp.minimum(options.forcing, relative**options.superlinear),
-                tolerance * state.scale / 4,
-            ),
+            inner_tolerance,
             max_inner,
         )
         candidate = manifold.retract(state.point, step.step)
@@ -162,10 +164,12 @@ def trust_region(
         trapezoid = -manifold.inner(state.point, step.step, state.gradient + tangent) / 2
         actual = jnp.where(in_noise, trapezoid, state.value - value)
         better = (actual > options.accept_ratio * predicted) & finite
-        # A full Newton step (not one that the inner limit cut off) that does not even halve the gradient norm, though it
-        # is too short for the cost's third derivatives to matter, shows that rounding has been reached.
+        # A full Newton step (not one that the inner limit cut off) that does not even halve the gradient norm, though
+        # it is too short for the cost's third derivatives to matter, shows that rounding has been reached.
         residual = state.gradient + step.hessian_step
-        full = jnp.sqrt(manifold.inner(state.point, residual, residual)) <= options.forcing * state.grad_norm
+        full = jnp.sqrt(manifold.inner(state.point, residual, residual)) <= jnp.maximum(
+            options.forcing * state.grad_norm, inner_tolerance
+        )
         short = state.scale * manifold.inner(state.point, step.step, step.step) < state.grad_norm / 4
         exhausted = in_noise & full & short & ~step.on_boundary & ~(grad_norm < state.grad_norm / 2)
 
@@ -197,6 +201,34 @@ def trust_region(
             status=status.astype(jnp.int32),
         )
 
+    def leave_saddle(point: Array, ambient: Array, scale: Array) -> Array:
+        """Step down along negative curvature, if a point without a gradient has any; else stay.
+
+        Conjugate gradients from a random right-hand side meet every eigenvalue of the Hessian, and so a negative one.
+        """
+        apply = manifold.hessian(point, ambient)
+
+        def hessian(tangent: Array) -> Array:
+            return apply(tangent, euclidean_product(point, tangent))
+
+        # So short that no step along positive curvature leaves the region.
+        force = eps * scale * manifold.random_tangent(jax.random.key(0), point)
+        radius = jnp.asarray(options.initial_radius * manifold.diameter, point.dtype)
+        probe = truncated_cg(
+            lambda u, v: manifold.inner(point, u, v), hessian, force, radius, eps**1.5 * scale, max_inner
+        )
+        # Rounding at the end of the iteration can look like negative curvature: ask the Hessian itself.
+        curvature = manifold.inner(point, probe.step, hessian(probe.step))
+        downhill = curvature < -(eps**0.5) * scale * manifold.inner(point, probe.step, probe.step)
+        return jnp.where(downhill, manifold.retract(point, probe.step), point)
+
+    init_ambient = euclidean_gradient(init, *args)
+    init_gradient = manifold.gradient(init, init_ambient)
+    init_scale = jnp.linalg.norm(init_ambient)
+    stationary = jnp.sqrt(manifold.inner(init, init_gradient, init_gradient)) <= eps**0.5 * init_scale
+    init = jax.lax.cond(
+        stationary & (init_scale > 0), leave_saddle, lambda point, *_: point, init, init_ambient, init_scale
+    )
     value, ambient, tangent, grad_norm = evaluate(init)
     scale = jnp.linalg.norm(ambient)
     status = jnp.where(grad_norm <= tolerance * scale, Status.CONVERGED, _RUNNING)
