@@ -1,0 +1,392 @@
+"""Classifier heads: where the frame lives, the nearest head's recipe step by step, labels that are missing, devices."""
+
+from functools import partial
+
+import cases
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import oracles
+import pytest
+
+from nc_jax.models import FixedHead, LearnedHead, NearestHead
+from nc_jax.solvers import Status
+
+K, DIM, N = 4, 6, 24
+F32_EXACT = 2e-6  # rounding of logits of length 5
+F32_RECIPE = 2e-5  # three steps of the recipe, whose derivative has a condition of about ten
+F32_FULL = 2e-3  # the full template leaves a singular value of 1e-3, which magnifies rounding by a thousand
+F32_DEVICES = 1e-5  # sums in another order
+KEY = jax.random.key(0)
+
+
+def batch(seed, *, absent=(), padding=0):
+    """Features and labels of Gaussian classes; some classes may be absent, and the last labels padding (-1)."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.resize([k for k in range(K) if k not in absent], N))
+    centres = np.random.default_rng(99).normal(size=(K, DIM))
+    features = 0.5 + centres[labels] + 0.5 * rng.normal(size=(N, DIM))
+    labels[N - padding :] = -1
+    return features.astype(np.float32), labels.astype(np.int32)
+
+
+@partial(jax.jit, static_argnums=0)
+def train(head, variables, features, labels):
+    """One training step of a head: its output and its variables afterwards."""
+    return head.apply(variables, features, labels, train=True, mutable=["nearest"])
+
+
+@partial(jax.jit, static_argnums=0)
+def evaluate(head, variables, features):
+    return head.apply(variables, features)
+
+
+@partial(jax.jit, static_argnums=0)
+def value_and_gradient(head, variables, features, labels):
+    """Cross-entropy of a training step, summed, and its gradient in the features."""
+
+    def loss(features):
+        logits = head.apply(variables, features, labels, train=True, mutable=["nearest"])[0].logits
+        return cross_entropy(logits, labels)
+
+    return jax.value_and_grad(loss)(features)
+
+
+def cross_entropy(logits, labels):
+    return -jnp.sum(jax.nn.log_softmax(logits) * jax.nn.one_hot(labels, K))
+
+
+def init(head, key=KEY):
+    return head.init(key, jnp.zeros((1, DIM)))
+
+
+def run(head, batches):
+    """Train over batches; return the last output and variables."""
+    variables = init(head)
+    for features, labels in batches:
+        output, variables = train(head, variables, features, labels)
+    return output, variables
+
+
+def scaled(features, radius=5.0):
+    return radius * features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+# --- Learned and fixed. ---
+
+
+def test_a_learned_head_is_a_linear_classifier():
+    features, _ = batch(0)
+    head = LearnedHead(K)
+    params = {"kernel": cases.random_rotation(np.random.default_rng(0), DIM, K), "bias": np.arange(K) * 1.0}
+    params = jax.tree.map(jnp.float32, params)
+    output = evaluate(head, {"params": params}, features)
+    np.testing.assert_allclose(output.logits, features @ params["kernel"] + params["bias"], atol=F32_EXACT)
+    np.testing.assert_array_equal(output.frame, params["kernel"])
+    np.testing.assert_array_equal(output.bias, params["bias"])
+    np.testing.assert_array_equal(output.features, features)
+    assert output.solution is None
+    assert jax.tree.map(jnp.shape, init(head)) == {"params": {"kernel": (DIM, K), "bias": (K,)}}
+
+
+def test_a_learned_head_with_unit_columns_and_scaled_features():
+    features, _ = batch(0)
+    head = LearnedHead(K, radius=3.0, normalize_columns=True, use_bias=False)
+    variables = init(head)
+    assert list(variables["params"]) == ["kernel"]
+    output = evaluate(head, variables, features)
+    np.testing.assert_allclose(np.linalg.norm(output.frame, axis=0), 1, atol=F32_EXACT)
+    np.testing.assert_allclose(output.features, scaled(features, 3), atol=F32_EXACT)
+    np.testing.assert_allclose(output.logits, output.features @ output.frame, atol=F32_EXACT)
+    longer = jax.tree.map(lambda kernel: 7 * kernel, variables)
+    np.testing.assert_allclose(evaluate(head, longer, features).logits, output.logits, atol=F32_EXACT)
+    zero = jax.tree.map(lambda kernel: kernel.at[:, 1].set(0), variables)
+    assert np.isfinite(evaluate(head, zero, features).logits).all()
+
+
+def test_a_fixed_head_draws_its_frame_once():
+    features, _ = batch(0)
+    head = FixedHead(K, radius=5.0)
+    variables = init(head)
+    assert list(variables) == ["frame"], "nothing to train"
+    output = evaluate(head, variables, features)
+    np.testing.assert_array_equal(output.frame, variables["frame"]["frame"])
+    np.testing.assert_allclose(output.frame.T @ output.frame, oracles.gram_of_simplex(K), atol=F32_EXACT)
+    np.testing.assert_allclose(output.logits, scaled(features) @ output.frame, atol=F32_EXACT)
+    np.testing.assert_array_equal(output.bias, 0)
+    same, other = init(head), init(head, jax.random.key(1))
+    np.testing.assert_array_equal(same["frame"]["frame"], output.frame)
+    assert np.abs(other["frame"]["frame"] - output.frame).max() > 0.1
+
+
+def test_a_fixed_head_takes_any_frame():
+    head = FixedHead(K, frame=lambda num_classes, dim, *, key, dtype: jnp.eye(dim, num_classes, dtype=dtype))
+    features, _ = batch(0)
+    np.testing.assert_allclose(evaluate(head, init(head), features).logits, features[:, :K], atol=F32_EXACT)
+
+
+# --- The nearest head, step by step. ---
+
+
+# The first batch has every class: without one the first rotation is not unique (the centred means of the others span
+# one dimension less than the template). The second lacks a class, the third another one, and ends with padding.
+BATCHES = [batch(1), batch(2, absent=[0]), batch(3, absent=[3], padding=5)]
+VARIANTS = {
+    "ema": ({}, F32_RECIPE),
+    "cma": ({"averaging": "cma"}, F32_RECIPE),
+    "ema with a high floor": ({"min_alpha": 0.9, "radius": 2.0, "prox_weight": 0.5}, F32_RECIPE),
+    "full template": ({"reduced": False}, F32_FULL),
+    "trust region": ({"solver": "trust_region"}, F32_RECIPE),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_recipe_step_by_step(variant):
+    settings, tolerance = VARIANTS[variant]
+    head = NearestHead(K, **settings)
+    template = cases.full_template(K) if variant == "full template" else cases.reduced_template(K)
+    recipe = oracles.NearestHeadRecipe(
+        template,
+        DIM,
+        averaging=settings.get("averaging", "ema"),
+        tau=settings.get("radius", 5.0),
+        delta=settings.get("prox_weight", 1e-3),
+        min_alpha=settings.get("min_alpha", 1e-4),
+    )
+    variables = init(head)
+    for number, (features, labels) in enumerate(BATCHES):
+        logits, frame = recipe.step(features.astype(float), labels)
+        output, variables = train(head, variables, features, labels)
+        state = variables["nearest"]
+        np.testing.assert_allclose(state["class_means"], recipe.class_means, atol=F32_EXACT)
+        np.testing.assert_allclose(state["global_mean"], recipe.global_mean, atol=F32_EXACT)
+        np.testing.assert_array_equal(state["updates"], recipe.updates)
+        np.testing.assert_array_equal(state["counts"], recipe.counts)
+        assert state["steps"] == recipe.steps == number + 1
+        np.testing.assert_allclose(output.frame, frame, atol=tolerance)
+        np.testing.assert_allclose(output.logits, logits, atol=10 * tolerance)
+        np.testing.assert_allclose(output.bias, -frame.T @ recipe.global_mean, atol=10 * tolerance)
+        np.testing.assert_allclose(np.linalg.norm(output.frame, axis=0), 1, atol=F32_EXACT)
+        np.testing.assert_array_equal(state["frame"], output.frame)
+        np.testing.assert_array_equal(state["rotation"], output.solution.point)
+        assert output.solution.status <= Status.CONVERGED_TO_PRECISION
+
+
+def test_a_class_that_the_batch_lacks_keeps_its_mean():
+    head = NearestHead(K)
+    (_, before), (_, after) = run(head, BATCHES[:1]), run(head, BATCHES[:2])
+    means = [variables["nearest"]["class_means"] for variables in (before, after)]
+    np.testing.assert_array_equal(means[1][:, 0], means[0][:, 0])
+    assert (means[1][:, 1] != means[0][:, 1]).any()
+
+
+def test_padding_counts_for_nothing():
+    head = NearestHead(K)
+    features, labels = batch(1, padding=6)
+    garbage = np.where(labels[:, None] < 0, 1e3, features).astype(np.float32)
+    for output, variables in (run(head, [(features, labels)]), run(head, [(garbage, labels)])):
+        expected = oracles.NearestHeadRecipe(cases.reduced_template(K), DIM)
+        expected.step(features[:-6].astype(float), labels[:-6])
+        np.testing.assert_allclose(variables["nearest"]["class_means"], expected.class_means, atol=F32_EXACT)
+        np.testing.assert_array_equal(variables["nearest"]["counts"], expected.counts)
+        assert np.isfinite(output.logits).all()
+
+
+def test_a_batch_of_padding_changes_nothing():
+    head = NearestHead(K)
+    _, variables = run(head, BATCHES[:1])
+    features, labels = BATCHES[1]
+    output, after = train(head, variables, features, np.full_like(labels, -1))
+    for name in ("class_means", "global_mean", "updates", "counts", "steps"):
+        np.testing.assert_array_equal(after["nearest"][name], variables["nearest"][name], err_msg=name)
+    assert np.isfinite(output.logits).all()
+
+
+def test_a_class_that_is_never_seen_keeps_training_sound():
+    head = NearestHead(K)
+    variables = init(head)
+    for seed in range(3):
+        features, labels = batch(seed, absent=[2])
+        loss, gradient = value_and_gradient(head, variables, features, labels)
+        output, variables = train(head, variables, features, labels)
+        finite = [np.isfinite(leaf).all() for leaf in jax.tree.leaves((loss, gradient, output, variables))]
+        assert all(finite)
+        np.testing.assert_allclose(output.frame.T @ output.frame, oracles.gram_of_simplex(K), atol=F32_EXACT)
+    np.testing.assert_array_equal(variables["nearest"]["class_means"][:, 2], 0)
+    assert variables["nearest"]["counts"][2] == 0
+
+
+def test_evaluation_uses_the_last_frame_and_changes_nothing():
+    head = NearestHead(K)
+    _, variables = run(head, BATCHES)
+    features, _ = batch(7)
+    output, after = head.apply(variables, jnp.asarray(features), mutable=["nearest"])
+    frame, global_mean = variables["nearest"]["frame"], variables["nearest"]["global_mean"]
+    np.testing.assert_array_equal(output.frame, frame)
+    np.testing.assert_allclose(output.logits, (scaled(features) - global_mean) @ frame, atol=1e-5)
+    assert output.solution is None
+    jax.tree.map(np.testing.assert_array_equal, after, dict(variables))
+
+
+def test_before_training_the_frame_is_a_simplex_etf():
+    head = NearestHead(K)
+    variables = init(head)
+    assert "params" not in variables, "nothing to train"
+    frame = evaluate(head, variables, batch(0)[0]).frame
+    np.testing.assert_allclose(frame.T @ frame, oracles.gram_of_simplex(K), atol=F32_EXACT)
+    jax.tree.map(np.testing.assert_array_equal, init(head, jax.random.key(5)), variables)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_the_state_keeps_its_dtypes(x64, dtype):
+    head = NearestHead(K)
+    variables = init(head)
+    features, labels = BATCHES[0]
+    output, after = train(head, variables, jnp.asarray(features, dtype), labels)
+    assert output.logits.dtype == output.frame.dtype == dtype
+    assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(lambda leaf: leaf.dtype, variables)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(variables)} == {"float32", "int32"}
+
+
+# --- Gradients. ---
+
+
+def test_gradients_flow_through_the_solve_unless_they_are_stopped():
+    features, labels = BATCHES[1]
+    _, variables = run(NearestHead(K), BATCHES[:1])
+    through, stopped = NearestHead(K), NearestHead(K, stop_gradient=True)
+    value, gradient = value_and_gradient(through, variables, features, labels)
+    same_value, other_gradient = value_and_gradient(stopped, variables, features, labels)
+    np.testing.assert_allclose(value, same_value, rtol=1e-6)
+    assert oracles.relative_error(other_gradient, gradient) > 0.05
+    # With the gradient stopped the frame and the mean are constants.
+    output, _ = train(stopped, variables, features, labels)
+
+    def with_constants(features):
+        lengths = jnp.linalg.norm(features, axis=1, keepdims=True)
+        return cross_entropy(5 * features / lengths @ output.frame + output.bias, labels)
+
+    assert oracles.relative_error(jax.grad(with_constants)(features), other_gradient) < 1e-5
+
+
+def test_the_gradient_is_that_of_the_recipe():
+    """Central differences of the NumPy recipe; the previous rotation is a constant, as it is in the head."""
+    features, labels = BATCHES[1]
+    head = NearestHead(K, prox_weight=0.1)
+    _, variables = run(head, BATCHES[:1])
+    _, gradient = value_and_gradient(head, variables, features, labels)
+    tangent = np.random.default_rng(0).normal(size=features.shape)
+
+    def loss(t):
+        recipe = oracles.NearestHeadRecipe(cases.reduced_template(K), DIM, delta=0.1)
+        recipe.step(BATCHES[0][0].astype(float), BATCHES[0][1])
+        logits, _ = recipe.step(features.astype(float) + t * tangent, labels)
+        return np.sum(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(N), labels])
+
+    expected = oracles.central_difference(loss, 1e-4)
+    np.testing.assert_allclose(np.vdot(gradient, tangent), expected, rtol=1e-4)
+
+
+# --- Several devices. ---
+
+
+@partial(jax.jit, static_argnums=0)
+def step_below(head, weights, variables, features, labels):
+    """Gradient of the cross-entropy in the weights of a layer below the head; output and variables of the head."""
+
+    def loss(weights):
+        output, after = head.apply(variables, features @ weights, labels, train=True, mutable=["nearest"])
+        return cross_entropy(output.logits, labels), (output, after)
+
+    return jax.grad(loss, has_aux=True)(weights)
+
+
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_devices_share_their_labels(num_devices):
+    """Values and gradients are those of one device that sees the whole batch, wherever the classes fall."""
+    features, labels = BATCHES[1]
+    labels = np.sort(labels)  # each device has seen a few classes only
+    weights = np.random.default_rng(0).normal(size=(DIM, DIM)).astype(np.float32)
+    _, variables = run(NearestHead(K), BATCHES[:1])
+
+    def device_step(weights, variables, features, labels):
+        gradient, (output, after) = step_below(NearestHead(K, axis_name="batch"), weights, variables, features, labels)
+        return jax.lax.psum(gradient, "batch"), (output, after)
+
+    gradient, (output, after) = step_below(NearestHead(K), weights, variables, features, labels)
+    split = [array.reshape(num_devices, -1, *array.shape[1:]) for array in (features, labels)]
+    parallel = jax.pmap(device_step, "batch", in_axes=(None, None, 0, 0), devices=jax.devices()[:num_devices])
+    gradients, (outputs, afters) = parallel(weights, variables, *split)
+    np.testing.assert_allclose(outputs.logits.reshape(N, K), output.logits, atol=F32_DEVICES * 10)
+    for device in range(num_devices):
+        jax.tree.map(
+            lambda found, expected, device=device: np.testing.assert_allclose(
+                found[device], expected, atol=F32_DEVICES
+            ),
+            afters,
+            after,
+        )
+        assert oracles.relative_error(gradients[device], gradient) < 10 * F32_DEVICES
+
+
+def test_devices_agree_bit_for_bit():
+    """Every device solves the same problem: the replicated state cannot drift apart."""
+    features, labels = (array.reshape(2, -1, *array.shape[1:]) for array in BATCHES[0])
+    head = NearestHead(K, axis_name="batch")
+
+    def step(variables, features, labels):
+        return head.apply(variables, features, labels, train=True, mutable=["nearest"])[1]
+
+    after = jax.pmap(step, "batch", in_axes=(None, 0, 0), devices=jax.devices()[:2])(init(head), features, labels)
+    jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf[0], leaf[1]), after)
+
+
+# --- What is refused. ---
+
+
+FEATURES = jnp.ones((N, DIM))
+
+
+def init_on(features, make_head, *args, train=False, **settings):
+    return lambda: make_head(*args, **settings).init(KEY, features, train=train)
+
+
+REFUSED = {
+    "NearestHead needs labels in training; got None": init_on(FEATURES, NearestHead, K, train=True),
+    "a simplex ETF of 8 classes needs dim >= 7; got dim=6": init_on(FEATURES, NearestHead, 8),
+    "a simplex ETF of 9 classes needs dim >= 8; got dim=6": init_on(FEATURES, FixedHead, 9),
+    'averaging must be "ema" or "cma"; got \'sma\'': init_on(FEATURES, NearestHead, K, averaging="sma"),
+    "features must have shape (batch, dim); got shape (24, 6, 1)": init_on(FEATURES[..., None], LearnedHead, K),
+    "radius must be positive; got -1.0": init_on(FEATURES, LearnedHead, K, radius=-1.0),
+    "radius must be positive; got 0.0": init_on(FEATURES, NearestHead, K, radius=0.0),
+}
+
+
+@pytest.mark.parametrize(("sentence", "call"), REFUSED.items())
+def test_bad_input_is_refused(monkeypatch, sentence, call):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as in production
+    with pytest.raises(ValueError) as error:  # noqa: PT011, the whole sentence is compared below
+        call()
+    assert str(error.value) == sentence
+
+
+def test_heads_are_modules_that_can_be_nested():
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, features, labels=None, *, train=False):
+            return NearestHead(K, name="head")(nn.Dense(DIM)(features), labels, train=train)
+
+    variables = Network().init(KEY, FEATURES)
+    assert set(variables) == {"params", "nearest"}
+    assert variables["nearest"]["head"]["frame"].shape == (DIM, K)
+
+
+def test_a_zero_feature_has_a_finite_gradient():
+    features, labels = BATCHES[0]
+    features = features.copy()
+    features[0] = 0
+    loss, gradient = value_and_gradient(NearestHead(K), init(NearestHead(K)), features, labels)
+    assert np.isfinite(loss)
+    assert np.isfinite(gradient).all()
