@@ -76,8 +76,9 @@ def parse(default: Config, arguments: list[str]) -> Config:
             raise
         # Tyro draws a box around several lines; a sentence is easier to read and to search for.
         plain = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue())
-        lines = [line.strip("│ ") for line in plain.splitlines() if line.startswith("│")]
-        said = [line for line in lines if line.strip("─") and not line.startswith("For full helptext")]
+        # The first line is the box's title; the box itself is drawn or typed, depending on the terminal.
+        lines = [line.strip("│|╭╮╰╯─- ") for line in plain.splitlines()]
+        _, *said = [line for line in lines if re.search(r"\w", line) and not line.startswith("For full helptext")]
         fail(f"the command line must name settings that exist and values that fit; {' '.join(said)}")
 
 

@@ -1,7 +1,9 @@
 """Does the nearest simplex ETF train faster than a fixed one and a learned classifier?
 
 Claim     Markou et al. (2024), section 4: fewer epochs to the same accuracy, and closer to neural collapse.
-Command   python -m experiments.nearest_etf
+Command   python -m experiments.nearest_etf        (8 seeds of 3 heads: about a minute on two CPU cores)
+Expected  test accuracy after epoch 1: nearest 0.92, fixed 0.85, learned 0.85 (sd 0.02); epochs to 95 %: 2.6, 4.2, 4.4;
+          NC3 after 20 epochs: 0.040, 0.079, 0.22
 Writes    runs/nearest_etf/<time>-<preset>/: config.json, metrics.jsonl, tensorboard/, checkpoints/, summary.md,
           summary.json, convergence.png, cosines.png
 Data      scikit-learn's handwritten digits: 1437 training and 360 test images of 8 x 8 pixels.
@@ -282,7 +284,10 @@ def report(config: Config, summary: dict[str, Any], directory: Path) -> None:
     for title, name, precision in lines:
         values = {head: heads[head]["values"][name] for head in heads}
         row = [title, *(harness.mean_and_sd(values[head], precision) for head in heads)]
-        row += [harness.paired_difference(values["nearest"], values[head], precision) for head in others]
+        timed = name == "seconds_per_epoch"  # the machine's, not the method's: a test over seeds would say nothing
+        row += [
+            "" if timed else harness.paired_difference(values["nearest"], values[head], precision) for head in others
+        ]
         table.append(row)
     blank = [""] * len(others)
     table.append(["share of the step in the solve", *(f"{heads[head]['solve_share']:.1%}" for head in heads), *blank])

@@ -40,6 +40,10 @@ def curves(
             axis.fill_between(epochs, low, high, color=COLOURS.get(head), alpha=0.2, linewidth=0)
         axis.set_title(title, fontsize=10)
         axis.set_yscale(scale)
+        if scale == "linear":
+            # The initial state would squeeze everything after it into a corner.
+            low = min(_by_run(rows, runs, metric)[1][:, 1:].min() for runs in groups.values())
+            axis.set_ylim(bottom=low - 0.05 * (axis.get_ylim()[1] - low))
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(panels) :]:
@@ -59,8 +63,11 @@ def cosine_matrices(path: Path, matrices: dict[str, np.ndarray], target: float) 
     figure, axes = plt.subplots(1, len(matrices), figsize=(4 * len(matrices), 3.9), squeeze=False, layout="constrained")
     image = None
     for axis, (head, matrix) in zip(axes.flat, matrices.items(), strict=True):
-        image = axis.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r")
-        pairs = matrix[~np.eye(len(matrix), dtype=bool)]
+        diagonal = np.eye(len(matrix), dtype=bool)
+        # The diagonal is one by definition; what matters is how far each pair is from the target, which is white.
+        shown = np.where(diagonal, np.nan, matrix)
+        image = axis.imshow(shown, vmin=target - 0.3, vmax=target + 0.3, cmap="RdBu_r")
+        pairs = matrix[~diagonal]
         axis.set_title(f"{head}: {np.nanmean(pairs):.3f} ± {np.nanstd(pairs):.3f}", fontsize=10)
         axis.set_xlabel("class")
     figure.suptitle(f"cosines between centred class means (simplex ETF: {target:.3f})", fontsize=11)
