@@ -10,7 +10,7 @@ class Classifier(nn.Module):
     """Network of a backbone, inputs -> features, and a head, features -> logits.
 
     Attributes:
-        backbone: module (inputs, train=...) -> (N, d).
+        backbone: module (inputs, train=..., mask=...) -> (N, d); the mask says which rows are examples.
         head: module (features, labels, train=...) -> HeadOutput.
     """
 
@@ -21,4 +21,5 @@ class Classifier(nn.Module):
         self, inputs: Float[Array, "batch ..."], labels: Int[Array, " batch"] | None = None, *, train: bool = False
     ) -> HeadOutput:
         """Classify a batch; heads that need labels need them in training only."""
-        return self.head(self.backbone(inputs, train=train), labels, train=train)
+        mask = None if labels is None else labels >= 0  # padding must not enter a backbone's batch statistics
+        return self.head(self.backbone(inputs, train=train, mask=mask), labels, train=train)

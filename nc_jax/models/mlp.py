@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 class MLP(nn.Module):
@@ -18,9 +18,11 @@ class MLP(nn.Module):
     dim: int
 
     @nn.compact
-    def __call__(self, inputs: Float[Array, "batch inputs"], *, train: bool = False) -> Float[Array, "batch dim"]:
-        """Return the features of a batch of flat inputs (`train` has no effect: there is nothing to switch)."""
-        del train
+    def __call__(
+        self, inputs: Float[Array, "batch inputs"], *, train: bool = False, mask: Bool[Array, " batch"] | None = None
+    ) -> Float[Array, "batch dim"]:
+        """Return the features of a batch of flat inputs (`train` and `mask` have no effect: nothing joins the rows)."""
+        del train, mask
         activations = inputs
         for width in self.hidden:
             activations = nn.relu(nn.Dense(width)(activations))
