@@ -22,7 +22,8 @@ def huber(aligned: Float[Array, "dim classes"], means: Float[Array, "dim classes
 
     .. math:: \rho(x) = x^2 \text{ for } x \le c, \; 2 c x - c^2 \text{ beyond}
 
-    with c half the root mean square length of the template's columns, so the cost does not depend on scale.
+    with c half the root mean square length of the template's columns, so the cost does not depend on scale. For d close
+    to K the sum can have several local minima; the trust region finds the one in whose basin it starts.
 
     Reference: Huber, Robust estimation of a location parameter (1964).
     """

@@ -89,8 +89,8 @@ def nearest_frame(
         of the objective's Riemannian gradient; `nc_jax.solvers.describe(solution.status)` says how the solve ended.
 
     Raises:
-        ValueError: if the shapes do not fit, r > d, "polar" is asked for with another cost, or weights are given with a
-            cost that returns a scalar.
+        ValueError: if the shapes do not fit, r > d, prox_weight < 0, "polar" is asked for with another cost, or weights
+            are given with a cost that returns a scalar.
 
     Example:
         >>> from nc_jax.frames import simplex_etf, simplex_template
@@ -106,6 +106,8 @@ def nearest_frame(
     _check_shapes(means, template, prox_point, init, weights)
     if solver not in ("trust_region", "polar"):
         raise ValueError(f'solver must be "trust_region" or "polar"; got {solver!r}')
+    if isinstance(prox_weight, int | float) and not prox_weight >= 0:
+        raise ValueError(f"prox_weight must be at least 0; got {prox_weight}")
     if cost is not None and solver == "polar":
         raise ValueError(
             'solver="polar" is the closed form for the Frobenius cost; give a cost to solver="trust_region"'

@@ -187,7 +187,7 @@ class NearestHead(nn.Module):
         if self.stop_gradient:
             class_means, global_mean = jax.lax.stop_gradient((class_means, global_mean))
 
-        previous = self._previous_rotation(state, class_means)
+        previous = self._previous_rotation(state, class_means, all_seen=jnp.all(updates > 0))
         found = nearest_simplex_etf(
             class_means,
             prox_point=previous,
@@ -223,15 +223,28 @@ class NearestHead(nn.Module):
         count = jnp.maximum(count, 1).astype(jnp.float32)
         return jnp.maximum(2 / (count + 1), self.min_alpha) if self.averaging == "ema" else 1 / count
 
-    def _previous_rotation(self, state: "_NearestState", class_means: Array) -> Array:
+    def _previous_rotation(self, state: "_NearestState", class_means: Array, all_seen: Array) -> Array:
         """Last step's rotation; in the first step the solution without the proximal term."""
         means = jax.lax.stop_gradient(class_means)
+        # A first batch without some class leaves the rotation open, and rounding would choose it, differently on every
+        # number of devices. Then, and only then, the initial rotation decides.
+        weight = jnp.where(all_seen, 0.0, _TIE_BREAK)
 
         def unregularised(means: Array) -> Array:
-            return nearest_simplex_etf(means, solver=self.solver, reduced=self.reduced, options=self.options).rotation
+            return nearest_simplex_etf(
+                means,
+                prox_point=state.rotation.value,
+                prox_weight=weight,
+                solver=self.solver,
+                reduced=self.reduced,
+                options=self.options,
+            ).rotation
 
         last = state.rotation.value.astype(means.dtype)
         return jax.lax.cond(state.steps.value == 0, unregularised, lambda _: last, means)
+
+
+_TIE_BREAK = 1e-3  # the paper's proximal weight: far above float32's rounding, far below what determined means weigh
 
 
 class _NearestState:

@@ -1,7 +1,7 @@
 """What a solver returns, and a sentence for every way in which it can end."""
 
 import enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -48,11 +48,11 @@ class Solution(NamedTuple):
     status: Int[Array, "..."]
 
 
-def describe(status: int | Int[Array, ""]) -> str:
+def describe(status: Any) -> str:
     """Return the sentence for a status.
 
     Args:
-        status: a `Status`, or the integer (array) of one.
+        status: a `Status`, or its number as an integer, a NumPy or a JAX scalar.
 
     Raises:
         ValueError: if there is no such status.

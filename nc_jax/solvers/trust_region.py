@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nc_jax.arrays import safe_norm
 from nc_jax.solvers.solution import Solution, Status, status_array
 from nc_jax.solvers.truncated_cg import truncated_cg
 
@@ -134,11 +135,13 @@ def trust_region(
         ambient = euclidean_gradient(point, *args)
         # Projected again: the first projection leaves eps |G| of normal part, which no tangent step can remove.
         tangent = manifold.project(point, manifold.gradient(point, ambient))
-        return cost(point, *args), ambient, tangent, jnp.sqrt(manifold.inner(point, tangent, tangent))
+        return cost(point, *args), ambient, tangent, _length(manifold, point, tangent)
 
     def iterate(state: _State) -> _State:
         hessian = manifold.hessian(state.point, state.euclidean_gradient)
-        relative = state.grad_norm / jnp.where(state.scale > 0, state.scale, 1)
+        # The inner problem is solved at unit scale, where squares neither overflow nor underflow.
+        unit = jnp.where(state.scale > 0, state.scale, 1)
+        relative = state.grad_norm / unit
         # Never below a quarter of what the outer test asks for, nor of what rounding allows.
         inner_tolerance = jnp.maximum(
             state.grad_norm * jnp.minimum(options.forcing, relative**options.superlinear),
@@ -146,16 +149,16 @@ def trust_region(
         )
         step = truncated_cg(
             lambda u, v: manifold.inner(state.point, u, v),
-            lambda tangent: hessian(tangent, euclidean_product(state.point, tangent)),
-            state.gradient,
+            lambda tangent: hessian(tangent, euclidean_product(state.point, tangent)) / unit,
+            state.gradient / unit,
             state.radius,
-            inner_tolerance,
+            inner_tolerance / unit,
             max_inner,
         )
         candidate = manifold.retract(state.point, step.step)
         value, ambient, tangent, grad_norm = evaluate(candidate)
 
-        predicted = -manifold.inner(state.point, step.step, state.gradient + step.hessian_step / 2)
+        predicted = -unit * manifold.inner(state.point, step.step, state.gradient / unit + step.hessian_step / 2)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
         # A cost can be small because large terms cancel; the gradient's size shows how large they are. Where the
         # decrease drowns in their rounding, the trapezoid rule on the two gradients still tells it to many digits.
@@ -166,8 +169,8 @@ def trust_region(
         better = (actual > options.accept_ratio * predicted) & finite
         # A full Newton step (not one that the inner limit cut off) that does not even halve the gradient norm, though
         # it is too short for the cost's third derivatives to matter, shows that rounding has been reached.
-        residual = state.gradient + step.hessian_step
-        full = jnp.sqrt(manifold.inner(state.point, residual, residual)) <= jnp.maximum(
+        residual = state.gradient + unit * step.hessian_step
+        full = _length(manifold, state.point, residual) <= jnp.maximum(
             options.forcing * state.grad_norm, inner_tolerance
         )
         short = state.scale * manifold.inner(state.point, step.step, step.step) < state.grad_norm / 4
@@ -181,7 +184,7 @@ def trust_region(
         def accepted(new: Array, old: Array) -> Array:
             return jnp.where(better, new, old)
 
-        scale = accepted(jnp.maximum(state.scale, jnp.linalg.norm(ambient)), state.scale)
+        scale = accepted(jnp.maximum(state.scale, safe_norm(ambient).reshape(())), state.scale)
         grad_norm = accepted(grad_norm, state.grad_norm)
         iteration = state.iteration + 1
         status = jnp.where(iteration >= options.max_iterations, Status.ITERATION_LIMIT, _RUNNING)
@@ -209,28 +212,33 @@ def trust_region(
         apply = manifold.hessian(point, ambient)
 
         def hessian(tangent: Array) -> Array:
-            return apply(tangent, euclidean_product(point, tangent))
+            return apply(tangent, euclidean_product(point, tangent)) / scale
 
         # So short that no step along positive curvature leaves the region.
-        force = eps * scale * manifold.random_tangent(jax.random.key(0), point)
+        force = eps * manifold.random_tangent(jax.random.key(0), point)
         radius = jnp.asarray(options.initial_radius * manifold.diameter, point.dtype)
         probe = truncated_cg(
-            lambda u, v: manifold.inner(point, u, v), hessian, force, radius, eps**1.5 * scale, max_inner
+            lambda u, v: manifold.inner(point, u, v),
+            hessian,
+            force,
+            radius,
+            jnp.asarray(eps**1.5, point.dtype),
+            max_inner,
         )
         # Rounding at the end of the iteration can look like negative curvature: ask the Hessian itself.
         curvature = manifold.inner(point, probe.step, hessian(probe.step))
-        downhill = curvature < -(eps**0.5) * scale * manifold.inner(point, probe.step, probe.step)
+        downhill = curvature < -(eps**0.5) * manifold.inner(point, probe.step, probe.step)
         return jnp.where(downhill, manifold.retract(point, probe.step), point)
 
     init_ambient = euclidean_gradient(init, *args)
     init_gradient = manifold.gradient(init, init_ambient)
-    init_scale = jnp.linalg.norm(init_ambient)
-    stationary = jnp.sqrt(manifold.inner(init, init_gradient, init_gradient)) <= eps**0.5 * init_scale
+    init_scale = safe_norm(init_ambient).reshape(())
+    stationary = _length(manifold, init, init_gradient) <= eps**0.5 * init_scale
     init = jax.lax.cond(
         stationary & (init_scale > 0), leave_saddle, lambda point, *_: point, init, init_ambient, init_scale
     )
     value, ambient, tangent, grad_norm = evaluate(init)
-    scale = jnp.linalg.norm(ambient)
+    scale = safe_norm(ambient).reshape(())
     status = jnp.where(grad_norm <= tolerance * scale, Status.CONVERGED, _RUNNING)
     status = jnp.where(jnp.isfinite(value) & jnp.isfinite(grad_norm), status, Status.NON_FINITE)
     zero = status_array(Status.CONVERGED) * 0
@@ -248,3 +256,10 @@ def trust_region(
     )
     end = jax.lax.while_loop(lambda state: state.status == _RUNNING, iterate, start)
     return Solution(end.point, end.value, end.grad_norm, end.iteration, end.inner_iterations, end.status)
+
+
+def _length(manifold: Any, point: Array, tangent: Array) -> Array:
+    """Length of a tangent vector, whose square may overflow or underflow."""
+    largest = jnp.max(jnp.abs(tangent))
+    scaled = tangent / jnp.where(largest > 0, largest, 1)
+    return largest * jnp.sqrt(manifold.inner(point, scaled, scaled))
