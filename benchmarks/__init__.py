@@ -1,0 +1,1 @@
+"""Benchmarks: one runnable module per claim, `python -m benchmarks.<name> [smoke|default|gpu] [--flag value]`."""

@@ -1,0 +1,507 @@
+"""What every benchmark shares: its command line, clocks, memory meter, answer checks, and the file that it writes.
+
+A benchmark is a frozen dataclass of settings (with at least the fields of `Options`), a dict of presets, and a function
+run(config) -> dict that checks every answer, times it, and ends in `report`.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import gc
+import importlib.util
+import json
+import math
+import multiprocessing
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import jax
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table as RichTable
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Where the result goes.
+
+    Attributes:
+        results: directory of the JSON and PNG files.
+        preset: the name of the preset (set by the command line).
+    """
+
+    results: Path = ROOT / "benchmarks" / "results"
+    preset: tyro.conf.Suppress[str] = "default"
+
+
+class WrongAnswerError(AssertionError):
+    """A result that is not right to its tolerance: no time is reported for it."""
+
+
+# --- Command line. ---
+
+
+def main(run: Callable[[Any], dict], presets: Mapping[str, Any], argv: Sequence[str] | None = None) -> None:
+    """Parse `[preset] [--flag value ...]` and run; end in status 2 and one sentence where that is not possible."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    preset = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "default"
+    if preset not in presets:
+        _fail(f"the preset must be one of {', '.join(presets)}; got {preset!r}")
+    config = dataclasses.replace(presets[preset], preset=preset)
+    if arguments:
+        config = _parse(config, arguments)
+    try:
+        run(config)
+    except (ValueError, FileExistsError) as error:
+        if os.environ.get("NC_JAX_DEBUG"):
+            raise
+        _fail(str(error))
+
+
+# The experiments' harness is imported where it is needed: it brings the training stack (grain, orbax), which a machine
+# that only runs a preset without flags need not have.
+def _parse(config: Any, arguments: list[str]) -> Any:
+    from experiments.harness import parse
+
+    return parse(config, arguments)
+
+
+def _fail(sentence: str) -> NoReturn:
+    from experiments.harness import fail
+
+    fail(sentence)
+
+
+def available(*packages: str) -> bool:
+    """Whether packages that a comparison needs are installed; if not, say so on the terminal."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"{', '.join(missing)} not installed, so its rows are left out: pip install -e '.[bench]'")
+    return not missing
+
+
+def progress(what: str) -> None:
+    """Say on standard error what is being measured: a benchmark may take minutes."""
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
+
+
+# --- Clocks. ---
+
+
+Name = TypeVar("Name")
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Wall-clock seconds of repeated calls.
+
+    Attributes:
+        median: of the timed calls.
+        lower_quartile: of the timed calls.
+        upper_quartile: of the timed calls.
+        minimum: of the timed calls.
+        repeats: how many calls were timed.
+        compile: what the first call took beyond the median: compilation and first allocations.
+    """
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    minimum: float
+    repeats: int
+    compile: float
+
+    def row(self) -> dict[str, float]:
+        """Return the numbers under the names that they have in the JSON file."""
+        return {
+            "seconds": self.median,
+            "seconds_lower_quartile": self.lower_quartile,
+            "seconds_upper_quartile": self.upper_quartile,
+            "seconds_minimum": self.minimum,
+            "repeats": self.repeats,
+            "compile_seconds": self.compile,
+        }
+
+
+# A comparison calls other programs in between, which leave cold caches and sleeping threads. A call shorter than this
+# (seconds) is preceded by an untimed one, so that it is timed as in a loop; for a longer one that makes no difference.
+SHORT_CALL = 0.05
+
+
+def measure(
+    function: Callable[..., Any], *args: Any, repeats: int = 20, warmup: int = 2, budget: float = 20.0
+) -> Timing:
+    """Time one function: see `compare`."""
+    return compare({"": lambda: function(*args)}, repeats=repeats, warmup=warmup, budget=budget)[""]
+
+
+def compare(
+    functions: Mapping[Name, Callable[[], Any]],
+    *,
+    repeats: int = 20,
+    warmup: int = 2,
+    budget: float = 20.0,
+    minimum: int = 3,
+    check: Callable[[Name, Any], bool] = lambda name, result: True,
+) -> dict[Name, Timing]:
+    """Time several functions in turns (A, B, A, B, ...), so that a busy machine disturbs all of them alike.
+
+    Every call is waited for until its result is ready. The first call of each function is timed apart: it compiles, and
+    its result is checked.
+
+    Args:
+        functions: of no argument, by name (or by any other key).
+        repeats: timed calls of each.
+        warmup: untimed calls after the first; a function whose calls are longer than SHORT_CALL gets none.
+        budget: seconds after which a function gets no more turns, though at least `minimum` timed calls.
+        minimum: see `budget`.
+        check: called with a name and the first result before anything is timed. It raises a `WrongAnswerError`, or
+            returns False to leave the function out.
+
+    Returns:
+        A timing for each name that was not left out.
+    """
+    first = {}
+    for name, function in functions.items():
+        start = time.perf_counter()
+        result = jax.block_until_ready(function())
+        seconds = time.perf_counter() - start
+        if check(name, result):
+            first[name] = seconds
+        del result
+    functions = {name: functions[name] for name in first}
+    for function in functions.values():
+        for _ in range(warmup):
+            if _seconds(function) > SHORT_CALL:
+                break
+    samples: dict[Name, list[float]] = {name: [] for name in first}
+    for _ in range(max(repeats, 1)):
+        for name, function in functions.items():
+            taken = samples[name]
+            if len(taken) >= minimum and sum(taken) > budget:
+                continue
+            if taken and taken[-1] < SHORT_CALL:
+                _seconds(function)
+            taken.append(_seconds(function))
+    return {name: _timing(taken, first[name]) for name, taken in samples.items()}
+
+
+def ratio(slow: Timing, fast: Timing) -> float:
+    """How many times as long the first takes as the second, from the medians."""
+    return slow.median / fast.median
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
+
+
+def _timing(samples: list[float], first: float) -> Timing:
+    low, median, high = (float(value) for value in np.quantile(samples, (0.25, 0.5, 0.75)))
+    return Timing(median, low, high, min(samples), len(samples), max(first - median, 0.0))
+
+
+# --- Memory. ---
+
+
+class Memory(NamedTuple):
+    """Memory of one call beyond what was held before it.
+
+    Attributes:
+        peak: measured extra bytes at the highest point, the result included.
+        planned: bytes that XLA's plan of the compiled program has for temporaries and results (None: no XLA program).
+            LAPACK's and the matrix products' own work space is not in it.
+        method: how `peak` was measured.
+    """
+
+    peak: int
+    planned: int | None
+    method: str
+
+
+def peak_memory(prepare: Callable[..., Callable[[], Any]], *args: Any) -> Memory:
+    """Measure the extra peak memory of one call, in a fresh process.
+
+    `prepare(*args)` builds the inputs there and returns the call; for JAX, `functools.partial(compiled, *inputs)` with
+    `compiled = jitted.lower(*inputs).compile()`, so that compilation is over before the meter starts. It must be a
+    function of a module, and its arguments must pickle.
+
+    On a CPU (Linux) the kernel's own high-water mark of resident memory is reset before the call and read after it: no
+    peak is too short to be seen, and a fresh process has little freed memory in which the call could hide. On a GPU the
+    allocator counts.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, _prepare_child, (jax.default_backend(),)) as pool:
+        return pool.submit(_peak_of_one_call, prepare, args).result()
+
+
+def _prepare_child(backend: str) -> None:
+    """Set what is read when a process first uses its device."""
+    if backend == "gpu":
+        # The parent may hold most of the memory; autotuning allocates trial buffers, which would raise the high-water
+        # mark before the call.
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
+
+
+def _peak_of_one_call(prepare: Callable[..., Callable[[], Any]], args: tuple) -> Memory:
+    call = prepare(*args)
+    program = getattr(call, "func", call)
+    planned = None
+    if hasattr(program, "memory_analysis"):
+        plan = program.memory_analysis()
+        if plan is not None:
+            planned = plan.temp_size_in_bytes + plan.output_size_in_bytes
+    device = jax.devices()[0]
+    gc.collect()
+    if device.platform != "cpu":
+        before = device.memory_stats()["bytes_in_use"]
+        result = jax.block_until_ready(call())
+        peak = device.memory_stats()["peak_bytes_in_use"] - before
+        method = "device.memory_stats()"
+    else:
+        with contextlib.suppress(OSError, AttributeError):  # glibc only: give freed memory back to the system
+            ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to VmRSS, man 5 proc
+        before = _status_bytes("VmRSS")
+        result = jax.block_until_ready(call())
+        peak = _status_bytes("VmHWM") - before
+        method = "VmHWM - VmRSS of a fresh process"
+    del result
+    return Memory(peak, planned, method)
+
+
+def _status_bytes(field: str) -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    found = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"/proc/self/status must hold {field}; got none")
+    return int(found[1]) * 1024
+
+
+# --- Answers. ---
+
+
+def relative_error(found: Any, expected: Any) -> float:
+    """Frobenius norm of the difference relative to the expected array's, in float64 (NaN gives infinity)."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    return float(error) if math.isfinite(error) else math.inf
+
+
+def require_close(what: str, found: Any, expected: Any, tolerance: float) -> float:
+    """Return the relative error of an answer.
+
+    Raises:
+        WrongAnswerError: if it exceeds the tolerance.
+    """
+    return require_at_most(f"the relative error of {what}", relative_error(found, expected), tolerance)
+
+
+def require_at_most(what: str, value: float, limit: float) -> float:
+    """Return a value that must not exceed a limit.
+
+    Raises:
+        WrongAnswerError: if it does, or is not a number.
+    """
+    if not value <= limit:
+        raise WrongAnswerError(f"{what} must be at most {limit:.1e} for its time to mean anything; got {value:.1e}")
+    return value
+
+
+# --- Results. ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A number that the benchmark promises.
+
+    Attributes:
+        statement: what the number is.
+        case: for which problem.
+        obtained: the number.
+        at_least: its target, if larger is better.
+        at_most: its target, if smaller is better.
+        unit: of the number, e.g. "ms"; "x" for a ratio.
+    """
+
+    statement: str
+    case: str
+    obtained: float
+    at_least: float | None = None
+    at_most: float | None = None
+    unit: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is reached; None without a target."""
+        if self.at_least is None and self.at_most is None:
+            return None
+        above = self.at_least is None or self.obtained >= self.at_least
+        return above and (self.at_most is None or self.obtained <= self.at_most)
+
+
+class Table(NamedTuple):
+    """What the terminal and benchmarks/README.md show: a title, column names, rows of strings."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def report(
+    name: str,
+    config: Options,
+    *,
+    rows: Sequence[Mapping[str, Any]],
+    table: Table,
+    claims: Sequence[Claim] = (),
+    draw: Callable[[Figure], None] | None = None,
+) -> dict[str, Any]:
+    """Show the table and write <results>/<name>-<preset>-<device kind>-<time>.json, with a PNG beside it.
+
+    Args:
+        name: of the benchmark (its module).
+        config: with which it ran.
+        rows: every number that was measured: flat dicts of JSON values.
+        table: what of it people read first.
+        claims: the numbers that have a name, with their targets.
+        draw: fills an empty figure.
+
+    Returns:
+        The document that was written, and its "path".
+
+    Raises:
+        FileExistsError: if the file exists: nothing is ever overwritten.
+    """
+    kind = re.sub(r"[^a-z0-9]+", "-", jax.devices()[0].device_kind.lower()).strip("-")
+    config.results.mkdir(parents=True, exist_ok=True)
+    path = config.results / f"{name}-{config.preset}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    document = {
+        "benchmark": name,
+        "preset": config.preset,
+        "config": {key: str(v) if isinstance(v, Path) else v for key, v in dataclasses.asdict(config).items()},
+        "environment": environment(),
+        "claims": [dataclasses.asdict(claim) | {"met": claim.met} for claim in claims],
+        "table": {"title": table.title, "columns": list(table.columns), "rows": [list(row) for row in table.rows]},
+        "rows": [{key: _json_value(value) for key, value in row.items()} for row in rows],
+    }
+    with path.open("x", encoding="utf-8") as file:
+        file.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    if draw is not None:
+        figure = Figure(figsize=(9, 4), layout="constrained")
+        draw(figure)
+        figure.savefig(path.with_suffix(".png"), dpi=120)
+    show(table)
+    if claims:
+        show(claims_table(claims))
+    print(f"written: {path}")
+    return document | {"path": path}
+
+
+def _json_value(value: Any) -> Any:
+    """None for a number that is not finite, which JSON cannot hold."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def claims_table(claims: Sequence[Claim]) -> Table:
+    """Lay out claims with their targets beside what was obtained."""
+    rows = []
+    for claim in claims:
+        limits = (("at least", claim.at_least), ("at most", claim.at_most))
+        targets = [f"{word} {limit:g} {claim.unit}".strip() for word, limit in limits if limit is not None]
+        verdict = {True: "yes", False: "no", None: "-"}[claim.met]
+        obtained = f"{number(claim.obtained)} {claim.unit}".strip()
+        rows.append([claim.statement, claim.case, ", ".join(targets) or "-", obtained, verdict])
+    return Table("claims", ("claim", "case", "target", "obtained", "met"), rows)
+
+
+def show(table: Table) -> None:
+    """Print a table on the terminal."""
+    shown = RichTable(title=table.title, title_justify="left")
+    for index, column in enumerate(table.columns):
+        shown.add_column(column, justify="left" if index == 0 else "right")
+    for row in table.rows:
+        shown.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160).print(shown)
+
+
+def number(value: float) -> str:
+    """Return a number with three significant digits, without an exponent where it stays short."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    digits = 2 - math.floor(math.log10(abs(value)))
+    return f"{value:.{max(digits, 0)}f}" if -4 < digits < 6 else f"{value:.2e}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds with a unit and three digits."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{number(seconds / size)} {unit}"
+    return f"{number(seconds * 1e6)} us"
+
+
+def quartiles(row: Mapping[str, Any]) -> str:
+    """Return the quartiles of a row that holds a `Timing.row()`, "-" for one without."""
+    if "seconds" not in row:
+        return "-"
+    return f"{duration(row['seconds_lower_quartile'])} .. {duration(row['seconds_upper_quartile'])}"
+
+
+# Environment variables that decide how many threads a program gets, or what XLA compiles.
+SETTINGS = ("XLA_FLAGS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def environment() -> dict[str, Any]:
+    """Return what a time depends on besides the settings: machine, load, versions, commit, command."""
+    packages = ("nc_jax", "jax", "jaxlib", "jaxopt", "flax", "numpy", "scipy", "torch", "pymanopt", "geojax")
+    devices = jax.devices()
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": " ".join(sys.orig_argv[1:]),
+        "commit": _commit(),
+        "device": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
+        "cpu": {"model": _cpu_model(), "cores": len(os.sched_getaffinity(0))},
+        "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ},
+        "load": list(os.getloadavg()),  # over 1, 5 and 15 minutes, the benchmark's own included
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in packages},
+    }
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # no git, or not a checkout
+        return os.environ.get("NC_JAX_COMMIT")  # whoever copied the files there may know

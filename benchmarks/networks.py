@@ -1,0 +1,101 @@
+"""What `benchmarks.train_step` trains: networks, their data, and the two heads that it compares."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import DTypeLike
+
+from benchmarks.problems import PROX_WEIGHT
+from nc_jax.models import MLP, LearnedHead, NearestHead, ResNet
+
+Solver = Literal["polar", "trust_region"]
+
+MODELS = ("mlp", "resnet18", "resnet18-imagenet")
+RADIUS = 5.0  # tau of both heads, Markou et al. (2024)
+
+
+def parse(case: str) -> tuple[str, int]:
+    """Split "model:K", a model and a number of classes.
+
+    The models: mlp (64-256-256-128), resnet18 (CIFAR stem, 32x32 pixels), resnet18-imagenet (224x224).
+
+    Raises:
+        ValueError: if there is no such model, or K is not a number of at least 2.
+    """
+    model, _, num_classes = case.partition(":")
+    if model not in MODELS or not num_classes.isdecimal() or int(num_classes) < 2:
+        raise ValueError(f"a case is one of {', '.join(MODELS)}, a colon and a number of classes; got {case!r}")
+    return model, int(num_classes)
+
+
+class Problem(NamedTuple):
+    """A network to put heads on.
+
+    Attributes:
+        backbone: constructor of a module, given `axis_name`.
+        batches: so many that every class occurs: dicts of features (N, ...), float32, and labels (N,), int32.
+        num_classes: K.
+    """
+
+    backbone: Callable[..., Any]
+    batches: Sequence[dict[str, np.ndarray]]
+    num_classes: int
+
+
+def make_problem(case: str, batch_size: int, dtype: DTypeLike) -> Problem:
+    """Return the network of a case with its data: digits for the MLP, noisy class images for the ResNets.
+
+    Args:
+        case: "model:K", see `parse`.
+        batch_size: N.
+        dtype: of a ResNet's activations; the MLP's are float32.
+
+    Raises:
+        ValueError: if there is no such case.
+    """
+    model, num_classes = parse(case)
+    if model == "mlp":
+        return Problem(lambda axis_name: MLP((256, 256), 128), [_digits(batch_size, num_classes)], num_classes)
+    imagenet = model == "resnet18-imagenet"
+    backbone = functools.partial(
+        ResNet,
+        depth=18,
+        stem="imagenet" if imagenet else "cifar",
+        final_dim=None if num_classes <= 513 else 1 << (num_classes - 2).bit_length(),
+        dtype=jnp.dtype(dtype),
+    )
+    return Problem(backbone, _class_images(batch_size, num_classes, 224 if imagenet else 32), num_classes)
+
+
+def _digits(batch_size: int, num_classes: int) -> dict[str, np.ndarray]:
+    """Scikit-learn's handwritten digits in [0, 1]; from the package, since TFDS is not on every machine with a GPU."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    chosen = np.flatnonzero(labels < num_classes)[:batch_size]
+    return {"features": (images[chosen] / 16).astype(np.float32), "labels": labels[chosen].astype(np.int32)}
+
+
+def _class_images(batch_size: int, num_classes: int, size: int) -> list[dict[str, np.ndarray]]:
+    """Coarse random patterns, one per class, and noise, which all batches share. Labels go round."""
+    generator = np.random.default_rng(0)
+    patterns = generator.normal(size=(num_classes, 4, 4, 3)).astype(np.float32)
+    noise = generator.normal(size=(batch_size, size, size, 3)).astype(np.float32)
+    labels = np.arange(-(-num_classes // batch_size) * batch_size, dtype=np.int32) % num_classes
+    return [
+        {"features": patterns[part].repeat(size // 4, axis=1).repeat(size // 4, axis=2) + noise, "labels": part}
+        for part in labels.reshape(-1, batch_size)
+    ]
+
+
+def learned_head(num_classes: int) -> LearnedHead:
+    """Return the baseline. What differs from a nearest head is who moves the class vectors."""
+    return LearnedHead(num_classes, radius=RADIUS, normalize_columns=True, use_bias=False)
+
+
+def nearest_head(num_classes: int, solver: Solver, axis_name: str | None = None) -> NearestHead:
+    """Return the nearest head with a solver."""
+    return NearestHead(num_classes, radius=RADIUS, prox_weight=PROX_WEIGHT, solver=solver, axis_name=axis_name)

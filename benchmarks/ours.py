@@ -1,0 +1,79 @@
+"""`nearest_frame` on the benchmarks' problem, and the check of its answer."""
+
+import functools
+import math
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import harness
+from benchmarks.problems import Problem
+from nc_jax.frames import SimplexTemplate
+from nc_jax.nearest import NearestFrame, nearest_frame
+
+SolverName = Literal["polar", "trust region"]
+SOLVERS: tuple[SolverName, ...] = get_args(SolverName)
+
+ROTATION_TOLERANCE = 1e-4
+GRADIENT_TOLERANCE = 1e-3
+ORTHOGONALITY_TOLERANCE = 1e-5  # of every entry of U^T U - I
+
+
+def template_of(num_classes: int) -> SimplexTemplate:
+    """The problem's template as `nearest_simplex_etf` has it: an operator, whose products are cheap."""
+    return SimplexTemplate(num_classes, 1 / math.sqrt(num_classes - 1))
+
+
+def solve(solver: SolverName, means: jax.Array, previous: jax.Array, weight: Any, init: jax.Array) -> NearestFrame:
+    """Solve with one of our solvers."""
+    return nearest_frame(
+        means,
+        template_of(means.shape[1]),
+        prox_point=previous,
+        prox_weight=weight,
+        solver="polar" if solver == "polar" else "trust_region",
+        init=init,
+    )
+
+
+@functools.cache
+def compiled(solver: SolverName) -> Any:
+    """Return `solve` with a solver as one jitted function: problems of one size share its program."""
+    return jax.jit(functools.partial(solve, solver))
+
+
+def inputs_of(problem: Problem, start: str = "warm") -> list[jax.Array]:
+    """Means, previous rotation, prox weight and starting point on the device."""
+    arrays = (problem.means, problem.previous, np.float32(problem.prox_weight), problem.start(start))
+    return [jnp.asarray(array) for array in arrays]
+
+
+def label(name: str, precision: str, precisions: tuple[str, ...]) -> str:
+    """Name of a program, with the precision of its products if there are several."""
+    return f"{name}, {precision}" if len(precisions) > 1 else name
+
+
+def check_rotation(what: str, problem: Problem, rotation: Any) -> dict[str, float]:
+    """Compare a rotation with the solution in float64.
+
+    Raises:
+        WrongAnswerError: if it is off, or not orthogonal.
+    """
+    rotation = np.asarray(rotation)
+    gram = rotation.T.astype(np.float64) @ rotation
+    worst = float(np.abs(gram - np.eye(len(gram))).max())
+    return {
+        "error": harness.require_close(f"the rotation by {what}", rotation, problem.rotation, ROTATION_TOLERANCE),
+        "orthogonality": harness.require_at_most(f"|U^T U - I| by {what}", worst, ORTHOGONALITY_TOLERANCE),
+    }
+
+
+def check_gradient(what: str, problem: Problem, gradient: Any) -> float:
+    """Return the relative error of the gradient of <G, U T> in the means.
+
+    Raises:
+        WrongAnswerError: if it is off.
+    """
+    return harness.require_close(f"the gradient by {what}", gradient, problem.gradient, GRADIENT_TOLERANCE)

@@ -1,0 +1,128 @@
+"""Other programs for the benchmarks' problem: pymanopt's and geojax's trust regions, with their own default settings.
+
+Each builder takes a problem, a starting point and the gradient norm at which to stop, and returns a function of no
+argument that solves the problem from the start. All of them minimise the same objective on the Stiefel manifold with
+the Euclidean metric. pymanopt computes in float64: its zero tangent vector is, and so is all that follows from it.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.problems import Problem, float64
+
+Solver = Callable[[], np.ndarray]
+
+
+def pymanopt_numpy(problem: Problem, start: np.ndarray, grad_norm: float) -> Solver:
+    """Pymanopt with the NumPy backend: cost, gradient and Hessian of the objective by hand."""
+    means, template, previous, start = _float64(problem, start)
+    manifold = _pymanopt_manifold(problem)
+
+    def cost(rotation):
+        residual = rotation @ template - means
+        return np.sum(residual**2) + problem.prox_weight / 2 * np.sum((rotation - previous) ** 2)
+
+    def gradient(rotation):
+        return 2 * (rotation @ template - means) @ template.T + problem.prox_weight * (rotation - previous)
+
+    def hessian(rotation, tangent):
+        return 2 * (tangent @ template) @ template.T + problem.prox_weight * tangent
+
+    return _pymanopt_numpy(manifold, cost, gradient, hessian, start, grad_norm)
+
+
+def pymanopt_numpy_linear(problem: Problem, start: np.ndarray, grad_norm: float) -> Solver:
+    """The same, the objective expanded as our own solvers have it: -<U, B> + constant, gradient -B, Hessian 0."""
+    means, template, previous, start = _float64(problem, start)
+    manifold = _pymanopt_manifold(problem)
+    matrix = 2 * means @ template.T + problem.prox_weight * previous
+    zero = np.zeros_like(matrix)
+
+    def cost(rotation):
+        return -np.vdot(rotation, matrix)
+
+    def gradient(rotation):
+        return -matrix
+
+    def hessian(rotation, tangent):
+        return zero
+
+    return _pymanopt_numpy(manifold, cost, gradient, hessian, start, grad_norm)
+
+
+def pymanopt_torch(problem: Problem, start: np.ndarray, grad_norm: float) -> Solver:
+    """Pymanopt with the PyTorch backend: the objective, differentiated by PyTorch."""
+    import pymanopt
+    import torch
+
+    means, template, previous = map(torch.from_numpy, _float64(problem, start)[:3])
+    manifold = _pymanopt_manifold(problem)
+
+    @pymanopt.function.pytorch(manifold)
+    def cost(rotation):
+        residual = rotation @ template - means
+        return torch.sum(residual**2) + problem.prox_weight / 2 * torch.sum((rotation - previous) ** 2)
+
+    return _pymanopt_run(pymanopt.Problem(manifold, cost), start.astype(np.float64), grad_norm)
+
+
+def geojax(problem: Problem, start: np.ndarray, grad_norm: float) -> Solver:
+    """geojax: the objective compiled, differentiated by JAX, the iterations a Python loop.
+
+    In float64: in float32 its test of the decrease drowns in rounding, and it runs to its limit of 200 iterations.
+    """
+    from geojax.geometry.stiefel import StiefelEuclidean
+    from geojax.optimization import Minimize, TrustRegions
+
+    manifold = StiefelEuclidean(start.shape)
+    with jax.enable_x64(True):
+        means, template, previous, init = (jnp.asarray(array) for array in _float64(problem, start))
+
+    @jax.jit
+    def cost(rotation):
+        residual = rotation @ template - means
+        return jnp.sum(residual**2) + problem.prox_weight / 2 * jnp.sum((rotation - previous) ** 2)
+
+    def solve() -> np.ndarray:
+        with jax.enable_x64(True):
+            options = TrustRegions(tolgradnorm=grad_norm, verbosity=0)
+            return np.asarray(Minimize(M=manifold, cost=cost, x0=init, solver=options).solve()[0])
+
+    return solve
+
+
+# Name in tables, builder, what must be installed.
+PEERS: dict[str, tuple[Callable[[Problem, np.ndarray, float], Solver], tuple[str, ...]]] = {
+    "pymanopt (NumPy)": (pymanopt_numpy, ("pymanopt",)),
+    "pymanopt (NumPy, linear cost)": (pymanopt_numpy_linear, ("pymanopt",)),
+    "pymanopt (PyTorch)": (pymanopt_torch, ("pymanopt", "torch")),
+    "geojax": (geojax, ("geojax",)),
+}
+
+
+def _float64(problem: Problem, start: np.ndarray) -> list[np.ndarray]:
+    return float64(problem.means, problem.template, problem.previous, start)
+
+
+def _pymanopt_manifold(problem: Problem):
+    from pymanopt.manifolds import Stiefel
+
+    return Stiefel(problem.dim, problem.template.shape[0])
+
+
+def _pymanopt_numpy(manifold, cost, gradient, hessian, start: np.ndarray, grad_norm: float) -> Solver:
+    import pymanopt
+
+    wrap = pymanopt.function.numpy(manifold)
+    problem = pymanopt.Problem(manifold, wrap(cost), euclidean_gradient=wrap(gradient), euclidean_hessian=wrap(hessian))
+    return _pymanopt_run(problem, start, grad_norm)
+
+
+def _pymanopt_run(problem, start: np.ndarray, grad_norm: float) -> Solver:
+    from pymanopt.optimizers import TrustRegions
+
+    optimizer = TrustRegions(min_gradient_norm=grad_norm, verbosity=0)
+    return lambda: optimizer.run(problem, initial_point=start).point

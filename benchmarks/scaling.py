@@ -1,0 +1,270 @@
+"""How does the nearest frame scale with K and d, and how many matrix products is it worth?
+
+Claim     Forward + backward take O(d K^2 + K^3) time. By the polar route at (d, K) = (2048, 1000) they take as long as
+          at most 25 products of a K x d with a d x K matrix on the same machine, and 200 MB beyond their inputs.
+Command   python -m benchmarks.scaling [smoke|default|gpu]
+Measured  forward (`nearest_frame`, all that it returns) and forward + backward (the frame's pullback to the means),
+          float32, warm start, in turns with the product. Exponents are slopes of log time over log size, with 95 %
+          confidence intervals, over the sizes at which fixed costs no longer count (`fit_from`).
+Checked   against float64: rotation to 1e-4, gradient to 1e-3 and |U^T U - I| to 1e-5 in every entry, at every size.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from benchmarks import harness, ours
+from benchmarks.problems import Problem, make_problem
+from nc_jax.nearest import NearestFrame
+
+KEY_SIZE = (2048, 1000)  # ImageNet's classes in ResNet-50's features
+MOST_PRODUCTS = 25  # forward + backward (polar) at the key size
+MOST_MEMORY = 200e6  # bytes, likewise
+MOST_SECONDS_ON_GPU = 10e-3  # likewise
+PRODUCT = "(K x d)(d x K) product"
+BOTH = "forward + backward"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(harness.Options):
+    """Settings of the benchmark.
+
+    Attributes:
+        dim: d at which K varies.
+        classes: the values of K.
+        num_classes: K at which d varies.
+        dims: the values of d.
+        fit_from: smallest (d, K) that count for the exponents of d and of K.
+        memory: (d, K) at which peak memory is measured.
+        precisions: of matrix products, see `jax.default_matmul_precision`.
+        repeats: timed calls of each.
+        budget: seconds after which a program gets no more calls, though at least `minimum`.
+        minimum: see `budget`.
+        seed: of the problems.
+    """
+
+    dim: int = 2048
+    classes: tuple[int, ...] = (25, 50, 100, 200, 400, 700, 1000)
+    num_classes: int = 100
+    dims: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192)
+    fit_from: tuple[int, int] = (512, 100)
+    memory: tuple[tuple[int, int], ...] = (KEY_SIZE,)
+    precisions: tuple[str, ...] = ("highest",)
+    repeats: int = 20
+    budget: float = 15.0
+    minimum: int = 3
+    seed: int = 0
+
+
+PRESETS = {
+    "default": Config(),
+    "smoke": Config(dim=24, classes=(5,), num_classes=5, dims=(24,), memory=(), repeats=2, minimum=1),
+    # Fewer sizes: each takes eight compilations.
+    "gpu": Config(
+        classes=(100, 300, 1000), dims=(512, 2048, 8192), precisions=("highest", "tensorfloat32"), budget=2.0
+    ),
+}
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Check and time both solvers at every size, and write the result.
+
+    Raises:
+        WrongAnswerError: if an answer is not right.
+    """
+    sizes = [(config.dim, num_classes) for num_classes in config.classes]
+    sizes += [(dim, config.num_classes) for dim in config.dims]
+    rows = []
+    for size in dict.fromkeys(sizes):
+        harness.progress(f"(d, K) = {size}")
+        rows += time_size(make_problem(*size, seed=config.seed), config)
+    names = list(dict.fromkeys(row["program"] for row in rows))
+    fits = [fit for name in names for fit in exponents(rows, name, config)]
+    table = harness.Table(
+        f"scaling of the nearest frame, {jax.devices()[0].device_kind}, float32",
+        ("(d, K)", "program", "median", "quartiles", "products", "peak memory", "error"),
+        [row_of_table(row) for row in rows],
+    )
+    claims = claims_of(rows, fits)
+    return harness.report(
+        "scaling",
+        config,
+        rows=rows + [fit._asdict() for fit in fits],
+        table=table,
+        claims=claims,
+        draw=partial(draw, rows, config),
+    )
+
+
+def time_size(problem: Problem, config: Config) -> list[dict[str, Any]]:
+    """One row per program at one size, all timed in turns with the product."""
+    rows: dict[str, dict[str, Any]] = {}
+    functions: dict[str, Callable[[], Any]] = {}
+    memory: dict[str, harness.Memory] = {}
+    inputs, cotangent = ours.inputs_of(problem), jnp.asarray(problem.cotangent)
+    means = inputs[0]
+    for precision in config.precisions:
+        label = partial(ours.label, precision=precision, precisions=config.precisions)
+        functions[label(PRODUCT)] = at_precision(precision, jax.jit(jnp.matmul), means.T + 0, means)
+        for solver in ours.SOLVERS:
+            functions[label(f"{solver}: forward")] = at_precision(precision, ours.compiled(solver), *inputs)
+            functions[label(f"{solver}: {BOTH}")] = at_precision(
+                precision, forward_and_backward, solver, cotangent, *inputs
+            )
+            if (problem.dim, problem.num_classes) in config.memory:
+                memory[label(f"{solver}: {BOTH}")] = harness.peak_memory(prepare, problem, solver, precision)
+    for name in functions:
+        rows[name] = {"d": problem.dim, "K": problem.num_classes, "program": name}
+
+    def check(name: str, result: Any) -> bool:
+        rows[name] |= check_result(name, problem, result)
+        return True
+
+    timings = harness.compare(
+        functions, repeats=config.repeats, budget=config.budget, minimum=config.minimum, check=check
+    )
+    for name, timing in timings.items():
+        product = timings[PRODUCT + name[len(name.partition(", ")[0]) :]]  # at the same precision
+        rows[name] |= timing.row() | {"products": harness.ratio(timing, product)}
+    for name, used in memory.items():
+        rows[name] |= {f"memory_{key}": value for key, value in used._asdict().items()}
+    return list(rows.values())
+
+
+def at_precision(precision: str, function: Callable, *args: Any) -> Callable[[], Any]:
+    """Return a call of the function at a precision of matrix products."""
+
+    def call() -> Any:
+        with jax.default_matmul_precision(precision):
+            return function(*args)
+
+    return call
+
+
+@partial(jax.jit, static_argnames="solver")
+def forward_and_backward(solver: ours.SolverName, cotangent, means, *rest) -> tuple[NearestFrame, jax.Array]:
+    """What `nearest_frame` returns, and the frame's pullback of the cotangent to the means."""
+
+    def frame_of(means):
+        found = ours.solve(solver, means, *rest)
+        return found.frame, found
+
+    _, pullback, found = jax.vjp(frame_of, means, has_aux=True)
+    return found, pullback(cotangent)[0]
+
+
+def prepare(problem: Problem, solver: ours.SolverName, precision: str) -> Callable[[], Any]:
+    """For `harness.peak_memory`: one forward + backward, compiled."""
+    inputs = (jnp.asarray(problem.cotangent), *ours.inputs_of(problem))
+    with jax.default_matmul_precision(precision):
+        return partial(forward_and_backward.lower(solver, *inputs).compile(), *inputs)
+
+
+def check_result(name: str, problem: Problem, result: Any) -> dict[str, float]:
+    """Compare what a program returned with float64.
+
+    Raises:
+        WrongAnswerError: see the module's docstring.
+    """
+    what = f"{name} at {problem.label}"
+    if name.startswith(PRODUCT):
+        return {}
+    found, gradient = (result, None) if isinstance(result, NearestFrame) else result
+    row = ours.check_rotation(what, problem, found.rotation)
+    if gradient is not None:
+        row["gradient_error"] = ours.check_gradient(what, problem, gradient)
+    return row
+
+
+class Fit(NamedTuple):
+    """time ~ size ** exponent, with the half width of the 95 % confidence interval."""
+
+    fit: str
+    program: str
+    exponent: float
+    half_width: float
+
+
+def exponents(rows: Sequence[dict[str, Any]], name: str, config: Config) -> list[Fit]:
+    """Fit the time of a program against K and against d."""
+    smallest_dim, smallest_classes = config.fit_from
+    found = []
+    for fit, key, fixed, value, smallest in (
+        (f"time against K at d = {config.dim}", "K", "d", config.dim, smallest_classes),
+        (f"time against d at K = {config.num_classes}", "d", "K", config.num_classes, smallest_dim),
+    ):
+        chosen = [row for row in rows if row["program"] == name and row[fixed] == value and row[key] >= smallest]
+        if len(chosen) < 3:  # two points leave no degree of freedom for a confidence interval
+            continue
+        line: Any = stats.linregress([np.log(row[key]) for row in chosen], [np.log(row["seconds"]) for row in chosen])
+        width = float(stats.t.ppf(0.975, len(chosen) - 2) * line.stderr)
+        found.append(Fit(fit, name, float(line.slope), width))
+    return found
+
+
+def claims_of(rows: Sequence[dict[str, Any]], fits: Sequence[Fit]) -> list[harness.Claim]:
+    """The key numbers with their targets, and the exponents."""
+    claims = []
+    for row in rows:
+        if (row["d"], row["K"]) != KEY_SIZE or BOTH not in row["program"]:
+            continue
+        case, polar = f"({row['d']}, {row['K']})", row["program"].startswith("polar")
+        on_gpu = jax.default_backend() == "gpu"
+        most = MOST_PRODUCTS if polar and not on_gpu else None
+        claims.append(
+            harness.Claim(f"{row['program']}, in (K x d)(d x K) products", case, row["products"], at_most=most)
+        )
+        if on_gpu:
+            most = MOST_SECONDS_ON_GPU * 1e3 if polar else None
+            claims.append(harness.Claim(row["program"], case, row["seconds"] * 1e3, at_most=most, unit="ms"))
+        if "memory_peak" in row:
+            most = MOST_MEMORY / 1e6 if polar else None
+            statement = f"{row['program']}, extra peak memory"
+            claims.append(harness.Claim(statement, case, row["memory_peak"] / 1e6, at_most=most, unit="MB"))
+    for fit in fits:
+        claims.append(harness.Claim(f"{fit.program}, exponent", fit.fit, fit.exponent, unit=f"± {fit.half_width:.2f}"))
+    return claims
+
+
+def row_of_table(row: dict[str, Any]) -> list[str]:
+    """One line of the table."""
+    error = row.get("gradient_error", row.get("error"))
+    return [
+        f"({row['d']}, {row['K']})",
+        row["program"],
+        harness.duration(row["seconds"]),
+        harness.quartiles(row),
+        harness.number(row["products"]),
+        f"{row['memory_peak'] / 1e6:.0f} MB" if "memory_peak" in row else "-",
+        f"{error:.1e}" if error is not None else "-",
+    ]
+
+
+def draw(rows: list[dict[str, Any]], config: Config, figure: Figure) -> None:
+    """Time against K and against d."""
+    axes = figure.subplots(1, 2, sharey=True)
+    names = list(dict.fromkeys(row["program"] for row in rows))
+    panels = (("K", "d", config.dim), ("d", "K", config.num_classes))
+    for axis, (key, fixed, value) in zip(axes, panels, strict=True):
+        for name in names:
+            chosen = sorted(
+                (row[key], row["seconds"]) for row in rows if row["program"] == name and row[fixed] == value
+            )
+            axis.plot(*zip(*chosen, strict=True), "o-", label=name)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel(f"{key} ({fixed} = {value})")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("seconds, median")
+    axes[0].legend(fontsize=8)
+
+
+if __name__ == "__main__":
+    harness.main(run, PRESETS)

@@ -1,0 +1,123 @@
+"""The benchmarks of training: they run, they refuse wrong answers, they say what they extrapolated."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import collapse_metrics, harness, networks, train_step
+
+pytestmark = pytest.mark.benchmark
+
+STEP, METRICS = train_step.PRESETS["smoke"], collapse_metrics.PRESETS["smoke"]
+
+
+def test_train_step_reports_the_share_of_the_head(tmp_path):
+    config = dataclasses.replace(STEP, results=tmp_path / "one", preset="smoke")
+    document = train_step.run(config)
+    assert json.loads(document["path"].read_text())["rows"] == document["rows"]
+    assert document["path"].with_suffix(".png").stat().st_size > 0
+    (row,) = document["rows"]
+    assert (row["devices"], row["solver"], row["dim"], row["classes"]) == (1, "polar", 128, 10)
+    assert row["share"] == pytest.approx(1 - row["learned_seconds"] / row["nearest_seconds"])
+    assert 0 < row["solve_share"] == row["solve_seconds"] / row["nearest_seconds"]
+    assert row["frame_error"] < 1e-5
+    assert row["solve_status"] == 0
+    # On several devices nothing is timed alone, and nothing is claimed.
+    missing = dict.fromkeys(["head_seconds", "head_share", "learned_head_seconds", "solve_seconds", "solve_share"])
+    two = row | {"devices": 2, "virtual_devices": True} | missing
+    document = train_step.report(dataclasses.replace(config, results=tmp_path / "two"), [row, two])
+    assert document["table"]["rows"][1][3] == "2 virtual"
+    assert len(document["claims"]) == 2
+
+
+def test_devices_must_agree():
+    row = {"case": "mlp:10", "dtype": "float32", "devices": 1, "losses": {"learned": 1.0}}
+    train_step.check_devices_agree([row, row | {"devices": 2, "losses": {"learned": 1.00001}}])
+    with pytest.raises(harness.WrongAnswerError, match="loss of mlp:10, learned head, on 2 devices"):
+        train_step.check_devices_agree([row, row | {"devices": 2, "losses": {"learned": 1.01}}])
+
+
+def test_a_wrong_frame_is_not_timed():
+    problem = networks.make_problem("mlp:10", 16, "float32")
+    run = train_step.Run(problem, networks.nearest_head(10, "polar", train_step.AXIS), 1)
+    right = run.step
+
+    def wrong(state, batch):
+        state, metrics = right(state, batch)
+        head = state.variables["nearest"]["head"]
+        return state.replace(variables={"nearest": {"head": head | {"frame": 1.01 * head["frame"]}}}), metrics
+
+    run.step = wrong
+    with pytest.raises(harness.WrongAnswerError, match="the polar head's frame"):
+        train_step.check("polar", run)
+
+
+@pytest.mark.parametrize(
+    ("case", "shape", "stem", "final_dim"),
+    [
+        ("resnet18:10", (8, 32, 32, 3), "cifar", None),
+        ("resnet18:513", (8, 32, 32, 3), "cifar", None),
+        ("resnet18:514", (8, 32, 32, 3), "cifar", 1024),
+        ("resnet18-imagenet:10", (8, 224, 224, 3), "imagenet", None),
+    ],
+)
+def test_resnets_have_room_for_their_simplex_and_see_every_class(case, shape, stem, final_dim):
+    problem = networks.make_problem(case, 8, "bfloat16")
+    backbone = problem.backbone(axis_name=None)
+    assert (backbone.stem, backbone.final_dim, backbone.dtype) == (stem, final_dim, jnp.bfloat16)
+    assert {batch["features"].shape for batch in problem.batches} == {shape}
+    labels = np.concatenate([batch["labels"] for batch in problem.batches])
+    assert set(labels) == set(range(problem.num_classes))
+
+
+@pytest.mark.parametrize("case", ["mlp", "mlp:1", "resnet18:ten", "vgg:10"])
+def test_unknown_cases_are_refused(case):
+    with pytest.raises(ValueError, match=f"a case is one of mlp, resnet18, .*; got '{case}'"):
+        train_step.run(dataclasses.replace(STEP, cases=(case,)))
+
+
+def test_a_cpu_can_be_cut_into_devices():
+    assert train_step.with_virtual_devices(3, jax.local_device_count) == 3
+
+
+def test_collapse_metrics_reports_a_complete_pass(tmp_path):
+    document = collapse_metrics.run(dataclasses.replace(METRICS, results=tmp_path, preset="smoke"))
+    assert json.loads(document["path"].read_text())["rows"] == document["rows"]
+    assert document["path"].with_suffix(".png").stat().st_size > 0
+    (row,) = document["rows"]
+    assert (row["batch"], row["num_batches"], row["extrapolated"]) == (100, 20, False)
+    assert row["accumulator_bytes"] == 4 * (7 + 24 * 7 + 24 * 24 + 7)
+    assert max(row["errors"].values()) < 1e-5
+    assert set(row["errors"]) == {"counts", "class_means", "scatter", "class_scatter", "nc1", "nc2_means", "nc3"}
+    assert row["peak_bytes"] > 0
+
+
+def test_an_extrapolated_pass_says_so():
+    row = collapse_metrics.time_batches(dataclasses.replace(METRICS, complete=False), 100)
+    assert row["extrapolated"]
+    assert row["total_seconds"] == 20 * row["seconds_per_batch"]
+
+
+def test_padding_completes_the_last_batch():
+    draw = collapse_metrics.make_batch(METRICS, 300)
+    labels = np.asarray(draw(collapse_metrics.num_batches(METRICS, 300) - 1)[1])
+    assert np.count_nonzero(labels >= 0) == 2000 - 6 * 300
+
+
+def test_lost_examples_and_wrong_statistics_are_refused(monkeypatch):
+    stats = collapse_metrics.some_statistics(METRICS)
+    with pytest.raises(harness.WrongAnswerError, match="number of examples lost"):
+        collapse_metrics.check_complete(METRICS, stats)
+    with pytest.raises(harness.WrongAnswerError, match="variance within classes"):
+        collapse_metrics.check_complete(
+            dataclasses.replace(METRICS, num_examples=14), stats._replace(scatter=0 * stats.scatter)
+        )
+    right = collapse_metrics.update
+    wrong = lambda stats, *batch: (new := right(stats, *batch))._replace(scatter=1.01 * new.scatter)  # noqa: E731
+    monkeypatch.setattr(collapse_metrics, "update", wrong)
+    with pytest.raises(harness.WrongAnswerError, match="scatter of 300 examples"):
+        collapse_metrics.check(METRICS)
