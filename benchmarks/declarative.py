@@ -12,6 +12,9 @@ Reference: Gould, Hartley and Campbell, Deep declarative networks (2022), propos
 the nearest simplex ETF by Markou, Ajanthan and Gould (2024). Written from the mathematics.
 """
 
+# The programs that are compared with are in the extra `bench`, which a linter need not have.
+# pyright: reportMissingImports=false
+
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 

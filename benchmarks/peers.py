@@ -5,6 +5,9 @@ argument that solves the problem from the start. All of them minimise the same o
 the Euclidean metric. pymanopt computes in float64: its zero tangent vector is, and so is all that follows from it.
 """
 
+# The programs that are compared with are in the extra `bench`, which a linter need not have.
+# pyright: reportMissingImports=false
+
 from collections.abc import Callable
 
 import jax
