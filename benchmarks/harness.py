@@ -54,8 +54,24 @@ class WrongAnswerError(AssertionError):
 # --- Command line. ---
 
 
-def main(run: Callable[[Any], dict], presets: Mapping[str, Any], argv: Sequence[str] | None = None) -> None:
-    """Parse `[preset] [--flag value ...]` and run; end in status 2 and one sentence where that is not possible."""
+def main(
+    run: Callable[[Any], dict],
+    presets: Mapping[str, Any],
+    argv: Sequence[str] | None = None,
+    *,
+    synchronous: bool = False,
+) -> None:
+    """Parse `[preset] [--flag value ...]` and run; end in status 2 and one sentence where that is not possible.
+
+    Args:
+        run: the benchmark.
+        presets: its settings by name.
+        argv: the command line's words; None is the command line's own.
+        synchronous: run programs on a CPU in the calling thread. JAX else hands them to another one, which takes 50 us;
+            a training step, which is what surrounds a solve, pays that once and not for the solve.
+    """
+    if synchronous:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     arguments = list(sys.argv[1:] if argv is None else argv)
     preset = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "default"
     if preset not in presets:
@@ -477,7 +493,8 @@ def environment() -> dict[str, Any]:
         "commit": _commit(),
         "device": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
         "cpu": {"model": _cpu_model(), "cores": len(os.sched_getaffinity(0))},
-        "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ},
+        "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ}
+        | {"jax_cpu_enable_async_dispatch": jax.config.read("jax_cpu_enable_async_dispatch")},
         "load": list(os.getloadavg()),  # over 1, 5 and 15 minutes, the benchmark's own included
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},

@@ -380,4 +380,4 @@ def draw(rows: list[dict[str, Any]], figure: Figure) -> None:
 
 
 if __name__ == "__main__":
-    harness.main(run, PRESETS)
+    harness.main(run, PRESETS, synchronous=True)

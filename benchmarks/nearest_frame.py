@@ -10,6 +10,7 @@ Checked   against the polar factor in float64: relative error of the rotation at
           program.
 Problem   benchmarks/problems.py; peers in benchmarks/peers.py. Ours run in float32, compiled, with everything that
           `nearest_frame` returns; the peers in float64.
+Dispatch  jax_cpu_enable_async_dispatch is off for all of JAX, see benchmarks/README.md.
 Precision on recent GPUs a product in float32 runs in TF32 where `jax.default_matmul_precision` allows it: both are run.
 """
 
@@ -249,4 +250,4 @@ def draw(rows: list[dict[str, Any]], figure: Figure) -> None:
 
 
 if __name__ == "__main__":
-    harness.main(run, PRESETS)
+    harness.main(run, PRESETS, synchronous=True)

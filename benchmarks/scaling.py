@@ -267,4 +267,4 @@ def draw(rows: list[dict[str, Any]], config: Config, figure: Figure) -> None:
 
 
 if __name__ == "__main__":
-    harness.main(run, PRESETS)
+    harness.main(run, PRESETS, synchronous=True)

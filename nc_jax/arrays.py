@@ -6,9 +6,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Recent accelerators multiply float32 matrices in TF32 (11-bit mantissas) unless told otherwise. Orthogonality and Gram
-# matrices are the point of this library, so products that form them ask for full precision.
-matmul = functools.partial(jnp.matmul, precision="highest")
+
+def matmul(left: Float[Array, "..."], right: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Matrix product in full precision.
+
+    Recent accelerators multiply float32 matrices in TF32 (11-bit mantissas) unless told otherwise. Orthogonality and
+    Gram matrices are the point of this library, so products that form them ask for more.
+    """
+    product = functools.partial(jnp.matmul, precision="highest")
+    tall = left.ndim == right.ndim == 2 and left.shape[0] >= _TALL * max(*right.shape, 1) and max(right.shape) <= _SMALL
+    if not (tall and jax.default_backend() == "cpu"):
+        return product(left, right)
+    # XLA's loops for small products run along the rows of the result. Along its long side they are six times faster
+    # (10 against 1.6 us for 512 x 9 times 9 x 9 on an EPYC core; no gain from 32 columns on). Without the barriers it
+    # would swap the factors back.
+    swapped = jax.lax.optimization_barrier((transpose(right), transpose(left)))
+    return transpose(jax.lax.optimization_barrier(product(*swapped)))
+
+
+_TALL, _SMALL = 4, 16
 
 
 def transpose(matrix: Float[Array, "*batch rows columns"]) -> Float[Array, "*batch columns rows"]:

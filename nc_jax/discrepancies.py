@@ -35,9 +35,15 @@ def huber(aligned: Float[Array, "dim classes"], means: Float[Array, "dim classes
 
 
 def cosine(aligned: Float[Array, "dim classes"], means: Float[Array, "dim classes"]) -> Float[Array, " classes"]:
-    r"""One minus the cosine between h_k and U t_k: directions count, lengths do not. Zero vectors have cosine 0.
+    r"""One minus the cosine between h_k and U t_k: directions count, lengths do not.
 
-    With unit-length template columns this is the Procrustes problem of the normalised means; the derivatives differ.
+    A zero vector has cosine 0 and gets no gradient. With unit-length template columns this is the Procrustes problem of
+    the normalised means; the derivatives differ.
     """
-    lengths = safe_norm(aligned, axis=0)[0] * safe_norm(means, axis=0)[0]
-    return 1 - jnp.sum(aligned * means, axis=0) / jnp.where(lengths > 0, lengths, 1)
+    lengths = [safe_norm(vectors, axis=0) for vectors in (aligned, means)]
+    units = [
+        vectors / jnp.where(length > 0, length, 1) for vectors, length in zip((aligned, means), lengths, strict=True)
+    ]
+    # Half the squared distance of unit vectors is exact where the cosine is close to 1.
+    distances = jnp.sum((units[0] - units[1]) ** 2, axis=0) / 2
+    return jnp.where((lengths[0] > 0) & (lengths[1] > 0), distances, 1)[0]

@@ -4,11 +4,11 @@ At a minimiser U of f(U, theta) the Riemannian gradient vanishes. The implicit f
 with a regular Jacobian; the gradient alone has none, because it says nothing about the p (p + 1) / 2 directions normal
 to the manifold. Each condition here is therefore completed: with N(U), the point of the manifold nearest to U,
 
-.. math:: F(U, \theta) = \mathrm{grad} f(N(U), \theta) + U - N(U)
+.. math:: F(U, \theta) = \mathrm{grad} f(N(U), \theta) + c\, (U - N(U))
 
 vanishes at the minimiser. On the manifold N is the identity and its derivative the projection on the tangent space, so
-the Jacobian of F is the Riemannian Hessian on tangent vectors and the identity on normal ones: symmetric, and positive
-definite at a strict minimum.
+the Jacobian of F is the Riemannian Hessian on tangent vectors and c on normal ones: symmetric, and positive definite at
+a strict minimum. c is the norm of the Euclidean gradient, so that one part does not drown in the other's rounding.
 
 The rule itself is jaxopt's `root_jvp`. Each linear solve is a `lax.custom_linear_solve`, so JAX can transpose it: one
 rule gives forward mode, reverse mode and higher derivatives.
@@ -17,11 +17,11 @@ rule gives forward mode, reverse mode and higher derivatives.
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from nc_jax.arrays import matmul, safe_norm, skew_part, symmetric_part, transpose
 from nc_jax.manifolds import Stiefel
@@ -80,9 +80,16 @@ def stiefel_stationarity(euclidean_gradient: Callable[..., Array]) -> Callable[.
 
     def condition(point: Float[Array, "n p"], *args: Any) -> Float[Array, "n p"]:
         near = _nearest_point(point)
-        return Stiefel(*point.shape).gradient(near, euclidean_gradient(near, *args)) + point - near
+        ambient = euclidean_gradient(near, *args)
+        return Stiefel(*point.shape).gradient(near, ambient) + _normal_scale(ambient) * (point - near)
 
     return condition
+
+
+def _normal_scale(euclidean_gradient: Array) -> Array:
+    """Return c of the module's docstring. Its value does not matter for the root, so it is a constant."""
+    norm = jax.lax.stop_gradient(safe_norm(euclidean_gradient))
+    return jnp.where(norm > 0, norm, 1)
 
 
 @jax.custom_jvp
@@ -97,16 +104,53 @@ def _project_tangent(primals, tangents):
     return point, Stiefel(*point.shape).project(point, tangent)
 
 
-def conjugate_gradient_solver(point: Float[Array, "n p"], aux: Any, *args: Any) -> Solve:
-    """Linear solver for any cost: conjugate gradients on the completed Jacobian, to the dtype's precision."""
-    del aux, args
-    # In exact arithmetic the dimension is enough; twice as many make up for lost conjugacy.
-    limit = 2 * Stiefel(*point.shape).dimension + 2
+def conjugate_gradient_solver(euclidean_gradient: Callable[..., Array]) -> Callable[..., Solve]:
+    """Return the `linear_solver` of `implicit_root` for any cost: conjugate gradients, to the dtype's precision.
 
-    def solve(matvec: Callable, rhs: Array) -> Array:
-        return _conjugate_gradients(matvec, rhs, limit)
+    Its aux is whether the point is a strict minimum (see `is_strict_minimum`). If it is not, the solution is the one of
+    least squares and least norm: directions that are not determined get nothing.
 
-    return solve
+    Args:
+        euclidean_gradient: of the cost, as for `stiefel_stationarity`.
+    """
+
+    def prepare(point: Float[Array, "n p"], strict: Bool[Array, ""], *args: Any) -> Solve:
+        manifold = Stiefel(*point.shape)
+        scale = _normal_scale(euclidean_gradient(point, *args))
+        # In exact arithmetic the dimension is enough; twice as many make up for lost conjugacy.
+        limit = 2 * manifold.dimension + 2
+
+        def solve(matvec: Callable, rhs: Array) -> Array:
+            tangent = manifold.project(point, rhs)
+            found = jax.lax.cond(
+                strict,
+                lambda: conjugate_gradients(matvec, tangent, limit)[0],
+                lambda: conjugate_gradients(lambda x: matvec(matvec(x)), matvec(tangent), limit)[0],
+            )
+            return found + (rhs - tangent) / scale
+
+        return solve
+
+    return prepare
+
+
+def is_strict_minimum(stationarity: Callable[..., Array], point: Float[Array, "n p"], *args: Any) -> Bool[Array, ""]:
+    """Whether the Jacobian of a stationarity condition is positive definite on the tangent space, to rounding.
+
+    Conjugate gradients from a random right-hand side meet every eigenvalue.
+
+    Args:
+        stationarity: from `stiefel_stationarity`.
+        point: U, a critical point.
+        *args: of the cost.
+    """
+    manifold = Stiefel(*point.shape)
+    force = manifold.random_tangent(jax.random.key(0), point)
+
+    def hessian(tangent: Array) -> Array:
+        return jax.jvp(lambda at: stationarity(at, *args), (point,), (tangent,))[1]
+
+    return ~conjugate_gradients(hessian, force, 2 * manifold.dimension + 2)[1]
 
 
 # --- The orthogonal Procrustes problem: maximise <U, B>. Its linear system has a closed form. ---
@@ -157,13 +201,14 @@ def procrustes_solver(
             values, vectors = jnp.linalg.eigh(symmetric_part(matmul(transpose(point), matrix)))
         solve_skew, solve_outside = _sylvester_by_eigh(values, vectors)
 
+    scale = _normal_scale(matrix)
+
     def solve(matvec: Callable, rhs: Array) -> Array:
         del matvec
         aligned = matmul(transpose(point), rhs)
         turn = solve_skew(2 * skew_part(aligned))
-        # The part of the right-hand side that is normal to the manifold passes through: the completed Jacobian is the
-        # identity there.
-        inside = turn + symmetric_part(aligned)
+        # On the part of the right-hand side that is normal to the manifold the completed Jacobian is a number.
+        inside = turn + symmetric_part(aligned) / scale
         if point.shape[0] == point.shape[1]:
             return matmul(point, inside)
         return matmul(point, inside) + solve_outside(rhs - matmul(point, aligned))
@@ -210,21 +255,77 @@ def _sylvester_by_products(matrix: Array, unique: Array) -> tuple[Callable[[Arra
     # Conjugate gradients cannot tell the directions that are not determined from the others: if there are any, all get
     # zero.
     def solve_skew(rhs: Array) -> Array:
-        return _conjugate_gradients(lambda x: matmul(matrix, x) + matmul(x, matrix), jnp.where(unique, rhs, 0))
+        return conjugate_gradients(lambda x: matmul(matrix, x) + matmul(x, matrix), jnp.where(unique, rhs, 0))[0]
 
     def solve_outside(rhs: Array) -> Array:
-        return _conjugate_gradients(lambda x: matmul(x, matrix), jnp.where(unique, rhs, 0))
+        return conjugate_gradients(lambda x: matmul(x, matrix), jnp.where(unique, rhs, 0))[0]
 
     return solve_skew, solve_outside
 
 
-def _conjugate_gradients(operator: Callable[[Array], Array], rhs: Array, max_iterations: int = 500) -> Array:
-    # 500: about eight times sqrt(kappa) for the kappa of 1e3 to 1e4 up to which float32 gives a gradient at all.
-    tolerance = 10 * float(jnp.finfo(rhs.dtype).eps)  # what the trust region asks of the gradient itself
+def conjugate_gradients(
+    operator: Callable[[Array], Array], rhs: Float[Array, "n p"], max_iterations: int = 500
+) -> tuple[Float[Array, "n p"], Bool[Array, ""]]:
+    """Solve operator(x) = rhs for a symmetric, positive semidefinite operator.
+
+    Args:
+        operator: linear.
+        rhs: of any scale.
+        max_iterations: at most so many products with the operator; 500 are about eight times sqrt(kappa) for the kappa
+            of 1e3 to 1e4 up to which float32 gives a gradient at all.
+
+    Returns:
+        x, and whether a direction was met in which the operator is zero or negative to rounding; there the iteration
+        ends, before it divides by that.
+    """
+    # Written here because those of JAX and SciPy go on through such directions, to anything.
+    eps = float(jnp.finfo(rhs.dtype).eps)
+    tolerance = 10 * eps  # what the trust region asks of the gradient itself
+    floor = max(rhs.shape) * eps  # as for the singular values
     # At unit scale: squares neither overflow nor underflow, whatever the scale of the cotangent.
-    norm = safe_norm(rhs)
+    norm = safe_norm(rhs).reshape(())
     scale = jnp.where(norm > 0, norm, 1)
-    return scale * jax.scipy.sparse.linalg.cg(operator, rhs / scale, tol=tolerance, maxiter=max_iterations)[0]
+
+    def inner(u: Array, v: Array) -> Array:
+        return jnp.vdot(u, v, precision="highest")
+
+    def advance(state: _Krylov) -> _Krylov:
+        product = operator(state.direction)
+        length = inner(state.direction, state.direction)
+        curvature = inner(state.direction, product) / length
+        steepest = jnp.maximum(state.steepest, safe_norm(product).reshape(()) / jnp.sqrt(length))
+        flat = ~(curvature > floor * steepest)
+        alpha = jnp.where(flat, 0, state.squared / jnp.where(flat, 1, curvature * length))
+        residual = state.residual - alpha * product
+        squared = inner(residual, residual)
+        return _Krylov(
+            solution=state.solution + alpha * state.direction,
+            residual=residual,
+            direction=residual + squared / state.squared * state.direction,
+            squared=squared,
+            steepest=steepest,
+            flat=flat,
+            iteration=state.iteration + 1,
+        )
+
+    def unfinished(state: _Krylov) -> Array:
+        return (state.squared > tolerance**2) & ~state.flat & (state.iteration < max_iterations)
+
+    unit = rhs / scale
+    zero = jnp.zeros((), rhs.dtype)
+    start = _Krylov(jnp.zeros_like(rhs), unit, unit, inner(unit, unit), zero, jnp.zeros((), bool), jnp.zeros((), int))
+    end = jax.lax.while_loop(unfinished, advance, start)
+    return scale * end.solution, end.flat
+
+
+class _Krylov(NamedTuple):
+    solution: Array
+    residual: Array
+    direction: Array
+    squared: Array  # norm of the residual
+    steepest: Array  # a lower bound of the operator's norm
+    flat: Array
+    iteration: Array
 
 
 def _divide_above(numerator: Array, denominator: Array, *, floor: Array) -> Array:
@@ -234,16 +335,17 @@ def _divide_above(numerator: Array, denominator: Array, *, floor: Array) -> Arra
 
 @cache
 def polar_root(method: PolarMethod = "auto", derivative: SylvesterMethod = "auto") -> Callable:
-    """Return the function (None, matrix) -> (factor, decomposition) with implicit derivatives in the matrix.
+    """Return the function (init, matrix) -> (factor, decomposition) with implicit derivatives in the matrix.
+
+    The init is a rotation near the factor, or None.
 
     Args:
         method: of the solve, see `nc_jax.solvers.polar_decomposition`.
         derivative: of the linear solve, see `procrustes_solver`.
     """
 
-    def solve(init: None, matrix: Array) -> tuple[Array, PolarDecomposition]:
-        del init
-        decomposition = polar_decomposition(matrix, method=method)
+    def solve(init: Array | None, matrix: Array) -> tuple[Array, PolarDecomposition]:
+        decomposition = polar_decomposition(matrix, method=method, init=init)
         return decomposition.factor, decomposition
 
     return implicit_root(solve, procrustes_stationarity, partial(procrustes_solver, method=derivative))

@@ -132,6 +132,42 @@ def test_weights_and_general_costs_are_differentiated_exactly(x64, cost):
     np.testing.assert_allclose(jnp.vdot(by_weights, direction[0, :K]), expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("cost", [huber, cosine])
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_general_costs_at_any_scale(cost, scale):
+    """Template and means scaled alike, and not normalised: the rotation stays, and its gradient scales back."""
+    rng = np.random.default_rng(8)
+    means, cotangent = jnp.asarray(rng.normal(size=(2, DIM, K)), jnp.float32)
+
+    @jax.jit
+    def solve(means, factor):
+        found = nearest_frame(factor * means, factor * simplex_template(K), cost=cost)
+        return jnp.vdot(cotangent, found.frame / factor), found.solution.status
+
+    (value, status), gradient = jax.value_and_grad(solve, has_aux=True)(means, scale)
+    (expected, _), expected_gradient = jax.value_and_grad(solve, has_aux=True)(means, 1.0)
+    assert status <= Status.CONVERGED_TO_PRECISION
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert oracles.relative_error(gradient, expected_gradient) < 1e-4
+
+
+@pytest.mark.parametrize("cost", [huber, cosine])
+@pytest.mark.parametrize("missing", [2, 3])
+def test_a_general_cost_says_what_it_leaves_open_and_gives_no_gradient_there(x64, cost, missing):
+    rng = np.random.default_rng(9)
+    means = jnp.asarray(rng.normal(size=(DIM, K))).at[:, :missing].set(0)
+    cotangent = jnp.asarray(rng.normal(size=(DIM, K)))
+
+    def objective(means):
+        found = nearest_simplex_etf(means, cost=cost)
+        return jnp.vdot(cotangent, found.frame), found.solution.status
+
+    (_, status), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(means)
+    assert status == Status.NOT_UNIQUE
+    # The determined directions have curvatures of order one, so what they pull is of the order of the cotangent.
+    assert np.linalg.norm(gradient) < 10 * np.linalg.norm(cotangent)
+
+
 def test_cosine_is_the_procrustes_problem_of_the_normalised_means(x64):
     means = jnp.asarray(np.random.default_rng(4).normal(size=(DIM, K)))
     found = nearest_simplex_etf(means, cost=cosine)

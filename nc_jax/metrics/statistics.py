@@ -48,7 +48,7 @@ class ClassStatistics(NamedTuple):
         [2.0, 0.0, 0.0]
 
     Reference: Chan, Golub and LeVeque (1979), Updating Formulae and a Pairwise Algorithm for Computing Sample
-    Variances.
+    Variances (for `merge`).
     """
 
     counts: Int[Array, " classes"]
@@ -97,27 +97,17 @@ class ClassStatistics(NamedTuple):
         """
         _check_batch(features, labels)
         features = at_least_float32(features)
-        # One-hot products, not scatter-adds: they add in a fixed order on every backend, and cost less than S does.
-        membership = jax.nn.one_hot(labels, num_classes, dtype=features.dtype)
-        counts = jnp.sum(jax.nn.one_hot(labels, num_classes, dtype=jnp.int32), axis=0, dtype=jnp.int32)
-        used = ((labels >= 0) & (labels < num_classes))[:, None]
-        features = jnp.where(used, features, 0)  # 0 * NaN is NaN: garbage in padding must not reach the products
-        sizes = jnp.maximum(counts, 1).astype(features.dtype)
-
-        # Two passes: the second removes the first's rounding (measured: 0.04 for 1000 float32 features near 12345).
-        means = matmul(transpose(features), membership) / sizes
-        centred = features - matmul(membership, transpose(means))
-        shift = matmul(transpose(centred), membership) / sizes
-        centred = centred - matmul(membership, transpose(shift))
-        return cls(
-            counts=counts,
-            means=means + shift,
-            scatter=matmul(transpose(centred), centred),
-            class_scatter=matmul(jnp.sum(centred**2, axis=1), membership),
-        )
+        return cls.init(num_classes, features.shape[1], features.dtype).update(features, labels)
 
     def update(self, features: Float[Array, "batch dim"], labels: Int[Array, " batch"]) -> "ClassStatistics":
-        """Add one batch, in this accumulator's dtype; arguments as in `from_batch`.
+        r"""Add one batch, in this accumulator's dtype; arguments as in `from_batch`.
+
+        With c = h - mu_k for the mean so far, the class's new total n and delta = sum(c) / n, the shift of its mean,
+        the scatter grows by the sum of
+
+        .. math:: (c - a \delta)(c - a \delta)^\top, \qquad a = 1 / (1 + \sqrt{n_k / n}),
+
+        exactly, whatever the sizes: one symmetric product, where joining the batch's own statistics takes two.
 
         Raises:
             ValueError: if the shapes do not fit.
@@ -126,7 +116,33 @@ class ClassStatistics(NamedTuple):
         dim, num_classes = self.means.shape
         if features.shape[1] != dim:
             raise ValueError(f"features must have shape (batch, {dim}) like these statistics; got {features.shape}")
-        return self.merge(self.from_batch(features.astype(self.means.dtype), labels, num_classes))
+        if not features.shape[0]:
+            return self
+        dtype = self.means.dtype
+        used = ((labels >= 0) & (labels < num_classes))[:, None]
+        classes = jnp.clip(labels, 0, num_classes - 1)
+        features = features.astype(dtype)
+        # One-hot products, not scatter-adds: they add in a fixed order on every backend, and cost less than S does.
+        membership = jax.nn.one_hot(labels, num_classes, dtype=dtype)
+        added = jnp.sum(jax.nn.one_hot(labels, num_classes, dtype=jnp.int32), axis=0, dtype=jnp.int32)
+        counts = self.counts + added
+        total = jnp.maximum(counts, 1).astype(dtype)
+
+        # A class without a mean is centred on its first example: what is summed is then of the size of its spread,
+        # however far from the origin it is.
+        first = transpose(features[jnp.argmax(membership, axis=0)])
+        origin = jnp.where(self.counts > 0, self.means, first)
+        # 0 * NaN is NaN: garbage in padding must not reach the products.
+        centred = jnp.where(used, features - transpose(origin)[classes], 0)
+        shift = matmul(transpose(centred), membership) / total
+        share = shift / (1 + jnp.sqrt(self.counts / total))
+        centred = jnp.where(used, centred - transpose(share)[classes], 0)
+        return ClassStatistics(
+            counts=counts,
+            means=jnp.where(added > 0, origin + shift, self.means),
+            scatter=self.scatter + matmul(transpose(centred), centred),
+            class_scatter=self.class_scatter + matmul(jnp.sum(centred**2, axis=1), membership),
+        )
 
     def merge(self, other: "ClassStatistics") -> "ClassStatistics":
         """Join the statistics of two disjoint sets of examples; exact up to rounding, in any order.

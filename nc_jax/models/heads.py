@@ -187,13 +187,11 @@ class NearestHead(nn.Module):
         if self.stop_gradient:
             class_means, global_mean = jax.lax.stop_gradient((class_means, global_mean))
 
-        previous = self._previous_rotation(state, class_means, all_seen=jnp.all(updates > 0))
         found = nearest_simplex_etf(
             class_means,
-            prox_point=previous,
-            prox_weight=self.prox_weight,
+            prox_point=state.rotation.value,
+            prox_weight=self._prox_weight(state, all_seen=jnp.all(updates > 0)),
             solver=self.solver,
-            init=previous,
             reduced=self.reduced,
             options=self.options,
         )
@@ -208,40 +206,31 @@ class NearestHead(nn.Module):
     def _batch_means(self, features: Array, labels: Array) -> tuple[Array, Array, Array]:
         """Class means (d, K), global mean (d,) and class counts (K,) of the batch on all devices, padding left out."""
         # A product with the one-hot matrix adds in a fixed order; a scatter does not on every accelerator. Padding (-1)
-        # has a row of zeros.
-        members = jax.nn.one_hot(labels, self.num_classes, dtype=jnp.float32)
-        sums = matmul(transpose(at_least_float32(features)), members)
-        counts = jnp.sum(members, axis=0)
+        # has a column of zeros. Classes are rows until they have been divided: a product followed by a transposition
+        # would be compiled as the transposed product, which takes six times as long on a CPU (37 against 6.5 us).
+        members = jax.nn.one_hot(labels, self.num_classes, axis=0, dtype=jnp.float32)
+        sums = matmul(members, at_least_float32(features))
+        counts = jnp.sum(members, axis=1)
         if self.axis_name is not None:
             # Summed before the solve: every device then solves the same problem, and their number changes nothing.
             sums, counts = jax.lax.psum((sums, counts), self.axis_name)
-        global_mean = jnp.sum(sums, axis=1) / jnp.maximum(jnp.sum(counts), 1)
-        return sums / jnp.maximum(counts, 1), global_mean, counts.astype(jnp.int32)
+        global_mean = jnp.sum(sums, axis=0) / jnp.maximum(jnp.sum(counts), 1)
+        return transpose(sums / jnp.maximum(counts, 1)[:, None]), global_mean, counts.astype(jnp.int32)
 
     def _alpha(self, count: Array) -> Array:
         """Weight of the newest of `count` values in the running average."""
         count = jnp.maximum(count, 1).astype(jnp.float32)
         return jnp.maximum(2 / (count + 1), self.min_alpha) if self.averaging == "ema" else 1 / count
 
-    def _previous_rotation(self, state: "_NearestState", class_means: Array, all_seen: Array) -> Array:
-        """Last step's rotation; in the first step the solution without the proximal term."""
-        means = jax.lax.stop_gradient(class_means)
+    def _prox_weight(self, state: "_NearestState", all_seen: Array) -> Array | float:
+        """Weight of the proximal term; none in the first step.
+
+        The paper draws the first step towards the solution without the term: that is then the solution with it, too.
+        """
         # A first batch without some class leaves the rotation open, and rounding would choose it, differently on every
         # number of devices. Then, and only then, the initial rotation decides.
-        weight = jnp.where(all_seen, 0.0, _TIE_BREAK)
-
-        def unregularised(means: Array) -> Array:
-            return nearest_simplex_etf(
-                means,
-                prox_point=state.rotation.value,
-                prox_weight=weight,
-                solver=self.solver,
-                reduced=self.reduced,
-                options=self.options,
-            ).rotation
-
-        last = state.rotation.value.astype(means.dtype)
-        return jax.lax.cond(state.steps.value == 0, unregularised, lambda _: last, means)
+        first = jnp.where(all_seen, 0.0, _TIE_BREAK)
+        return jnp.where(state.steps.value == 0, first, self.prox_weight)
 
 
 _TIE_BREAK = 1e-3  # the paper's proximal weight: far above float32's rounding, far below what determined means weigh

@@ -46,8 +46,20 @@ class TrustRegionOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive; got {value}")
+        for name in ("max_iterations", "max_inner_iterations"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, int):
+                raise ValueError(f"{name} must be a whole number; got {value!r}")
+        if not self.initial_radius <= self.max_radius:
+            raise ValueError(
+                f"initial_radius must be at most max_radius = {self.max_radius}; got {self.initial_radius}"
+            )
         if not 0 <= self.accept_ratio < 0.25:
             raise ValueError(f"accept_ratio must lie in [0, 0.25); got {self.accept_ratio}")
+        if not 0 < self.forcing < 1:
+            raise ValueError(f"forcing must lie in (0, 1); got {self.forcing}")
+        if not self.superlinear >= 0:
+            raise ValueError(f"superlinear must be at least 0; got {self.superlinear}")
 
 
 class _State(NamedTuple):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 import time
 from functools import partial
 
@@ -187,6 +189,28 @@ def test_a_result_is_never_overwritten(tmp_path, monkeypatch):
     write()
     with pytest.raises(FileExistsError):
         write()
+
+
+def test_a_preset_without_flags_needs_neither_the_training_stack_nor_the_peers():
+    """So it runs on a borrowed accelerator, where little is installed."""
+    needless = (
+        "grain",
+        "orbax",
+        "tensorflow_datasets",
+        "tensorboardX",
+        "sklearn",
+        "flax",
+        "torch",
+        "pymanopt",
+        "geojax",
+    )
+    program = (
+        "import sys\n"
+        "from benchmarks import implicit_gradient, nearest_frame, scaling\n"
+        f"print(sorted(set({needless}) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=harness.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,9 @@ def test_the_recipe_step_by_step(variant):
         np.testing.assert_allclose(np.linalg.norm(output.frame, axis=0), 1, atol=F32_EXACT)
         np.testing.assert_array_equal(state["frame"], output.frame)
         np.testing.assert_array_equal(state["rotation"], output.solution.point)
-        assert output.solution.status <= Status.CONVERGED_TO_PRECISION
+        # The full template has rank K - 1: in the first step, without a proximal term, it leaves one direction open.
+        one_of_several = variant == "full template" and number == 0
+        assert output.solution.status <= (Status.NOT_UNIQUE if one_of_several else Status.CONVERGED_TO_PRECISION)
 
 
 def test_a_class_that_the_batch_lacks_keeps_its_mean():

@@ -65,6 +65,19 @@ def test_a_matrix_of_deficient_rank_has_one_of_its_factors(x64, method, values):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_start_changes_the_way_not_the_end(x64, method):
+    matrix = MATRICES["random"]
+    expected = oracles.polar_by_svd(matrix)
+    cold = decompose(matrix, method=method)
+    for start in (expected, -expected, oracles.polar_by_svd(matrix + 0.1), np.zeros(SHAPE)):
+        found = decompose(matrix, method=method, init=start)
+        np.testing.assert_allclose(found.factor, expected, atol=1e-13)
+        assert found.iterations <= cold.iterations
+    if method == "newton_schulz":
+        assert decompose(matrix, method=method, init=expected).iterations < cold.iterations - 2
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", [(4, 4), (5, 1)], ids=str)
 def test_shapes(x64, shape, method):
     matrix = np.random.default_rng(1).normal(size=shape)
@@ -102,6 +115,13 @@ REFUSED = {
     "the polar factor needs a matrix of shape (n, p) with n >= p; got shape (3, 4)": (jnp.ones((3, 4)), "auto"),
     "method must be one of auto, svd, gram, qdwh, newton_schulz; got 'qr'": (jnp.ones((4, 3)), "qr"),
 }
+
+
+@pytest.mark.parametrize("call", [polar, polar_decomposition])
+def test_a_start_of_another_shape_is_refused(monkeypatch, call):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as in production
+    with pytest.raises(ValueError, match=r"init must have the matrix's shape \(12, 4\); got \(12, 3\)"):
+        call(jnp.ones(SHAPE), init=jnp.ones((12, 3)))
 
 
 @pytest.mark.parametrize("call", [polar, polar_decomposition, implicit.polar_factor])

@@ -213,6 +213,12 @@ REFUSED = {
     "relative_tolerance must be positive; got 0.0": lambda: TrustRegionOptions(relative_tolerance=0.0),
     "initial_radius must be positive; got nan": lambda: TrustRegionOptions(initial_radius=float("nan")),
     "max_radius must be positive; got -1.0": lambda: TrustRegionOptions(max_radius=-1.0),
+    "max_iterations must be a whole number; got 2.5": lambda: TrustRegionOptions(max_iterations=2.5),
+    "initial_radius must be at most max_radius = 0.1; got 0.5": (
+        lambda: TrustRegionOptions(initial_radius=0.5, max_radius=0.1)
+    ),
+    "forcing must lie in (0, 1); got 1.0": lambda: TrustRegionOptions(forcing=1.0),
+    "superlinear must be at least 0; got -1.0": lambda: TrustRegionOptions(superlinear=-1.0),
     "accept_ratio must lie in [0, 0.25); got 0.25": lambda: TrustRegionOptions(accept_ratio=0.25),
     "init must have the manifold's shape (6, 1); got (6, 2)": (
         lambda: trust_region(Stiefel(6, 1), jnp.sum, jnp.eye(6, 2))
