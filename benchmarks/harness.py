@@ -153,8 +153,8 @@ class Timing:
 
 
 # A comparison calls other programs in between, which leave cold caches and sleeping threads. A call shorter than this
-# (seconds) is preceded by an untimed one, so that it is timed as in a loop; for a longer one that makes no difference.
-SHORT_CALL = 0.05
+# (seconds) is timed as in a loop: after an untimed call, so many in a row that they take this long, each waited for.
+SHORT_CALL = 0.02
 
 
 def measure(
@@ -180,8 +180,8 @@ def compare(
 
     Args:
         functions: of no argument, by name (or by any other key).
-        repeats: timed calls of each.
-        warmup: untimed calls after the first; a function whose calls are longer than SHORT_CALL gets none.
+        repeats: timed calls of each; of a short function, timed rows of calls (see SHORT_CALL).
+        warmup: untimed calls after the first; a function whose calls are longer than SHORT_CALL gets one at most.
         budget: seconds after which a function gets no more turns, though at least `minimum` timed calls.
         minimum: see `budget`.
         check: called with a name and the first result before anything is timed. It raises a `WrongAnswerError`, or
@@ -199,19 +199,23 @@ def compare(
             first[name] = seconds
         del result
     functions = {name: functions[name] for name in first}
-    for function in functions.values():
+    lengths = {}
+    for name, function in functions.items():
+        lengths[name] = first[name] if first[name] < SHORT_CALL else _seconds(function)
         for _ in range(warmup):
-            if _seconds(function) > SHORT_CALL:
+            if lengths[name] > SHORT_CALL:
                 break
+            lengths[name] = _seconds(function)
     samples: dict[Name, list[float]] = {name: [] for name in first}
     for _ in range(max(repeats, 1)):
         for name, function in functions.items():
             taken = samples[name]
-            if len(taken) >= minimum and sum(taken) > budget:
+            number = max(1, math.ceil(SHORT_CALL / lengths[name]))
+            if len(taken) >= minimum and number * sum(taken) > budget:
                 continue
-            if taken and taken[-1] < SHORT_CALL:
+            if number > 1:
                 _seconds(function)
-            taken.append(_seconds(function))
+            taken.append(_seconds(function, number))
     return {name: _timing(taken, first[name]) for name, taken in samples.items()}
 
 
@@ -220,10 +224,11 @@ def ratio(slow: Timing, fast: Timing) -> float:
     return slow.median / fast.median
 
 
-def _seconds(function: Callable[[], Any]) -> float:
+def _seconds(function: Callable[[], Any], number: int = 1) -> float:
     start = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - start
+    for _ in range(number):
+        jax.block_until_ready(function())
+    return (time.perf_counter() - start) / number
 
 
 def _timing(samples: list[float], first: float) -> Timing:
@@ -480,7 +485,14 @@ def quartiles(row: Mapping[str, Any]) -> str:
 
 
 # Environment variables that decide how many threads a program gets, or what XLA compiles.
-SETTINGS = ("XLA_FLAGS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+SETTINGS = (
+    "XLA_FLAGS",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "OPENBLAS_THREAD_TIMEOUT",
+)
 
 
 def environment() -> dict[str, Any]:

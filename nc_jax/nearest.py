@@ -296,7 +296,7 @@ def _procrustes_root(options: TrustRegionOptions) -> Callable:
             options=options,
         )
         point = found.point if basis is None else matmul(basis, found.point)
-        decomposition = implicit.decompose_at(point, matrix)
+        decomposition = implicit.decompose_at(found.point, norm * scaled)._replace(factor=point)
         return point, (decomposition, (found.iterations, found.inner_iterations, found.status))
 
     def linear_solver(point: Array, aux: Any, matrix: Array) -> implicit.Solve:

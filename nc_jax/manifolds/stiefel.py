@@ -91,8 +91,13 @@ class Stiefel:
         eye = jnp.eye(self.p, dtype=moved.dtype)
         inverse = jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
         factor = matmul(moved, transpose(inverse))
-        # A Newton-Schulz step squares the orthogonality error, which is eps times the condition number 1 + |Z|^2.
-        return factor + matmul(factor, eye - matmul(transpose(factor), factor)) / 2
+        # The orthogonality error is eps times the condition number, at most 1 + |Z|^2; after long steps a Newton-Schulz
+        # step squares it.
+        return jax.lax.cond(
+            jnp.sum(tangent**2) > 1,
+            lambda: factor + matmul(factor, eye - matmul(transpose(factor), factor)) / 2,
+            lambda: factor,
+        )
 
     def retract_polar(self, point: Float[Array, "n p"], tangent: Float[Array, "n p"]) -> Float[Array, "n p"]:
         """Point of the manifold nearest to U + Z, its orthogonal polar factor. Second order."""

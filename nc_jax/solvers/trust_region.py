@@ -242,14 +242,16 @@ def trust_region(
         downhill = curvature < -(eps**0.5) * manifold.inner(point, probe.step, probe.step)
         return jnp.where(downhill, manifold.retract(point, probe.step), point)
 
-    init_ambient = euclidean_gradient(init, *args)
-    init_gradient = manifold.gradient(init, init_ambient)
-    init_scale = safe_norm(init_ambient).reshape(())
-    stationary = _length(manifold, init, init_gradient) <= eps**0.5 * init_scale
-    init = jax.lax.cond(
-        stationary & (init_scale > 0), leave_saddle, lambda point, *_: point, init, init_ambient, init_scale
-    )
     value, ambient, tangent, grad_norm = evaluate(init)
+    scale = safe_norm(ambient).reshape(())
+
+    def elsewhere() -> tuple[Array, ...]:
+        point = leave_saddle(init, ambient, scale)
+        return point, *evaluate(point)
+
+    stationary = (grad_norm <= eps**0.5 * scale) & (scale > 0)
+    here = (init, value, ambient, tangent, grad_norm)
+    init, value, ambient, tangent, grad_norm = jax.lax.cond(stationary, elsewhere, lambda: here)
     scale = safe_norm(ambient).reshape(())
     status = jnp.where(grad_norm <= tolerance * scale, Status.CONVERGED, _RUNNING)
     status = jnp.where(jnp.isfinite(value) & jnp.isfinite(grad_norm), status, Status.NON_FINITE)

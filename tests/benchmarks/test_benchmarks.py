@@ -1,6 +1,7 @@
 """The harness counts and measures right, and every benchmark runs from end to end on a tiny problem."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.benchmark
 MODULES = {"nearest_frame": nearest_frame, "implicit_gradient": implicit_gradient, "scaling": scaling}
 
 
-def test_turns_are_taken_and_compilation_is_apart():
+def test_turns_are_taken_and_compilation_is_apart(monkeypatch):
     calls = []
 
     def slow():
@@ -31,14 +32,21 @@ def test_turns_are_taken_and_compilation_is_apart():
         calls.append("fast")
         return jnp.zeros(1)
 
-    times = harness.compare({"slow": slow, "fast": fast}, repeats=5, warmup=1)
-    assert calls[:2] == ["slow", "fast"]
+    monkeypatch.setattr(harness, "SHORT_CALL", 0.0)
+    times = harness.compare({"slow": slow, "fast": fast}, repeats=5)
+    # The first calls, the warm-up, and then the turns.
+    assert calls == ["slow", "fast"] * 7
     assert {name: timing.repeats for name, timing in times.items()} == {"slow": 5, "fast": 5}
     for timing in times.values():
         assert 0 < timing.minimum <= timing.lower_quartile <= timing.median <= timing.upper_quartile
-    # After the first calls and the warm-up: A B A B ..., from the second turn on each after an untimed call.
-    assert calls[4:6] == ["slow", "fast"]
-    assert calls[6:10] == ["slow", "slow", "fast", "fast"]
+
+
+def test_short_calls_are_timed_in_rows():
+    calls = []
+    times = harness.compare({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2, budget=1.0)
+    assert len(calls) > 1000
+    assert sum(now != before for before, now in itertools.pairwise(calls)) < 20
+    assert times["a"].median < harness.SHORT_CALL / 100
 
 
 def test_the_budget_ends_the_turns():
