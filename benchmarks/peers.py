@@ -8,7 +8,9 @@ the Euclidean metric. pymanopt computes in float64: its zero tangent vector is, 
 # The programs that are compared with are in the extra `bench`, which a linter need not have.
 # pyright: reportMissingImports=false
 
+import functools
 from collections.abc import Callable
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -58,9 +60,9 @@ def pymanopt_numpy_linear(problem: Problem, start: np.ndarray, grad_norm: float)
 
 def pymanopt_torch(problem: Problem, start: np.ndarray, grad_norm: float) -> Solver:
     """Pymanopt with the PyTorch backend: the objective, differentiated by PyTorch."""
-    import pymanopt
     import torch
 
+    pymanopt = _pymanopt()
     means, template, previous = map(torch.from_numpy, _float64(problem, start)[:3])
     manifold = _pymanopt_manifold(problem)
 
@@ -110,22 +112,27 @@ def _float64(problem: Problem, start: np.ndarray) -> list[np.ndarray]:
     return float64(problem.means, problem.template, problem.previous, start)
 
 
-def _pymanopt_manifold(problem: Problem):
-    from pymanopt.manifolds import Stiefel
+@functools.cache
+def _pymanopt() -> ModuleType:
+    """Import pymanopt without what that does to JAX: it turns on 64-bit numbers for the whole process."""
+    enabled = jax.config.jax_enable_x64
+    import pymanopt
 
-    return Stiefel(problem.dim, problem.template.shape[0])
+    jax.config.update("jax_enable_x64", enabled)
+    return pymanopt
+
+
+def _pymanopt_manifold(problem: Problem):
+    return _pymanopt().manifolds.Stiefel(problem.dim, problem.template.shape[0])
 
 
 def _pymanopt_numpy(manifold, cost, gradient, hessian, start: np.ndarray, grad_norm: float) -> Solver:
-    import pymanopt
-
+    pymanopt = _pymanopt()
     wrap = pymanopt.function.numpy(manifold)
     problem = pymanopt.Problem(manifold, wrap(cost), euclidean_gradient=wrap(gradient), euclidean_hessian=wrap(hessian))
     return _pymanopt_run(problem, start, grad_norm)
 
 
 def _pymanopt_run(problem, start: np.ndarray, grad_norm: float) -> Solver:
-    from pymanopt.optimizers import TrustRegions
-
-    optimizer = TrustRegions(min_gradient_norm=grad_norm, verbosity=0)
+    optimizer = _pymanopt().optimizers.TrustRegions(min_gradient_norm=grad_norm, verbosity=0)
     return lambda: optimizer.run(problem, initial_point=start).point
