@@ -115,7 +115,7 @@ def _float64(problem: Problem, start: np.ndarray) -> list[np.ndarray]:
 @functools.cache
 def _pymanopt() -> ModuleType:
     """Import pymanopt without what that does to JAX: it turns on 64-bit numbers for the whole process."""
-    enabled = jax.config.jax_enable_x64
+    enabled = jax.config.read("jax_enable_x64")
     import pymanopt
 
     jax.config.update("jax_enable_x64", enabled)

@@ -13,11 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import declarative, harness, implicit_gradient, nearest_frame, problems, scaling, table
+from benchmarks import declarative, harness, implicit_gradient, nearest_frame, peers, problems, scaling, table
 
 pytestmark = pytest.mark.benchmark
 
 MODULES = {"nearest_frame": nearest_frame, "implicit_gradient": implicit_gradient, "scaling": scaling}
+
+
+def test_a_peer_leaves_jax_at_32_bits():
+    pytest.importorskip("pymanopt")
+    problem = problems.make_problem(12, 3)
+    peers.pymanopt_numpy(problem, problem.previous, 1e-6)
+    assert jnp.zeros(1).dtype == jnp.float32
 
 
 def test_turns_are_taken_and_compilation_is_apart(monkeypatch):
