@@ -1,9 +1,28 @@
 """Linen modules: backbones and heads. Only this package and `nc_jax.training.state` know Linen."""
 
 from nc_jax.models.classifier import Classifier
+from nc_jax.models.densenet import DenseNet
+from nc_jax.models.efficientnet import EfficientNet
 from nc_jax.models.heads import FixedHead, HeadOutput, LearnedHead, NearestHead
 from nc_jax.models.mlp import MLP
 from nc_jax.models.normalization import BatchNorm
 from nc_jax.models.resnet import ResNet
+from nc_jax.models.vgg import VGG
+from nc_jax.models.vit import ViT
+from nc_jax.models.wide_resnet import WideResNet
 
-__all__ = ["MLP", "BatchNorm", "Classifier", "FixedHead", "HeadOutput", "LearnedHead", "NearestHead", "ResNet"]
+__all__ = [
+    "MLP",
+    "VGG",
+    "BatchNorm",
+    "Classifier",
+    "DenseNet",
+    "EfficientNet",
+    "FixedHead",
+    "HeadOutput",
+    "LearnedHead",
+    "NearestHead",
+    "ResNet",
+    "ViT",
+    "WideResNet",
+]

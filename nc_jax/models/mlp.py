@@ -19,11 +19,11 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Float[Array, "batch inputs"], *, train: bool = False, mask: Bool[Array, " batch"] | None = None
+        self, inputs: Float[Array, "batch ..."], *, train: bool = False, mask: Bool[Array, " batch"] | None = None
     ) -> Float[Array, "batch dim"]:
-        """Return the features of a batch of flat inputs (`train` and `mask` have no effect: nothing joins the rows)."""
+        """Return the features of a batch, images flattened (`train` and `mask` do nothing: nothing joins the rows)."""
         del train, mask
-        activations = inputs
+        activations = inputs.reshape(len(inputs), -1)
         for width in self.hidden:
             activations = nn.relu(nn.Dense(width)(activations))
         return nn.Dense(self.dim, name="features")(activations)

@@ -1,0 +1,139 @@
+"""Wide residual networks of Zagoruyko and Komodakis (2016), as backbones: images -> features."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, DTypeLike, Float
+
+from nc_jax.arrays import at_least_float32
+from nc_jax.models.normalization import BatchNorm
+
+BASE_WIDTH = 16  # channels of the stem, and of the first stage times k, Zagoruyko and Komodakis (2016), table 1
+NUM_STAGES = 3  # as there
+
+
+class WideResNet(nn.Module):
+    r"""Wide residual network (WRN-depth-k) without its classifier: pre-activation blocks and a global average.
+
+    After a 3x3 stem of 16 channels come three stages of n = (depth - 4) / 6 blocks with 16k, 32k and 64k channels. The
+    blocks add to a sum that nothing normalises or rectifies before the last BatchNorm and ReLU. The features are
+    averages of those, so none is negative. For images of 28 to 64 pixels. The dropout that the paper tries between the
+    two convolutions of a block is left out: it would need a random key in every call.
+
+    Attributes:
+        depth: 6n + 4 for a whole n >= 1.
+        width_multiplier: k, a fraction if you like; the stem alone keeps its 16 channels.
+        final_dim: feature dimension d ("fixdim"): the last block's last convolution gives so many channels, and a 1x1
+            shortcut goes round it where that is not what comes in. None is 64k.
+        use_scale: BatchNorm learns a scale; without it and `use_bias` the network is affine-free.
+        use_bias: BatchNorm learns a bias; convolutions have none in any case.
+        axis_name: name of the pmap axis whose devices share the batch statistics. Under pmap it is a must.
+        dtype: of activations and products, bfloat16 say; parameters, batch statistics and features are at least
+            float32.
+
+    Raises:
+        ValueError: when called, if the depth or a width is not one of those above.
+
+    Example:
+        >>> import jax
+        >>> model, images = WideResNet(10, width_multiplier=0.5), jnp.zeros((2, 32, 32, 3))
+        >>> jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images)[0]).shape
+        (2, 32)
+
+    Reference: Zagoruyko and Komodakis, Wide residual networks (2016), figure 1 (c) and table 1; He et al., Identity
+    mappings in deep residual networks (2016), for the order of layers.
+    """
+
+    depth: int = 28  # WRN-28-10, the network for CIFAR that the paper compares with others
+    width_multiplier: float = 10.0
+    final_dim: int | None = None
+    use_scale: bool = True
+    use_bias: bool = True
+    axis_name: str | None = None
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Float[Array, "batch height width channels"],
+        *,
+        train: bool = False,
+        mask: Bool[Array, " batch"] | None = None,
+    ) -> Float[Array, "batch dim"]:
+        """Return the features of a batch of images.
+
+        Args:
+            inputs: channels last, any number of them.
+            train: normalise by the batch's statistics and update the running ones.
+            mask: which rows are examples; None: all. The others count for nothing in the batch statistics.
+        """
+        num_blocks, width = self._num_blocks(), round(BASE_WIDTH * self.width_multiplier)
+        convolution = partial(
+            nn.Conv,
+            use_bias=False,
+            dtype=self.dtype,
+            # He et al., Delving deep into rectifiers (2015); fan-out as in ResNet.
+            kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        )
+        norm = partial(
+            BatchNorm, use_scale=self.use_scale, use_bias=self.use_bias, dtype=self.dtype, axis_name=self.axis_name
+        )
+
+        activations = convolution(BASE_WIDTH, (3, 3), 1, 1, name="stem")(inputs.astype(self.dtype))
+        for stage in range(NUM_STAGES):
+            for index in range(num_blocks):
+                last = stage == NUM_STAGES - 1 and index == num_blocks - 1
+                activations = _PreActivationBlock(
+                    width=width * 2**stage,
+                    dim=self.final_dim if last else None,
+                    stride=2 if stage > 0 and index == 0 else 1,
+                    convolution=convolution,
+                    norm=norm,
+                    name=f"stage{stage + 1}_block{index + 1}",
+                )(activations, train=train, mask=mask)
+        activations = nn.relu(norm(name="last_norm")(activations, train=train, mask=mask))
+        # A mean of many bfloat16 values needs more digits than they have, and so do the class means after it.
+        return jnp.mean(at_least_float32(activations), axis=(1, 2))
+
+    def _num_blocks(self) -> int:
+        """Blocks per stage."""
+        num_blocks, rest = divmod(self.depth - 4, 2 * NUM_STAGES)
+        if rest or num_blocks < 1:
+            raise ValueError(f"depth must be 6n + 4 for a whole n >= 1; got {self.depth}")
+        if round(BASE_WIDTH * self.width_multiplier) < 1:
+            raise ValueError(
+                f"width_multiplier must leave at least one of {BASE_WIDTH} channels; got {self.width_multiplier}"
+            )
+        if self.final_dim is not None and self.final_dim < 1:
+            raise ValueError(f"final_dim must be at least 1, or None; got {self.final_dim}")
+        return num_blocks
+
+
+class _PreActivationBlock(nn.Module):
+    """A residual block: shortcut + branch, whose two 3x3 convolutions each follow a BatchNorm and a ReLU.
+
+    Attributes:
+        width: channels of its convolutions.
+        dim: channels that it gives; None is the width.
+        stride: of its first convolution.
+        convolution: constructor of a convolution.
+        norm: constructor of a BatchNorm.
+    """
+
+    width: int
+    dim: int | None
+    stride: int
+    convolution: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, inputs: Array, **keywords: Any) -> Array:
+        activated = nn.relu(self.norm(name="norm1")(inputs, **keywords))
+        branch = self.convolution(self.width, (3, 3), self.stride, 1, name="conv1")(activated)
+        branch = nn.relu(self.norm(name="norm2")(branch, **keywords))
+        branch = self.convolution(self.dim or self.width, (3, 3), 1, 1, name="conv2")(branch)
+        if inputs.shape != branch.shape:  # the shortcut starts behind the ReLU where it is a convolution, only there
+            inputs = self.convolution(branch.shape[-1], (1, 1), self.stride, 0, name="shortcut")(activated)
+        return inputs + branch
