@@ -16,14 +16,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import jax
 import numpy as np
 import tyro
+from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from nc_jax.training import NonFiniteError
+from nc_jax.training import NonFiniteError, PreemptedError
 from nc_jax.training.logging import create_run_directory, environment, write_atomically
+from nc_jax.training.preemption import EXIT_STATUS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +36,14 @@ class RunOptions:
     Attributes:
         workdir: directory of a new run, which must not exist; None makes runs/<experiment>/<time>-<preset>.
         resume: directory of an interrupted run to finish, with the settings that it was started with.
+        distributed: one of several processes, each started with the same command: `jax.distributed.initialize()` finds
+            the others (SLURM, Open MPI, TPU pods). The directory of the run must be named, and be visible to all.
         preset: the name of the preset (set by the command line).
     """
 
     workdir: Path | None = None
     resume: Path | None = None
+    distributed: bool = False
     preset: tyro.conf.Suppress[str] = "default"
 
 
@@ -54,13 +60,21 @@ def main(run: Callable[[Any], dict], presets: dict[str, Config], argv: Sequence[
     if preset not in presets:
         fail(f"the preset must be one of {', '.join(presets)}; got {preset!r}")
     config = parse(presets[preset], arguments)
-    if config.resume is not None and (config != dataclasses.replace(presets["default"], resume=config.resume)):
+    allowed = dataclasses.replace(presets["default"], resume=config.resume, distributed=config.distributed)
+    if config.resume is not None and config != allowed:
         fail("--resume takes the settings of the run that it resumes, so it must be the only argument")
+    if config.distributed:
+        if config.resume is None and config.workdir is None:
+            fail("--distributed needs --workdir or --resume: every process must know the run's directory")
+        jax.distributed.initialize()
     if os.environ.get("NC_JAX_DEBUG"):
         run(config)
         return
     try:
         run(config)
+    except PreemptedError as error:
+        print(f"{error}; go on with --resume", file=sys.stderr)
+        raise SystemExit(EXIT_STATUS) from None
     except USER_ERRORS as error:
         fail(str(error))
 
@@ -99,10 +113,16 @@ def open_run(experiment: str, config: Config) -> tuple[Path, Config]:
         FileNotFoundError: if there is no run to resume.
     """
     if config.resume is None:
-        directory = create_run_directory(experiment, config.preset, path=config.workdir)
-        settings = {name: _plain(value) for name, value in dataclasses.asdict(config).items()}
-        document = {"experiment": experiment, "config": settings, "environment": environment()}
-        write_atomically(directory / "config.json", json.dumps(document, indent=2) + "\n")
+        if jax.process_index() == 0:
+            directory = create_run_directory(experiment, config.preset, path=config.workdir)
+            settings = {name: _plain(value) for name, value in dataclasses.asdict(config).items()}
+            document = {"experiment": experiment, "config": settings, "environment": environment()}
+            write_atomically(directory / "config.json", json.dumps(document, indent=2) + "\n")
+        else:
+            assert config.workdir is not None, "main has checked it"
+            directory = config.workdir
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("the run's directory exists")
         return directory, config
     path = config.resume / "config.json"
     if not path.is_file():
@@ -114,7 +134,8 @@ def open_run(experiment: str, config: Config) -> tuple[Path, Config]:
         raise ValueError(f"--resume needs the directory of a {experiment} run; got one of {document['experiment']}")
     saved: dict[str, Any] = document["config"]
     settings = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-    return config.resume, dataclasses.replace(config, **settings | {"workdir": None, "resume": config.resume})
+    here = {"workdir": None, "resume": config.resume, "distributed": config.distributed}
+    return config.resume, dataclasses.replace(config, **settings | here)
 
 
 def _plain(value: Any) -> Any:

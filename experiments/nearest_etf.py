@@ -139,8 +139,10 @@ def run(config: Config) -> dict[str, Any]:
                     on_epoch=_updater(bar, task),
                 )
                 bar.update(task, visible=seed == len(runs) - 1)
-            if head == "nearest":
+            if head == "nearest" and jax.process_count() == 1:
                 share = solve_share(config, trainer, train_set)
+    if jax.process_index() > 0:  # the log, and what is made from it, are the first process's
+        return {}
     rows = read_metrics(directory / "metrics.jsonl")
     summary = summarise(config, rows, groups, share)
     summary["absent_classes"] = list(train_set.absent_classes())

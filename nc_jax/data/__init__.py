@@ -1,9 +1,35 @@
-"""Data in: labelled arrays, the embedded digits, and batches of static shape that resume exactly.
+"""Data in: labelled arrays, named sets, harder versions of them, and batches of static shape that resume exactly.
 
-`nc_jax.data.digits` is imported on its own (`from nc_jax.data import digits`): it brings TensorFlow Datasets with it.
+Four modules are imported on their own (`from nc_jax.data import sources`): `digits`, `glyphs` and `sources` bring
+TensorFlow Datasets with them, `augment` brings dm_pix.
 """
 
 from nc_jax.data.arrays import LabelledArrays
-from nc_jax.data.pipeline import batches, eval_batches, steps_per_epoch
+from nc_jax.data.imbalance import (
+    asymmetric_noise,
+    exponential_counts,
+    long_tailed,
+    step_counts,
+    step_imbalanced,
+    subsample,
+    symmetric_noise,
+    take_per_class,
+)
+from nc_jax.data.pipeline import ExampleSource, batches, epoch_indices, eval_batches, steps_per_epoch
 
-__all__ = ["LabelledArrays", "batches", "eval_batches", "steps_per_epoch"]
+__all__ = [
+    "ExampleSource",
+    "LabelledArrays",
+    "asymmetric_noise",
+    "batches",
+    "epoch_indices",
+    "eval_batches",
+    "exponential_counts",
+    "long_tailed",
+    "step_counts",
+    "step_imbalanced",
+    "steps_per_epoch",
+    "subsample",
+    "symmetric_noise",
+    "take_per_class",
+]

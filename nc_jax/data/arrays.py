@@ -57,6 +57,23 @@ class LabelledArrays:
         shape, dtype = self.features.shape[1:], self.features.dtype
         return f"LabelledArrays({len(self)} examples of shape {shape} {dtype}, {self.num_classes} classes)"
 
+    def take(self, indices: Integer[np.ndarray, " chosen"], seed: int = 0) -> dict[str, np.ndarray]:
+        """Copy examples into a batch; the seed, with which other sources draw their crops, plays no role here.
+
+        Args:
+            indices: example numbers in 0..N-1, of shape (M,).
+            seed: ignored.
+
+        Returns:
+            `features` (M, ...) and `labels` (M,).
+
+        Example:
+            >>> LabelledArrays(np.zeros((4, 2)), np.array([0, 2, 2, 0]), num_classes=3).take(np.array([1, 3]))["labels"]
+            array([2, 0], dtype=int32)
+        """
+        del seed
+        return {"features": self.features.take(indices, axis=0), "labels": self.labels.take(indices)}
+
     def class_counts(self) -> Int[np.ndarray, " classes"]:
         """Number of examples of each class.
 

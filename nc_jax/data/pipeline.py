@@ -1,4 +1,4 @@
-"""Batches of static shape from arrays in memory, on Grain: random access by step, so a run resumes exactly.
+"""Batches of static shape from a source of examples, on Grain: random access by step, so a run resumes exactly.
 
 Batch number s depends only on (seed, s), never on the batches before it. That one property gives exact resume, the same
 batches on every host, and prefetching in any order.
@@ -7,6 +7,7 @@ batches on every host, and prefetching in any order.
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -17,6 +18,22 @@ from nc_jax.data.arrays import LabelledArrays
 PADDING_LABEL = -1  # outside every class: losses and metrics mask it, and jax.nn.one_hot gives a row of zeros
 
 Batch = dict[str, np.ndarray]  # features (B, ...) and labels (B,)
+
+
+@runtime_checkable
+class ExampleSource(Protocol):
+    """Examples by number: `LabelledArrays`, or images that are decoded when they are asked for."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: np.ndarray, seed: int = 0) -> Batch:
+        """Return `features` (M, ...) and `labels` (M,), a function of the arguments; crops draw from the seed."""
+        ...
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -44,7 +61,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
 
 
 def batches(
-    arrays: LabelledArrays,
+    source: ExampleSource,
     batch_size: int,
     *,
     seed: int,
@@ -54,7 +71,9 @@ def batches(
     num_steps: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    parts: int = 1,
     prefetch: int = 2,  # gathering 256x64 takes 5 us: a deeper buffer only holds memory
+    threads: int = 1,
 ) -> Iterator[Batch]:
     r"""Training batches, step after step, each epoch in a new order and each example once per epoch.
 
@@ -68,23 +87,27 @@ def batches(
     balanced.
 
     Args:
-        arrays: N >= 1 examples.
+        source: N >= 1 examples.
         batch_size: examples per step over all processes.
         seed: with the epoch number, determines the order; 0..2^64-1.
-        stratified: spread each class evenly over the epoch; needs `shuffle`.
-        shuffle: False keeps the order of `arrays` in every epoch.
+        stratified: spread each class evenly over the epoch; needs `shuffle`, and labels in memory.
+        shuffle: False keeps the order of the source in every epoch.
         start_step: first step to yield, counted from the beginning of training.
         num_steps: how many batches to yield from there; None never ends.
         process_index: which slice of every batch is wanted (`jax.process_index()`).
-        process_count: into how many equal contiguous slices every batch is cut (`jax.process_count()`).
-        prefetch: batches prepared ahead by one thread; 0 prepares each when it is asked for.
+        process_count: into how many equal slices every batch is cut (`jax.process_count()`).
+        parts: a slice has an equal and contiguous share of each of so many parts of the batch, one after the other:
+            what a part holds, over all processes, then does not depend on their number.
+        prefetch: batches prepared ahead by threads; 0 prepares each when it is asked for.
+        threads: how many; images that have to be decoded keep one per core busy.
 
     Returns:
-        An iterator over dicts of new arrays: `features` (B / process_count, ...), scale and dtype as in `arrays`, and
+        An iterator over dicts of new arrays: `features` (B / process_count, ...), scale and dtype as in the source, and
         `labels` (B / process_count,), int32. A late process may see nothing but padding in the last batch of an epoch.
 
     Raises:
-        ValueError: if an argument is out of its range, or `batch_size` is not a multiple of `process_count`.
+        ValueError: if an argument is out of its range, or `batch_size` is not a multiple of `process_count` times
+            `parts`.
 
     Example:
         >>> arrays = LabelledArrays(np.eye(5), np.arange(5), num_classes=5)
@@ -93,7 +116,7 @@ def batches(
 
     Reference: evenly spaced picks from a random start are Madow and Madow's (1944) systematic sampling, here per class.
     """
-    epoch_steps = steps_per_epoch(len(arrays), batch_size)
+    epoch_steps = steps_per_epoch(len(source), batch_size)
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must lie in 0..2^64-1; got {seed}")
     if stratified and not shuffle:
@@ -104,39 +127,57 @@ def batches(
         raise ValueError(f"num_steps must be at least 0, or None for an endless iterator; got {num_steps}")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index must lie in 0..process_count-1; got {process_index} of {process_count}")
-    if batch_size % process_count:
-        raise ValueError(f"batch_size must be a multiple of process_count={process_count}; got {batch_size}")
+    if parts < 1:
+        raise ValueError(f"parts must be at least 1; got {parts}")
+    if batch_size % (process_count * parts):
+        times = f" times parts={parts}" if parts > 1 else ""
+        raise ValueError(f"batch_size must be a multiple of process_count={process_count}{times}; got {batch_size}")
     if prefetch < 0:
         raise ValueError(f"prefetch must be at least 0; got {prefetch}")
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1; got {threads}")
+    if stratified and not isinstance(source, LabelledArrays):
+        raise ValueError(f"stratified batches need labels in memory; got {source!r}")
 
-    local_size = batch_size // process_count
+    local = np.arange(batch_size).reshape(parts, process_count, -1)[:, process_index].ravel()
     sampler = EpochSampler(
-        labels=arrays.labels,
+        labels=source.labels if isinstance(source, LabelledArrays) else np.zeros(len(source), np.int32),
         steps=epoch_steps,
         batch_size=batch_size,
-        local=slice(process_index * local_size, (process_index + 1) * local_size),
+        local=local,
         seed=seed,
         stratified=stratified,
         shuffle=shuffle,
     )
     stop = None if num_steps is None else start_step + num_steps
     # Threads, never processes: the arrays are in memory, and a fork after JAX has started its threads can deadlock.
-    options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
+    options = grain.ReadOptions(
+        num_threads=threads if prefetch else 0, prefetch_buffer_size=max(prefetch, threads) if prefetch else 0
+    )
     steps = grain.MapDataset.source(sampler)[start_step:stop]
-    return iter(steps.map(lambda indices: _gather(arrays, indices)).to_iter_dataset(options))
+    # As in `epoch_order`, another key for every epoch; folded into 64 bits by a fixed odd number (Knuth's multiplier).
+    gather = lambda chosen: _gather(source, chosen[1], (seed + chosen[0] * 6364136223846793005) % 2**64)  # noqa: E731
+    return iter(steps.map(gather).to_iter_dataset(options))
 
 
 def eval_batches(
-    arrays: LabelledArrays, batch_size: int, *, process_index: int = 0, process_count: int = 1, prefetch: int = 2
+    source: ExampleSource,
+    batch_size: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 2,
+    threads: int = 1,
 ) -> Iterator[Batch]:
     """Every example once, in order, in batches of static shape; the last one padded as in `batches`.
 
     Args:
-        arrays: N >= 1 examples.
+        source: N >= 1 examples.
         batch_size: examples per batch over all processes.
         process_index: as in `batches`.
         process_count: as in `batches`.
         prefetch: as in `batches`.
+        threads: as in `batches`.
 
     Returns:
         An iterator of `steps_per_epoch(N, batch_size)` batches. Mask the padding with `labels >= 0`.
@@ -150,19 +191,20 @@ def eval_batches(
         [[0, 1, 2], [3, 4, -1]]
     """
     return batches(
-        arrays,
+        source,
         batch_size,
         seed=0,
         shuffle=False,
-        num_steps=steps_per_epoch(len(arrays), batch_size),
+        num_steps=steps_per_epoch(len(source), batch_size),
         process_index=process_index,
         process_count=process_count,
         prefetch=prefetch,
+        threads=threads,
     )
 
 
 class EpochSampler:
-    """Which examples make up step s: a Grain data source of index batches without end.
+    """Which examples make up step s: a Grain data source, without end, of epochs and index batches.
 
     Example numbers come with -1 for padding, always at the end. `labels` matter only for stratified orders.
     """
@@ -173,7 +215,7 @@ class EpochSampler:
         *,
         steps: int,
         batch_size: int,
-        local: slice,
+        local: Int[np.ndarray, " local"],
         seed: int,
         stratified: bool,
         shuffle: bool,
@@ -191,23 +233,59 @@ class EpochSampler:
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, index: int) -> Int[np.ndarray, " batch"]:
+    def __getitem__(self, index: int) -> tuple[int, Int[np.ndarray, " batch"]]:
         epoch, batch = divmod(index, self._steps)
-        first = batch * self._batch_size
-        return self._order(epoch)[first + self._local.start : first + self._local.stop]
+        return epoch, self._order(epoch)[batch * self._batch_size + self._local]
 
     def _order(self, epoch: int) -> np.ndarray:
         with self._lock:  # prefetching threads share the sampler: one of them sorts, the others wait
             if epoch not in self._orders:
-                if self._shuffle:
-                    order = epoch_order(self._labels, self._seed, epoch, self._stratified)
-                else:
-                    order = np.arange(len(self._labels))
-                padding = self._steps * self._batch_size - len(order)
+                order = epoch_indices(
+                    self._labels,
+                    self._batch_size,
+                    seed=self._seed,
+                    epoch=epoch,
+                    stratified=self._stratified,
+                    shuffle=self._shuffle,
+                )
                 # Two epochs: prefetching looks over the end of one into the next.
                 self._orders = dict(list(self._orders.items())[-1:])
-                self._orders[epoch] = np.concatenate([order, np.full(padding, -1, order.dtype)])
+                self._orders[epoch] = order.ravel()
             return self._orders[epoch]
+
+
+def epoch_indices(
+    labels: Int[np.ndarray, " examples"],
+    batch_size: int,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    stratified: bool = False,
+    shuffle: bool = True,
+) -> Int[np.ndarray, "steps batch"]:
+    """Which examples make up the batches of an epoch, those of `batches`.
+
+    Args:
+        labels: classes, shape (N,), non-negative.
+        batch_size: B >= 1.
+        seed: see `batches`.
+        epoch: see `epoch_order`.
+        stratified: see `batches`.
+        shuffle: see `batches`.
+
+    Returns:
+        Example numbers of shape (S, B), -1 for padding at the end.
+
+    Example:
+        >>> epoch_indices(np.zeros(5, np.int32), 3, shuffle=False)
+        array([[ 0,  1,  2],
+               [ 3,  4, -1]])
+    """
+    steps = steps_per_epoch(len(labels), batch_size)
+    order = epoch_order(labels, seed, epoch, stratified) if shuffle else np.arange(len(labels))
+    padded = np.full(steps * batch_size, -1, order.dtype)
+    padded[: len(order)] = order
+    return padded.reshape(steps, batch_size)
 
 
 def epoch_order(
@@ -243,11 +321,14 @@ def epoch_order(
     return members[np.argsort(positions, kind="stable")]
 
 
-def _gather(arrays: LabelledArrays, indices: Int[np.ndarray, " batch"]) -> Batch:
-    count = np.count_nonzero(indices >= 0)
-    if count == len(indices):
-        return {"features": arrays.features.take(indices, axis=0), "labels": arrays.labels.take(indices)}
-    features = np.zeros((len(indices), *arrays.features.shape[1:]), arrays.features.dtype)
-    labels = np.full(len(indices), PADDING_LABEL, arrays.labels.dtype)
-    features[:count], labels[:count] = arrays.features[indices[:count]], arrays.labels[indices[:count]]
+def _gather(source: ExampleSource, indices: Int[np.ndarray, " batch"], seed: int) -> Batch:
+    """Read a batch, padding at its end."""
+    used = indices[: np.count_nonzero(indices >= 0)]
+    if len(used) == len(indices):
+        return source.take(indices, seed)
+    # A share of the last batch may be padding alone: its shape is that of an example, which is then thrown away.
+    read = source.take(used if len(used) else np.zeros(1, indices.dtype), seed)
+    features = np.zeros((len(indices), *read["features"].shape[1:]), read["features"].dtype)
+    labels = np.full(len(indices), PADDING_LABEL, read["labels"].dtype)
+    features[: len(used)], labels[: len(used)] = read["features"][: len(used)], read["labels"][: len(used)]
     return {"features": features, "labels": labels}

@@ -4,27 +4,40 @@ from nc_jax.training.checkpoint import Checkpoints
 from nc_jax.training.evaluate import Evaluation, make_evaluator
 from nc_jax.training.logging import MetricsLog, read_metrics
 from nc_jax.training.loop import LoopOptions, NonFiniteError, Trained, Trainer
+from nc_jax.training.optimizers import OptimizerOptions, agd, agd_init, make_optimizer, make_schedule
 from nc_jax.training.parallel import AXIS, data_parallel
+from nc_jax.training.preemption import PreemptedError
+from nc_jax.training.resident import ResidentSet
 from nc_jax.training.state import TrainState, create_state, forward
-from nc_jax.training.step import StepMetrics, make_agreement_step, make_eval_step, make_train_step
+from nc_jax.training.step import StepOptions, make_agreement_step, make_eval_step, make_train_step
+from nc_jax.training.summary import EpochTotals, StepMetrics
 
 __all__ = [
     "AXIS",
     "Checkpoints",
+    "EpochTotals",
     "Evaluation",
     "LoopOptions",
     "MetricsLog",
     "NonFiniteError",
+    "OptimizerOptions",
+    "PreemptedError",
+    "ResidentSet",
     "StepMetrics",
+    "StepOptions",
     "TrainState",
     "Trained",
     "Trainer",
+    "agd",
+    "agd_init",
     "create_state",
     "data_parallel",
     "forward",
     "make_agreement_step",
     "make_eval_step",
     "make_evaluator",
+    "make_optimizer",
+    "make_schedule",
     "make_train_step",
     "read_metrics",
 ]

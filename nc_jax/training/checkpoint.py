@@ -37,7 +37,7 @@ class Checkpoints:
         """Copy the state and write it in the background. Saving a step that is there already does nothing."""
         step = int(state.step)
         if step != self.latest_step:
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+            self._manager.save(step, args=ocp.args.StandardSave(_of_this_process(state)))
 
     def restore(self, like: TrainState) -> TrainState | None:
         """Read the newest checkpoint, or return None if there is none.
@@ -59,7 +59,7 @@ class Checkpoints:
                 "a checkpoint must have the shapes of the state that it is restored to; "
                 f"{name} is {there} in {self._manager.directory / str(step)} and {here} here"
             )
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _of_this_process(like))
         restored: Any = self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
         return restored
 
@@ -73,6 +73,11 @@ class Checkpoints:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _of_this_process(state: TrainState) -> TrainState:
+    """With several processes, the state as NumPy arrays: each has all of it, and Orbax has the first one write it."""
+    return state if jax.process_count() == 1 else jax.device_get(state)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

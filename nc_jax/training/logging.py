@@ -21,10 +21,11 @@ class MetricsLog:
     is not finite is null.
 
     Args:
-        directory: of the run; metrics.jsonl and tensorboard/ are created in it, or continued.
+        directory: of the run, created if need be; metrics.jsonl and tensorboard/ are created in it, or continued.
     """
 
     def __init__(self, directory: Path):
+        directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / "metrics.jsonl"
         self._events = directory / "tensorboard"
         self._writers: dict[str, SummaryWriter] = {}

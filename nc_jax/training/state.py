@@ -10,6 +10,7 @@ import optax
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
 from nc_jax.models import HeadOutput
+from nc_jax.training.summary import EpochTotals
 
 # The rest of the package names models by this, so only this file depends on Linen.
 Model = nn.Module
@@ -23,6 +24,9 @@ class TrainState(flax.struct.PyTreeNode):
         params: what the optimiser trains.
         variables: every other collection of the model, by name ("nearest", "frame", "batch_stats", ...).
         opt_state: of the optimiser.
+        key: data of the random key that augmentation draws from, two uint32 (a plain array, for checkpoints).
+        totals: of the current epoch's steps.
+        average: exponential moving average of the parameters; None where none is kept.
     """
 
     # Not annotated further: tree maps also build states of shapes, shardings or options.
@@ -30,10 +34,23 @@ class TrainState(flax.struct.PyTreeNode):
     params: Any
     variables: Any
     opt_state: Any
+    key: Any
+    totals: Any
+    average: Any = None
+
+    @property
+    def evaluated_params(self) -> Any:
+        """The parameters to evaluate: their average if there is one."""
+        return self.params if self.average is None else self.average
 
 
 def create_state(
-    model: Model, optimizer: optax.GradientTransformation, key: PRNGKeyArray, inputs: Float[ArrayLike, "batch ..."]
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    key: PRNGKeyArray,
+    inputs: Float[ArrayLike, "batch ..."],
+    *,
+    average: bool = False,
 ) -> TrainState:
     """Draw the initial parameters.
 
@@ -42,13 +59,28 @@ def create_state(
         optimizer: an optax transformation.
         key: determines the initial state.
         inputs: any batch of the right shape and dtype.
+        average: keep a moving average of the parameters.
 
     Raises:
         ValueError: if the head does not fit the features (d < K - 1, say).
     """
     variables = jax.jit(model.init)(key, inputs)
     params = variables.pop("params", {})
-    return TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        variables=variables,
+        opt_state=optimizer.init(params),
+        key=jax.random.bits(key, (2,), jnp.uint32),
+        totals=EpochTotals.zero(),
+        # A copy: steps donate their state, and one buffer cannot be donated twice.
+        average=jax.tree.map(jnp.copy, params) if average else None,
+    )
+
+
+def random_key(state: TrainState) -> PRNGKeyArray:
+    """Return the key of the state's next step."""
+    return jax.random.fold_in(jax.random.wrap_key_data(state.key, impl="threefry2x32"), state.step)
 
 
 def forward(

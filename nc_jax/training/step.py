@@ -1,39 +1,22 @@
 """Pure training and evaluation steps. They run on one device as they are, and under `parallel` on many."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from nc_jax.metrics import Agreement, ClassStatistics, nearest_centre_agreement
 from nc_jax.models import HeadOutput
 from nc_jax.solvers import Status
-from nc_jax.training.state import Model, TrainState, forward
+from nc_jax.training.state import Model, TrainState, forward, random_key
+from nc_jax.training.summary import StepMetrics
 
 Batch = dict[str, Any]  # arrays: features (N, ...) and labels (N,), negative ones being padding
-
-
-class StepMetrics(NamedTuple):
-    """What one training step reports, over the whole batch on all devices.
-
-    Attributes:
-        loss: mean cross-entropy, in nats.
-        accuracy: share of right answers before the update.
-        grad_norm: length of the parameters' gradient.
-        solve_status: worst `nc_jax.solvers.Status` of the inner solve; CONVERGED for heads without one.
-        solve_grad_norm: Riemannian gradient norm at its end; 0 for heads without one.
-        finite: whether the loss, the gradient and the new state are finite. If not, the step was not taken.
-    """
-
-    loss: Float[Array, "..."]
-    accuracy: Float[Array, "..."]
-    grad_norm: Float[Array, "..."]
-    solve_status: Int[Array, "..."]
-    solve_grad_norm: Float[Array, "..."]
-    finite: Bool[Array, "..."]
 
 
 class EvalSums(NamedTuple):
@@ -52,62 +35,185 @@ class EvalSums(NamedTuple):
     statistics: ClassStatistics
 
 
+Preprocess = Callable[[Array], Array]  # a batch's features, stored or augmented -> what the model takes
+Augment = Callable[[PRNGKeyArray, Array], Array]  # (key, stored features of one example) -> the same, changed
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What a training step does besides cross-entropy, gradient, optimiser.
+
+    Attributes:
+        accumulate: cut the batch into so many parts, one after the other, and add their gradients. The sum is that of
+            the whole batch; batch statistics and the nearest head see the parts.
+        average_decay: keep a moving average of the parameters, with this weight of the old value per step, to be
+            evaluated in their place; None keeps none.
+        augment: applied to every example on the device, in training only, with a key that depends on the state's key,
+            the step and the example's place in the batch: not on the number of devices.
+        preprocess: applied to the features after that, in training and in evaluation.
+
+    Raises:
+        ValueError: if `accumulate` or `average_decay` is out of its range.
+    """
+
+    accumulate: int = 1
+    average_decay: float | None = None
+    augment: Augment | None = None
+    preprocess: Preprocess | None = None
+
+    def __post_init__(self):
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1; got {self.accumulate}")
+        if self.average_decay is not None and not 0 < self.average_decay < 1:
+            raise ValueError(f"average_decay must lie in (0, 1), or be None; got {self.average_decay}")
+
+
 def make_train_step(
-    model: Model, optimizer: optax.GradientTransformation, *, axis_name: str | None = None
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    *,
+    axis_name: str | None = None,
+    options: StepOptions = StepOptions(),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """Make the step (state, batch) -> (state, metrics): cross-entropy, gradient, optimiser.
 
-    A step whose numbers are not all finite returns the state as it was, so that nothing good is overwritten.
+    A step whose numbers are not all finite returns the state as it was, but for its totals, so that nothing good is
+    overwritten. Optimisers that search along a line (`optax.lbfgs`) are given the batch's loss as a function.
 
     Args:
         model: as in `create_state`; built with the same `axis_name` where its head or normalisation takes one.
         optimizer: an optax transformation.
         axis_name: of the mapped axis over which the batch is split; None on one device.
+        options: see `StepOptions`.
     """
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def total(tree: Any) -> Any:
         return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        valid = batch["labels"] >= 0
-        count = jnp.maximum(total(jnp.sum(valid)), 1)
+        count = jnp.maximum(total(jnp.sum(batch["labels"] >= 0)), 1)
+        batch = _prepared(batch, options, random_key(state), axis_name)
 
-        def loss_of(params: Any) -> tuple[Array, tuple[HeadOutput, dict]]:
-            output, variables = forward(model, params, state.variables, batch, train=True)
+        def loss_of(params: Any, variables: Any, part: Batch) -> tuple[Array, tuple[Array, _Solved, dict]]:
+            output, variables = forward(model, params, variables, part, train=True)
+            correct = jnp.sum(_correct(output.logits, part["labels"]))
             # This device's part of the batch's mean: the parts are summed after differentiation. Had they been summed
             # here, the psum's transpose, a psum again, would count every part once per device.
-            return jnp.sum(_losses(output.logits, batch["labels"])) / count, (output, variables)
+            loss = jnp.sum(_losses(output.logits, part["labels"])) / count
+            return loss, (correct, _solved(output), variables)
 
-        (loss, (output, variables)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        loss, gradients = total((loss, gradients))
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), variables, opt_state)
+        def gradient_of(params: Any) -> tuple[Array, Any, Array, _Solved, dict]:
+            """Return the batch's loss, gradient and right answers on all devices, and what its parts left."""
+
+            def add(carry: tuple, part: Batch) -> tuple[tuple, None]:
+                loss, gradients, correct, solved, variables = carry
+                (new_loss, (new_correct, new_solved, variables)), new = jax.value_and_grad(loss_of, has_aux=True)(
+                    params, variables, part
+                )
+                gradients = jax.tree.map(jnp.add, gradients, new)
+                worst = jax.tree.map(jnp.maximum, solved, new_solved)
+                return (loss + new_loss, gradients, correct + new_correct, worst, variables), None
+
+            zero = jnp.zeros(())
+            start = (zero, jax.tree.map(jnp.zeros_like, params), jnp.zeros((), int), _Solved.none(), state.variables)
+            if options.accumulate == 1:
+                found, _ = add(start, batch)
+            else:
+                found, _ = jax.lax.scan(add, start, _parts(batch, options.accumulate))
+            loss, gradients, correct, solved, variables = found
+            return *total((loss, gradients, correct)), solved, variables
+
+        @jax.custom_vjp
+        def loss_at(params: Any) -> Array:  # for line searches: its derivative, too, is that on all devices
+            return gradient_of(params)[0]
+
+        loss_at.defvjp(
+            lambda params: gradient_of(params)[:2],
+            lambda gradients, cotangent: (jax.tree.map(lambda leaf: cotangent * leaf, gradients),),
+        )
+
+        loss, gradients, correct, solved, variables = gradient_of(state.params)
+        updates, opt_state = optimizer.update(
+            gradients, state.opt_state, state.params, value=loss, grad=gradients, value_fn=loss_at
+        )
+        params = optax.apply_updates(state.params, updates)
+        average = state.average
+        if average is not None:
+            average = optax.incremental_update(params, average, 1 - (options.average_decay or 0))
+        new = state.replace(
+            step=state.step + 1, params=params, variables=variables, opt_state=opt_state, average=average
+        )
 
         grad_norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & _all_finite(new)
-        new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
-        solution = output.solution
-        return new, StepMetrics(
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & _all_finite(new.replace(totals=None))
+        metrics = StepMetrics(
             loss=loss,
-            accuracy=total(jnp.sum(_correct(output.logits, batch["labels"]))) / count,
+            accuracy=correct / count,
             grad_norm=grad_norm,
             # The inner problem is the same on every device, and so is how its solve ended.
-            solve_status=jnp.asarray(Status.CONVERGED, jnp.int32) if solution is None else solution.status,
-            solve_grad_norm=jnp.zeros(()) if solution is None else solution.grad_norm,
+            solve_status=solved.status,
+            solve_grad_norm=solved.grad_norm,
             finite=finite,
         )
+        new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
+        return new.replace(totals=state.totals.add(metrics)), metrics
 
     return step
 
 
+class _Solved(NamedTuple):
+    """How inner solves ended."""
+
+    status: Int[Array, ""]
+    grad_norm: Float[Array, ""]
+
+    @classmethod
+    def none(cls) -> "_Solved":
+        return cls(jnp.asarray(Status.CONVERGED, jnp.int32), jnp.zeros(()))
+
+
+def _solved(output: HeadOutput) -> _Solved:
+    solution = output.solution
+    return _Solved.none() if solution is None else _Solved(solution.status, solution.grad_norm)
+
+
+def _parts(batch: Batch, number: int) -> Batch:
+    """Cut every array into equal parts along a new first axis."""
+    size = len(batch["labels"])
+    if size % number:
+        raise ValueError(f"each device's share of a batch must be a multiple of accumulate={number}; got {size}")
+    return {name: array.reshape(number, size // number, *array.shape[1:]) for name, array in batch.items()}
+
+
+def _prepared(batch: Batch, options: StepOptions, key: PRNGKeyArray, axis_name: str | None) -> Batch:
+    """Augment and preprocess the features of this device's part of a batch."""
+    if options.augment is not None:
+        size = len(batch["labels"])
+        # `parallel` gives every device, of each of the batch's parts, an equal and contiguous share.
+        share, device, devices = size // options.accumulate, 0, 1
+        if axis_name is not None:
+            device, devices = jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)
+        part, place = jnp.divmod(jnp.arange(size), share)
+        places = (part * devices + device) * share + place
+        keys = jax.vmap(partial(jax.random.fold_in, key))(places)
+        batch = {**batch, "features": jax.vmap(options.augment)(keys, batch["features"])}
+    return _preprocessed(batch, options.preprocess)
+
+
+def _preprocessed(batch: Batch, preprocess: Preprocess | None) -> Batch:
+    return batch if preprocess is None else {**batch, "features": preprocess(batch["features"])}
+
+
 def make_eval_step(
-    model: Model, *, axis_name: str | None = None
+    model: Model, *, axis_name: str | None = None, preprocess: Preprocess | None = None
 ) -> Callable[[tuple[TrainState, EvalSums], Batch], EvalSums]:
     """Make the step ((state, sums), batch) -> sums that adds a batch to the sums."""
 
     def step(carry: tuple[TrainState, EvalSums], batch: Batch) -> EvalSums:
         state, sums = carry
-        output, _ = forward(model, state.params, state.variables, batch, train=False)
+        batch = _preprocessed(batch, preprocess)
+        output, _ = forward(model, state.evaluated_params, state.variables, batch, train=False)
         labels = batch["labels"]
         num_classes = output.logits.shape[-1]
         statistics = ClassStatistics.from_batch(output.features, labels, num_classes)
@@ -125,13 +231,14 @@ def make_eval_step(
 
 
 def make_agreement_step(
-    model: Model, *, axis_name: str | None = None
+    model: Model, *, axis_name: str | None = None, preprocess: Preprocess | None = None
 ) -> Callable[[tuple[TrainState, ClassStatistics], Batch], Agreement]:
     """Make the step ((state, training statistics), batch) -> agreement of NC4's second pass."""
 
     def step(carry: tuple[TrainState, ClassStatistics], batch: Batch) -> Agreement:
         state, statistics = carry
-        output, _ = forward(model, state.params, state.variables, batch, train=False)
+        batch = _preprocessed(batch, preprocess)
+        output, _ = forward(model, state.evaluated_params, state.variables, batch, train=False)
         agreement = nearest_centre_agreement(
             output.features, output.frame, output.bias, statistics.means, statistics.present, batch["labels"]
         )

@@ -6,25 +6,14 @@ import chex
 import jax
 import numpy as np
 import pytest
-from problems import make_trainer
+from problems import fit, make_trainer, rows_of
 
 from nc_jax.data import LabelledArrays
-from nc_jax.training import Checkpoints, LoopOptions, MetricsLog, NonFiniteError, read_metrics
+from nc_jax.training import Checkpoints, LoopOptions, NonFiniteError
 
 
 class Interrupted(Exception):
     pass
-
-
-def fit(trainer, train_set, test_set, directory, **keywords):
-    directory.mkdir(exist_ok=True)
-    with MetricsLog(directory) as log:
-        return trainer.fit(train_set, test_set, seed=0, run="run", directory=directory, log=log, **keywords)
-
-
-def rows_of(directory):
-    rows = read_metrics(directory / "metrics.jsonl")
-    return [{name: value for name, value in row.items() if name != "step/seconds"} for row in rows]
 
 
 def test_resuming_gives_the_unbroken_run_bit_for_bit(one_device, train_set, test_set, tmp_path):

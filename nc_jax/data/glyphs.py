@@ -1,0 +1,489 @@
+"""Rendered characters: an image set of up to 1000 classes that every installation has, for what digits cannot show.
+
+The faces ship with Matplotlib, so nothing is downloaded. Each (character, face) is rasterised once, at twice the size
+of the images; all images are then sampled from these templates through random affine maps, vectorised, and get noise.
+What image i of a class looks like depends on the seed, the class, the split and i alone: fewer images or classes are
+the beginning of more, and no number of threads changes a pixel.
+"""
+
+import dataclasses
+import functools
+import io
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import matplotlib
+import numpy as np
+import PIL.Image
+import scipy.cluster.hierarchy
+import scipy.special
+import tensorflow_datasets as tfds
+from jaxtyping import Bool, Float, Int, UInt8
+from matplotlib.ft2font import FT2Font, LoadFlags
+
+from nc_jax.data.arrays import LabelledArrays
+
+# By file name: Matplotlib also ships a last-resort font, which claims to have every character.
+FAMILIES = {
+    "DejaVu Sans": ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
+    "DejaVu Sans Mono": (
+        "DejaVuSansMono",
+        "DejaVuSansMono-Bold",
+        "DejaVuSansMono-Oblique",
+        "DejaVuSansMono-BoldOblique",
+    ),
+    "DejaVu Serif": ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
+    "STIX": ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
+}
+FACES = tuple(face for family in FAMILIES.values() for face in family)
+REGULAR = tuple(family[0] for family in FAMILIES.values())
+
+# What `select_characters` gave with Matplotlib 3.11.2, kept so that classes never change: the first 338 are in all 16
+# faces, the others in four to fifteen. A class is known by its place: append, never insert.
+CHARACTERS = (
+    "0123456789ABCDEHJKLMNPQRSTUVWXYZabdefjkmnopqrtyΓΞΣΦΨΩαβγδεζηικλμνξςτυφχωДЖЙЛЦЧШЩЪЫЬЭЮЯифщы!\"#$%&'()*"
+    "+,-./:;<=>?@[\\_{~¡¢£¤¦§©«¬®°±¶º»¼½¾¿ÀÆÇÈÏÑÒ×ÚÝÞßàåæèìñó÷øùýþāĄąĆćċďēĘęĜĝĢĤĥħįĲĴĶķĹĻŀŅņŉŒŔŕŖŗŚśŞţŤťůŲ"
+    "ųŴŵŹźƈƒƕơƪƯƺƾǁǂǼǽǾǿɐɔɕɖɚɝɞɣɤɧɭɮɯɰɱɲɳɹɻɽɿʁʂʆʇʉʍʎʐʑʒʕʚʛʞʠʡʣʤʦʧʨΈΉΎΐάέήίΰϋώϐϑϒϖϘϙϛϝϞϟϠϡϰϱЂЃЉЊЋЌђџѣҐ‛“‟†"
+    "…‰‱‹›€№™∂␣┐├┤┴┼╒╓╔╖╗╘╙╚╛╜╝╞╟╡╢╤╥╦╧╨╩╬ﬁƁƇƊƋƍƎƑƝƢƣƤƦƧƮƱƳƴƸƿǄǅǆǇǈǊǌǕǝǤǥǩǬǮǯǰǱǶǷǻȑșȜȡȢȣȤȫȴȵȸȺȻȾɀɁɂɆɇɉɊʩʪ"
+    "ʫʬʭʮʯͰͳͼϏϓϔϗϢϣϦϧϨϪϬϺϻѝѤѦѨѪѬѮѰѱѴѶѷѸѹѺѼѾҀ҂ҊҌғҔҖҘҚҞҠңҤҥҦҨҭҲҴҵҶҸҼҾӁӂӃӅӆӇӉӊӌӍӚӛӞӟӴӶӸӹӺӻӽӿԁԂԃԄԅԆԈԉԎԏԒԔԖԗԘԙ"
+    "ԠԣԤԲԳԴԵԶԷԸԹԺԻԽԾԿՀՁՃՅՆՇՉՊՌՎՐՔՖ՛՜՝՞՟էըթխկձմնչջֆև׆אבגדהזטלםמנעףץצקרשתװױײ״؆؉؊؛؟ءؤئبةتثجخدذرزسشصضطعغفقكلم"
+    "نوىي١٢٤٥٦٧٨٩٪٫٭ٹٻڑڤکگھ۴۶฿ກຂຄງຈຊຍດຖທນບປຜຝພມຣລວສຫຮຯະາຳຽເແໂໃໄ໑໒໓໔໖໗໘໙ໜႡႢႣႥႦႧႨႩႪႫႬႮႯႰႱႳႴႵႸႼႽႾႿჁჂჃჄჅაგდეზ"
+    "თკლნპჟრსტუფქშცჭჯჰჱჴჵჶჸჹჺ჻ᐂᐃᐄᐅᐆᐊᐋᐌᐍᐏᐑᐒᐓᐔᐕᐗᐘᐙᐚᐟᐠᐡᐢᐣᐥᐦᐫᐬᐮᐳᐴᐸᐼᐾᑀᑁᑂᑃᑆᑈᑍᑏᑐᑑᑗᑘᑙᑚᑛᑜᑝᑞᑟᑠᑡᑢᑣᑤᑥᑩᑫᑬᑮᑯᑰᑱᑳᑴᑵᑶᑷᑸᑹᑺᑻ"
+    "ᑼᑽᑾᑿᒀᒁᒉᒋᒌᒍᒎᒐᒑᒒᒓᒔᒕᒘᒙᒛᒜᒝᒠᒤᒧᒨᒩᒬᒭᒮᒯᒰᒱᒲᒳᒵᒶᒷᒸᒹᒺᒼᓀᓁᓂᓃᓄᓅᓇᓈᓉᓊᓋᓍᓒᓓᓔᓕᓖᓗᓘᓚᓛᓜᓝᓞᓟᓠᓡᓢᓣᓤᓥᓦᓧᓨᓩᓪᓬᓭᓮᓯᓰᓱᓲᓳᓴᓵᓶᓷᓸᓹᓺᓻᓼᓽᔀᔁᔂᔃ"
+    "ᔄᔐᔑᔒᔓᔔᔕᔖᔗᔘᔙᔚᔛᔜᔝᔞᔟᔠᔡᔢᔣᔤᔥᔦᔧᔨᔩᔪᔫᔬᔭᔮᔯᔰᔱᔲᔳᔴᔵᔶᔷᔸᔹᔺᔻᔼᔽᕂᕃᕄᕅᕆᕇᕉᕊᕋᕌᕍᕎᕏᕒᕓᕕᕖᕗᕘᕙᕚᕠᕡᕦᕧᕴᕵᕶᕷᕸᕹᕻᕾᕿᖀᖁᖂᖃᖄᖅᖎᖏᖐᖑᖒᖓᖔᖕᖖᖠᖢᖣᖤ"
+)
+NUM_CLASSES = 100  # issue 4
+FEWEST_FACES = 4  # of which a character must have: a family
+LOOK_ALIKE = 0.85  # correlation: the highest, in steps of 0.05, at which c and C are one
+SPLITS = ("train", "test")
+SIZE = 28  # MNIST's
+INK_SHARE = 20 / 28  # the longer side of the ink over the side of the image: LeCun et al. (1998), MNIST
+OVERSAMPLING = 2  # template pixels per image pixel, on each axis
+NOMINAL = 64.0  # pixels per em at which ink is measured, any will do
+_GEOMETRY = 6  # random numbers per image: face, angle, scale, shear and two shifts
+
+
+@dataclasses.dataclass(frozen=True)
+class GlyphOptions:
+    """How many images a class has and how they differ.
+
+    Attributes:
+        train_images: training images per class.
+        test_images: test images per class.
+        rotation: degrees.
+        scale: of the logarithm of the size.
+        shear: horizontal shift per vertical pixel.
+        shift: pixels of a 28 x 28 image, on each axis; larger images shift in proportion.
+        noise: standard deviation of the noise in every pixel, whose values span [0, 1].
+    """
+
+    # Issue 4 asks for these numbers.
+    train_images: int = 60
+    test_images: int = 40
+    rotation: float = 10.0
+    scale: float = 0.12
+    shear: float = 0.1
+    shift: float = 1.5
+    noise: float = 0.05
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 0:
+                raise ValueError(f"{field.name} must be at least 0; got {getattr(self, field.name)}")
+
+
+# The numbers are issue 4's. An MLP 784-256-256-100 (SGD, learning rate 0.05, momentum 0.9, batch 64, cosine, 20 epochs)
+# reaches 93.7, 83.8 and 93.2 % (two seeds); the prototype, whose faces and noise differed, 92, 75 and 86.
+PRESETS = {
+    "default": GlyphOptions(),
+    "low-data": GlyphOptions(train_images=20),
+    "hard": GlyphOptions(noise=0.08),
+}
+
+
+class Glyphs(tfds.core.GeneratorBasedBuilder):
+    """100 classes of rendered characters, 28 x 28 pixels, one config per preset, for programs that read TFDS folders.
+
+    Examples are `image` (28, 28, 1) uint8, stored as PNG, and `label`; both splits are stored class by class. `load`
+    gives the same images without a folder.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar = {"1.0.0": "The first 100 characters, seed 0."}
+    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=name, description=f"{name} preset") for name in PRESETS]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Characters rendered from the DejaVu and STIX fonts that ship with Matplotlib.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(SIZE, SIZE, 1), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(names=list(CHARACTERS[:NUM_CLASSES])),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            disable_shuffling=True,  # keeps the order of `load`
+            homepage="https://matplotlib.org",
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
+        return {split: self._generate_examples(split) for split in SPLITS}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        config: Any = self.builder_config
+        arrays = load(split, preset=config.name)
+        for index, (image, label) in enumerate(zip(arrays.features, arrays.labels.tolist(), strict=True)):
+            yield index, {"image": _as_png(image), "label": label}
+
+
+def load(
+    split: str, num_classes: int = NUM_CLASSES, size: int = SIZE, *, preset: str = "default", seed: int = 0
+) -> LabelledArrays:
+    """The images of a split of a preset, rendered.
+
+    Args:
+        split: "train" or "test".
+        num_classes: K, the first so many of `CHARACTERS`; 2 to 1000.
+        size: height and width in pixels; 28 is MNIST's, 64 shows accents.
+        preset: "default" (60 training and 40 test images per class), "low-data" (20 and 40) or "hard" (more noise).
+        seed: of all that is random, 0..2^64-1.
+
+    Returns:
+        Images (N, size, size, 1), uint8, ink bright, class by class; the class names are the characters.
+
+    Raises:
+        ValueError: if an argument is out of its range or there is no such split or preset.
+
+    Example:
+        >>> load("test", num_classes=3)
+        LabelledArrays(120 examples of shape (28, 28, 1) uint8, 3 classes)
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(map(repr, PRESETS))}; got {preset!r}")
+    return render(split, num_classes, size, options=PRESETS[preset], seed=seed)
+
+
+def render(
+    split: str,
+    num_classes: int = NUM_CLASSES,
+    size: int = SIZE,
+    *,
+    options: GlyphOptions = GlyphOptions(),
+    seed: int = 0,
+) -> LabelledArrays:
+    r"""The images of a split with any options.
+
+    An image shows its character in one of the faces that have it, all alike, mapped by :math:`x \mapsto s R H x + t`
+    about the centre, with a rotation R, a horizontal shear H, a scale s and a shift t.
+
+    Args:
+        split: "train" or "test".
+        num_classes: as in `load`.
+        size: as in `load`.
+        options: see `GlyphOptions`.
+        seed: as in `load`.
+
+    Returns:
+        As `load`.
+
+    Raises:
+        ValueError: as `load`.
+
+    Example:
+        >>> render("train", num_classes=2, options=GlyphOptions(train_images=1)).class_names
+        ('0', '1')
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(map(repr, SPLITS))}; got {split!r}")
+    _check_sizes(num_classes, size)
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must lie in 0..2^64-1; got {seed}")
+    count = options.train_images if split == "train" else options.test_images
+    images = np.empty((num_classes, count, size, size), np.uint8)
+    fonts = _fonts(FACES)
+    for label, character in enumerate(CHARACTERS[:num_classes]):
+        stream = np.random.Philox(key=seed + ((len(SPLITS) * label + SPLITS.index(split)) << 64))
+        images[label] = _draw(_templates(character, fonts, size), stream, count, size, options)
+    labels = np.repeat(np.arange(num_classes, dtype=np.int32), count)
+    return LabelledArrays(images.reshape(-1, size, size, 1), labels, num_classes, tuple(CHARACTERS[:num_classes]))
+
+
+def class_means(num_classes: int = NUM_CLASSES, size: int = SIZE) -> Float[np.ndarray, "classes size size"]:
+    """The undistorted characters without noise, averaged over their faces.
+
+    Args:
+        num_classes: as in `load`.
+        size: as in `load`.
+
+    Returns:
+        Images in [0, 1], shape (K, size, size).
+
+    Raises:
+        ValueError: as `load`.
+
+    Example:
+        >>> class_means(2).shape
+        (2, 28, 28)
+    """
+    _check_sizes(num_classes, size)
+    fonts = _fonts(FACES)
+    return np.stack([_shrunk(_templates(character, fonts, size)).mean(0) for character in CHARACTERS[:num_classes]])
+
+
+def script_tree(num_classes: int = NUM_CLASSES) -> dict[str, dict[str, list[str]]]:
+    """A hierarchy that one can read off the names: script, then case, then character.
+
+    Args:
+        num_classes: as in `load`.
+
+    Returns:
+        {script: {case: characters}}, with the scripts "Latin", "Greek", "Cyrillic", "digit" and "other", the cases
+        "upper", "lower" and "uncased", and class names as leaves.
+
+    Raises:
+        ValueError: as `load`.
+
+    Example:
+        >>> script_tree(12)
+        {'digit': {'uncased': ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9']}, 'Latin': {'upper': ['A', 'B']}}
+    """
+    _check_sizes(num_classes, SIZE)
+    tree: dict[str, dict[str, list[str]]] = {}
+    for character in CHARACTERS[:num_classes]:
+        tree.setdefault(_script(character), {}).setdefault(_case(character), []).append(character)
+    return tree
+
+
+def shape_levels(
+    num_classes: int = NUM_CLASSES,
+    cuts: Sequence[int] = (10, 35, 100),  # issue 4
+    size: int = SIZE,
+) -> list[list[int]]:
+    """A hierarchy of shapes: Ward's tree over the class means, cut into so many nodes at each level.
+
+    Args:
+        num_classes: as in `load`.
+        cuts: numbers of nodes, ascending, each in 1..K.
+        size: as in `load`.
+
+    Returns:
+        One list per cut, with the node of each class; nodes are numbered in the order of their first class, and each
+        lies within one node of the level before.
+
+    Raises:
+        ValueError: as `load`, or if the cuts are not ascending in 1..K.
+
+    Example:
+        >>> "".join(CHARACTERS[:10]), shape_levels(10, cuts=(3, 10))[1]
+        ('0123456789', [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+
+    Reference: Ward (1963).
+    """
+    means = class_means(num_classes, size)
+    if list(cuts) != sorted(set(cuts)) or not cuts or not 1 <= cuts[0] <= cuts[-1] <= num_classes:
+        raise ValueError(f"cuts must be ascending numbers in 1..{num_classes}; got {tuple(cuts)}")
+    linkage = scipy.cluster.hierarchy.ward(means.reshape(num_classes, -1))
+    return [_cut(linkage[: num_classes - nodes, :2].astype(int), num_classes) for nodes in cuts]
+
+
+def select_characters(limit: int = 1000, threshold: float = LOOK_ALIKE) -> str:
+    """How `CHARACTERS` was made: what the faces have, without characters that look like an earlier one.
+
+    First come ASCII digits and the plain Latin, Greek and Cyrillic letters, then what all faces have, then what at
+    least four have, each in the order of Unicode.
+
+    Args:
+        limit: stop at so many.
+        threshold: a character goes if its image correlates more than this with an earlier one's in the regular style of
+            any family. Ink is scaled to one size first, so that c and C are alike.
+
+    Returns:
+        The characters as one string.
+
+    Example:
+        >>> select_characters(limit=20)
+        '0123456789ABCDEHJKLM'
+    """
+    covered = _coverage(FACES)
+    fonts = _fonts(REGULAR)
+    regular = [FACES.index(face) for face in REGULAR]
+    chosen: list[str] = []
+    seen = np.zeros((limit, len(REGULAR), SIZE * SIZE), np.float32)
+    for character in sorted(covered, key=lambda character: (_tier(character, covered[character]), character)):
+        if len(chosen) == limit:
+            break
+        faces = np.flatnonzero(covered[character][regular])
+        vectors = np.zeros((len(REGULAR), SIZE * SIZE), np.float32)
+        vectors[faces] = _standardised(_shrunk(_templates(character, [fonts[face] for face in faces], SIZE)))
+        if np.einsum("kfp,fp->kf", seen[: len(chosen)], vectors).max(initial=0) <= threshold:
+            seen[len(chosen)] = vectors
+            chosen.append(character)
+    return "".join(chosen)
+
+
+def _tier(character: str, covered: Bool[np.ndarray, " faces"]) -> int:
+    plain = ("0", "9"), ("A", "Z"), ("a", "z"), ("Α", "Ω"), ("α", "ω"), ("А", "я")
+    if any(first <= character <= last for first, last in plain):
+        return 0
+    return 1 if covered.all() else 2
+
+
+def _coverage(faces: Sequence[str]) -> dict[str, Bool[np.ndarray, " faces"]]:
+    charmaps = [font.get_charmap() for font in _fonts(faces)]
+    candidates = sorted(set().union(*charmaps))
+    return {
+        chr(code): covered
+        for code in candidates
+        # Letters, numbers, punctuation and symbols; not marks, which combine, modifiers, spaces and private use.
+        if unicodedata.category(chr(code))[0] in "LNPS" and unicodedata.category(chr(code)) not in ("Lm", "Sk")
+        if (covered := np.array([code in charmap for charmap in charmaps])).sum() >= FEWEST_FACES
+    }
+
+
+def _script(character: str) -> str:
+    first = unicodedata.name(character).split()[0]
+    scripts = {"LATIN": "Latin", "GREEK": "Greek", "CYRILLIC": "Cyrillic", "DIGIT": "digit"}
+    return scripts.get(first, "other")
+
+
+def _case(character: str) -> str:
+    return {"Lu": "upper", "Ll": "lower"}.get(unicodedata.category(character), "uncased")
+
+
+def _cut(merges: Int[np.ndarray, "merges 2"], num_classes: int) -> list[int]:
+    # Not scipy's cut_tree, which gives one node (1.17.1) where as many nodes as classes are asked for.
+    nodes = {label: [label] for label in range(num_classes)}
+    for number, (one, other) in enumerate(merges.tolist(), start=num_classes):
+        nodes[number] = nodes.pop(one) + nodes.pop(other)
+    labels = [0] * num_classes
+    for number, members in enumerate(sorted(nodes.values(), key=min)):
+        for label in members:
+            labels[label] = number
+    return labels
+
+
+def _check_sizes(num_classes: int, size: int) -> None:
+    if not 2 <= num_classes <= len(CHARACTERS):
+        raise ValueError(
+            f"num_classes must lie in 2..{len(CHARACTERS)}, the characters that do not look alike; got {num_classes}"
+        )
+    if size < 8:
+        raise ValueError(f"size must be at least 8; got {size}")
+
+
+def _fonts(faces: Sequence[str]) -> list[FT2Font]:
+    # New ones each time: a font has a state (size, text), which threads must not share. 16 take 13 ms.
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return [FT2Font(str(folder / f"{face}.ttf")) for face in faces]
+
+
+def _templates(character: str, fonts: Sequence[FT2Font], size: int) -> UInt8[np.ndarray, "faces side side"]:
+    """The character in the middle of a square, in each font that has it."""
+    side = OVERSAMPLING * size
+    fonts = [font for font in fonts if font.get_char_index(ord(character))]
+    templates = np.zeros((len(fonts), side, side), np.uint8)
+    for template, font in zip(templates, fonts, strict=True):
+        ink = _ink(font, character, side * INK_SHARE)
+        top, left = (side - ink.shape[0]) // 2, (side - ink.shape[1]) // 2
+        template[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
+    return templates
+
+
+def _ink(font: FT2Font, character: str, longer_side: float) -> UInt8[np.ndarray, "height width"]:
+    # Unhinted: hints would move outlines to the pixels of the template.
+    font.set_size(NOMINAL, 72)
+    left, bottom, right, top = font.load_char(ord(character), flags=LoadFlags.NO_HINTING).bbox  # in 1/64 pixel
+    font.set_size(NOMINAL * longer_side * 64 / max(right - left, top - bottom), 72)
+    font.set_text(character, 0.0, flags=LoadFlags.NO_HINTING)
+    font.draw_glyphs_to_bitmap(antialiased=True)
+    bitmap = font.get_image()
+    rows, columns = np.flatnonzero(bitmap.any(1)), np.flatnonzero(bitmap.any(0))
+    return bitmap[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _shrunk(templates: UInt8[np.ndarray, "faces side side"]) -> Float[np.ndarray, "faces size size"]:
+    faces, side, _ = templates.shape
+    blocks = templates.reshape(faces, side // OVERSAMPLING, OVERSAMPLING, side // OVERSAMPLING, OVERSAMPLING)
+    return blocks.mean((2, 4)) / 255
+
+
+def _standardised(images: Float[np.ndarray, "faces size size"]) -> Float[np.ndarray, "faces pixels"]:
+    flat = images.reshape(len(images), -1)
+    flat = flat - flat.mean(1, keepdims=True)
+    return flat / np.linalg.norm(flat, axis=1, keepdims=True)
+
+
+def _draw(
+    templates: UInt8[np.ndarray, "faces side side"],
+    stream: np.random.Philox,
+    count: int,
+    size: int,
+    options: GlyphOptions,
+) -> UInt8[np.ndarray, "count size size"]:
+    # A row of raw numbers per image, as many for any count: so a smaller set is the beginning of a larger one.
+    raw = stream.random_raw((count, _GEOMETRY + -(-size * size // 4)))
+    draws = (raw[:, :_GEOMETRY] >> np.uint64(11)) * 2.0**-53
+    faces = (draws[:, 0] * len(templates)).astype(np.intp)
+    angle, log_scale, shear, down, right = (2 * draws[:, 1:] - 1).T * np.array(
+        [np.deg2rad(options.rotation), options.scale, options.shear, options.shift, options.shift]
+    )[:, None]
+    shift = np.stack([down, right], axis=1) * (size / SIZE)
+    images = _sampled(templates, faces, _inverse(angle, log_scale, shear), shift, size)
+    noise = _normal_quantiles()[raw[:, _GEOMETRY:].view(np.uint16)[:, : size * size]]
+    images += options.noise * noise.reshape(count, size, size)
+    return np.rint(255 * np.clip(images, 0, 1)).astype(np.uint8)
+
+
+def _inverse(
+    angle: Float[np.ndarray, " count"], log_scale: Float[np.ndarray, " count"], shear: Float[np.ndarray, " count"]
+) -> Float[np.ndarray, "count 2 2"]:
+    """Of s R H, on (row, column): H adds shear * row to the column."""
+    cosine, sine, one, zero = np.cos(angle), np.sin(angle), np.ones_like(angle), np.zeros_like(angle)
+    unrotate = np.stack([cosine, sine, -sine, cosine], axis=1).reshape(-1, 2, 2)
+    unshear = np.stack([one, zero, -shear, one], axis=1).reshape(-1, 2, 2)
+    return np.exp(-log_scale)[:, None, None] * (unshear @ unrotate)
+
+
+def _sampled(
+    templates: UInt8[np.ndarray, "faces side side"],
+    faces: Int[np.ndarray, " count"],
+    inverse: Float[np.ndarray, "count 2 2"],
+    shift: Float[np.ndarray, "count 2"],
+    size: int,
+) -> Float[np.ndarray, "count size size"]:
+    """Bilinear samples of a template per image, in [0, 1]; float32, which halves the time."""
+    # Samples lie about two template pixels apart. Of single pixels they would miss half; sums of two by two leave no
+    # gaps, and without distortion they are the mean over the image's pixel.
+    columns = templates[:, :, :-1].astype(np.uint16) + templates[:, :, 1:]
+    sums = columns[:, :-1] + columns[:, 1:]
+    side = sums.shape[1]
+    grid = np.arange(size) - (size - 1) / 2
+    origin = -(inverse @ shift[:, :, None])[:, :, 0]  # where in the template the centre of the image comes from
+    coordinates = (
+        inverse[:, :, 0, None, None] * grid[:, None] + inverse[:, :, 1, None, None] * grid + origin[:, :, None, None]
+    )
+    coordinates = (OVERSAMPLING * coordinates + (side - 1) / 2).astype(np.float32)
+    # The border of a template is empty, so that what lies outside of it may be taken from there.
+    coordinates = np.clip(coordinates, 0, np.float32(side - 1.001))
+    corner = coordinates.astype(np.int32)
+    down, right = np.moveaxis(coordinates - corner, 1, 0)
+    flat = sums.ravel()
+    places = (faces[:, None, None] * side + corner[:, 0]) * side + corner[:, 1]
+    upper = flat[places] * (1 - right) + flat[places + 1] * right
+    lower = flat[places + side] * (1 - right) + flat[places + side + 1] * right
+    return (upper + (lower - upper) * down) / np.float32(255 * 4)
+
+
+@functools.cache
+def _normal_quantiles() -> Float[np.ndarray, "65536"]:
+    # Noise from 16 random bits: four times fewer of them, and no transformation per pixel. Its tails end at 4.3.
+    return scipy.special.ndtri((np.arange(2**16) + 0.5) / 2**16).astype(np.float32)
+
+
+def _as_png(image: UInt8[np.ndarray, "height width 1"]) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(image[:, :, 0]).save(buffer, format="png")
+    return buffer.getvalue()

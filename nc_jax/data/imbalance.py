@@ -1,0 +1,286 @@
+"""Data sets made harder on purpose: few examples, a long tail, wrong labels.
+
+Every function maps `LabelledArrays` to `LabelledArrays`, depends on nothing but its arguments, and keeps what it keeps
+in the order in which it came.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float, Int, Integer
+
+from nc_jax.data.arrays import LabelledArrays
+
+# The high half of the random key says what the numbers are for, so that a subset and its label noise may share a seed.
+_CHOICE, _NOISE = range(2)
+
+
+def exponential_counts(num_classes: int, largest: int, factor: float) -> Int[np.ndarray, " classes"]:
+    r"""Class sizes that fall from class to class by a constant ratio.
+
+    .. math:: n_k = \lfloor n_{\max} \, r^{k / (K - 1)} \rfloor
+
+    Args:
+        num_classes: K >= 1.
+        largest: size of class 0, n_max >= 0.
+        factor: r in (0, 1], the size of the last class relative to the first; 0.01 is what some call a ratio of 100.
+
+    Returns:
+        Counts of shape (K,), descending.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> exponential_counts(5, 100, 0.01)
+        array([100,  31,  10,   3,   1])
+
+    Reference: Cui et al. (2019); rounded down as in the released code of Cao et al. (2019).
+    """
+    _check_sizes(num_classes, largest, factor)
+    powers = np.arange(num_classes) / max(num_classes - 1, 1)
+    # Rounding must not turn a whole number into the one below: 0.57 * 100 is 56.99999999999999 in floating point.
+    return np.floor(largest * factor**powers + 1e-9).astype(np.int64)
+
+
+def step_counts(
+    num_classes: int,
+    largest: int,
+    factor: float,
+    fraction: float = 0.5,  # released code of Cao et al. (2019): half of the classes
+) -> Int[np.ndarray, " classes"]:
+    r"""Class sizes of two kinds: the last classes have r times what the first ones have.
+
+    .. math::
+        n_k = n_{\max} \text{ for } k < K - \lfloor \mu K \rfloor, \qquad \lfloor r \, n_{\max} \rfloor \text{ else}
+
+    Args:
+        num_classes: K >= 1.
+        largest: size of the first classes, n_max >= 0.
+        factor: r in (0, 1].
+        fraction: mu in [0, 1], the share of classes that are small.
+
+    Returns:
+        Counts of shape (K,), descending.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> step_counts(5, 100, 0.01)
+        array([100, 100, 100,   1,   1])
+
+    Reference: Buda, Maki and Mazurowski (2018).
+    """
+    _check_sizes(num_classes, largest, factor)
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must lie in [0, 1]; got {fraction}")
+    counts = np.full(num_classes, largest, dtype=np.int64)
+    small = int(fraction * num_classes + 1e-9)  # as above: 0.3 * 10 is 3
+    counts[num_classes - small :] = int(largest * factor + 1e-9)
+    return counts
+
+
+def subsample(arrays: LabelledArrays, counts: Integer[np.ndarray, " classes"], *, seed: int) -> LabelledArrays:
+    """A random choice of so many examples of each class.
+
+    With one seed, fewer examples of a class are a subset of more of them.
+
+    Args:
+        arrays: N examples of K classes.
+        counts: how many to keep of each class, shape (K,).
+        seed: of the choice, 0..2^64-1.
+
+    Returns:
+        The chosen examples, in the order of `arrays`; K and the names as they were.
+
+    Raises:
+        ValueError: if `counts` has not one entry per class, or a class has fewer examples.
+
+    Example:
+        >>> arrays = LabelledArrays(np.zeros((6, 1)), np.array([0, 1, 2, 0, 1, 2]), num_classes=3)
+        >>> subsample(arrays, np.array([2, 1, 0]), seed=0).class_counts()
+        array([2, 1, 0])
+    """
+    counts, available = np.asarray(counts), arrays.class_counts()
+    if counts.shape != (arrays.num_classes,) or (counts < 0).any():
+        raise ValueError(f"counts must hold {arrays.num_classes} numbers from 0 up, one per class; got {counts}")
+    lacking = np.flatnonzero(counts > available)
+    if lacking.size:
+        label = lacking[0]
+        raise ValueError(f"class {label} must have at least {counts[label]} examples; got {available[label]}")
+    # Sorting the raw stream and not calling Generator.choice: NumPy promises the former for all versions.
+    order = np.lexsort((_stream(seed, _CHOICE).random_raw(len(arrays)), arrays.labels))
+    starts = np.cumsum(available) - available
+    ranks = np.arange(len(arrays)) - np.repeat(starts, available)  # place of each example among its class, shuffled
+    return arrays.subset(np.sort(order[ranks < np.repeat(counts, available)]))
+
+
+def take_per_class(arrays: LabelledArrays, count: int, *, seed: int) -> LabelledArrays:
+    """The same number of examples of every class: a balanced and, if you like, tiny set.
+
+    Args:
+        arrays: N examples of K classes.
+        count: examples per class.
+        seed: of the choice, 0..2^64-1.
+
+    Returns:
+        K * count examples, in the order of `arrays`.
+
+    Raises:
+        ValueError: if a class has fewer than `count` examples.
+
+    Example:
+        >>> arrays = LabelledArrays(np.zeros((6, 1)), np.array([0, 1, 2, 0, 1, 2]), num_classes=3)
+        >>> take_per_class(arrays, 1, seed=0).class_counts()
+        array([1, 1, 1])
+    """
+    return subsample(arrays, np.full(arrays.num_classes, count), seed=seed)
+
+
+def long_tailed(arrays: LabelledArrays, factor: float, *, seed: int, largest: int | None = None) -> LabelledArrays:
+    """Class 0 stays, the last class keeps `factor` of that, the others lie between on an exponential.
+
+    Args:
+        arrays: N examples of K classes.
+        factor: in (0, 1]; see `exponential_counts`.
+        seed: of the choice, 0..2^64-1.
+        largest: size of class 0; None is the smallest class's present size, which every class can give.
+
+    Returns:
+        The chosen examples, in the order of `arrays`.
+
+    Raises:
+        ValueError: if an argument is out of its range or a class has too few examples.
+
+    Example:
+        >>> arrays = LabelledArrays(np.zeros((300, 1)), np.arange(300) % 3, num_classes=3)
+        >>> long_tailed(arrays, 0.01, seed=0).class_counts()
+        array([100,  10,   1])
+
+    Reference: Cui et al. (2019).
+    """
+    largest = int(arrays.class_counts().min()) if largest is None else largest
+    return subsample(arrays, exponential_counts(arrays.num_classes, largest, factor), seed=seed)
+
+
+def step_imbalanced(
+    arrays: LabelledArrays, factor: float, *, seed: int, fraction: float = 0.5, largest: int | None = None
+) -> LabelledArrays:
+    """The first classes stay, each of the last ones keeps `factor` of that.
+
+    Args:
+        arrays: N examples of K classes.
+        factor: in (0, 1].
+        seed: of the choice, 0..2^64-1.
+        fraction: share of small classes; see `step_counts` for the default.
+        largest: size of the large classes; None is the smallest class's present size.
+
+    Returns:
+        The chosen examples, in the order of `arrays`.
+
+    Raises:
+        ValueError: if an argument is out of its range or a class has too few examples.
+
+    Example:
+        >>> arrays = LabelledArrays(np.zeros((400, 1)), np.arange(400) % 4, num_classes=4)
+        >>> step_imbalanced(arrays, 0.1, seed=0).class_counts()
+        array([100, 100,  10,  10])
+
+    Reference: Buda, Maki and Mazurowski (2018).
+    """
+    largest = int(arrays.class_counts().min()) if largest is None else largest
+    return subsample(arrays, step_counts(arrays.num_classes, largest, factor, fraction), seed=seed)
+
+
+def asymmetric_noise(
+    arrays: LabelledArrays, transition: Float[np.ndarray, "classes classes"], *, seed: int
+) -> LabelledArrays:
+    r"""Each label replaced at random, with probabilities that depend on its class alone.
+
+    .. math:: P(\tilde y = j \mid y = i) = T_{ij}
+
+    Args:
+        arrays: N examples of K classes.
+        transition: T, shape (K, K), rows from 0 up that sum to one.
+        seed: of the draws, 0..2^64-1.
+
+    Returns:
+        All examples, features untouched.
+
+    Raises:
+        ValueError: if the matrix has another shape or its rows are no probabilities.
+
+    Example:
+        >>> arrays = LabelledArrays(np.zeros((4, 1)), np.array([0, 1, 1, 0]), num_classes=2)
+        >>> asymmetric_noise(arrays, np.array([[1.0, 0.0], [1.0, 0.0]]), seed=0).labels
+        array([0, 0, 0, 0], dtype=int32)
+
+    Reference: Patrini et al. (2017).
+    """
+    transition, classes = np.asarray(transition, np.float64), arrays.num_classes
+    if transition.shape != (classes, classes):
+        raise ValueError(f"transition must have shape ({classes}, {classes}); got {transition.shape}")
+    sums = transition.sum(axis=1)
+    wrong = np.flatnonzero((transition < 0).any(axis=1) | ~np.isclose(sums, 1, rtol=0, atol=1e-6))
+    if wrong.size:
+        row = wrong[0]
+        raise ValueError(
+            f"the rows of transition must be from 0 up and sum to 1; got row {row} with sum {sums[row]:.6g} "
+            f"and minimum {transition[row].min():.6g}"
+        )
+    # One uniform number per example, and the class whose share of [0, 1) it falls into. The last share that is not zero
+    # ends above 1, where rounding of the sums cannot reach.
+    draws = (_stream(seed, _NOISE).random_raw(len(arrays)) >> np.uint64(11)) * 2.0**-53
+    labels = np.empty_like(arrays.labels)
+    for label in range(classes):  # a K x N matrix of shares would be 10 GB for ImageNet
+        members = arrays.labels == label
+        ends = np.cumsum(transition[label])
+        ends[np.flatnonzero(transition[label])[-1] :] = 2
+        labels[members] = np.searchsorted(ends, draws[members], side="right")
+    return dataclasses.replace(arrays, labels=labels)
+
+
+def symmetric_noise(arrays: LabelledArrays, rate: float, *, seed: int) -> LabelledArrays:
+    """Each label replaced with probability `rate` by one of the other classes, all alike.
+
+    Args:
+        arrays: N examples of K >= 2 classes.
+        rate: in [0, 1]: the expected share of wrong labels. (Where the new label may be the old one by chance, that
+            share is smaller by the factor (K - 1) / K: compare papers with care.)
+        seed: of the draws, 0..2^64-1.
+
+    Returns:
+        All examples, features untouched.
+
+    Raises:
+        ValueError: if the rate is outside [0, 1] or there is no other class.
+
+    Example:
+        >>> arrays = LabelledArrays(np.zeros((4, 1)), np.array([0, 1, 1, 0]), num_classes=2)
+        >>> symmetric_noise(arrays, 1.0, seed=0).labels
+        array([1, 0, 0, 1], dtype=int32)
+
+    Reference: Patrini et al. (2017).
+    """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate must lie in [0, 1]; got {rate}")
+    if arrays.num_classes < 2:
+        raise ValueError(f"symmetric noise needs at least two classes; got {arrays.num_classes}")
+    same = np.eye(arrays.num_classes)
+    return asymmetric_noise(arrays, (1 - rate) * same + rate / (arrays.num_classes - 1) * (1 - same), seed=seed)
+
+
+def _stream(seed: int, purpose: int) -> np.random.Philox:
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must lie in 0..2^64-1; got {seed}")
+    return np.random.Philox(key=seed + (purpose << 64))
+
+
+def _check_sizes(num_classes: int, largest: int, factor: float) -> None:
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1; got {num_classes}")
+    if largest < 0:
+        raise ValueError(f"largest must be at least 0; got {largest}")
+    if not 0 < factor <= 1:
+        raise ValueError(f"factor must lie in (0, 1]; got {factor}")

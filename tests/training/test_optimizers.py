@@ -1,0 +1,127 @@
+"""Schedules by their values, AGD against NumPy, line searches on several devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nc_jax.data import batches
+from nc_jax.models import MLP, Classifier, LearnedHead
+from nc_jax.training import AXIS, create_state, data_parallel, make_train_step
+from nc_jax.training.optimizers import OptimizerOptions, agd, agd_init, make_optimizer, make_schedule
+
+SCHEDULES = {
+    "constant": ({}, [0.5] * 10),
+    "step": ({"period": 4.0}, [0.5] * 4 + [0.05] * 4 + [0.005] * 2),
+    "multistep": ({"milestones": (2.0, 9.0), "factor": 0.5}, [0.5] * 2 + [0.25] * 7 + [0.125]),
+    "cosine": ({}, [0.25 * (1 + np.cos(np.pi * epoch / 10)) for epoch in range(10)]),
+    # Five steps up, linearly, then the schedule over what is left; milestones count from the start of training.
+    "cosine, warm-up": (
+        {"warmup": 5.0},
+        [0.0, 0.1, 0.2, 0.3, 0.4] + [0.25 * (1 + np.cos(np.pi * i / 5)) for i in range(5)],
+    ),
+    "multistep, warm-up": ({"warmup": 2.0, "milestones": (5.0,)}, [0.0, 0.25, 0.5, 0.5, 0.5] + [0.05] * 5),
+}
+
+
+@pytest.mark.parametrize("case", SCHEDULES)
+def test_schedules_by_epoch(case):
+    settings, expected = SCHEDULES[case]
+    options = OptimizerOptions(learning_rate=0.5, schedule=case.partition(",")[0], **settings)
+    schedule = make_schedule(options, epochs=10, epoch_steps=7)
+    np.testing.assert_allclose([schedule(7 * epoch) for epoch in range(10)], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_one_cycle_rises_and_falls():
+    schedule = make_schedule(OptimizerOptions(schedule="one-cycle"), epochs=10, epoch_steps=10)
+    rates = np.array([schedule(step) for step in range(101)])
+    assert np.argmax(rates) == 30
+    assert rates[30] == pytest.approx(0.1)
+    assert rates[0] < 0.01
+    assert rates[-1] < 1e-4
+
+
+def test_agd_is_the_algorithm(x64):
+    rng = np.random.default_rng(0)
+    params = {"dense": rng.normal(size=(5, 3)), "conv": rng.normal(size=(3, 3, 2, 4))}
+    gradients = {name: rng.normal(size=value.shape) for name, value in params.items()}
+    gradients["conv"][0, 0] = 0  # a tap without a gradient stays
+    # Per matrix: factor and gradient, by loops over the taps.
+    matrices = [(np.sqrt(3 / 5), gradients["dense"])]
+    matrices += [(np.sqrt(4 / 2) / 3, gradients["conv"][row, column]) for row in range(3) for column in range(3)]
+    summary = sum(factor * np.linalg.norm(gradient) for factor, gradient in matrices) / 2
+    step = 1.5 * np.log((1 + np.sqrt(1 + 4 * summary)) / 2) / 2
+    optimizer = agd(gain=1.5)
+    updates, _ = optimizer.update(jax.tree.map(jnp.asarray, gradients), optimizer.init(params), params)
+    found = [updates["dense"], *updates["conv"].reshape(9, 2, 4)]
+    for (factor, gradient), update in zip(matrices, found, strict=True):
+        norm = np.linalg.norm(gradient)
+        np.testing.assert_allclose(update, -step * factor * gradient / norm if norm else 0 * gradient, rtol=1e-12)
+
+
+def test_agd_starts_semi_orthogonal(x64):
+    params = agd_init({"dense": jnp.zeros((5, 3)), "conv": jnp.zeros((3, 3, 2, 4))}, jax.random.key(0))
+    np.testing.assert_allclose(params["dense"].T @ params["dense"], 3 / 5 * np.eye(3), atol=1e-12)
+    for tap in params["conv"].reshape(9, 2, 4):
+        np.testing.assert_allclose(tap @ tap.T, 4 / 2 / 9 * np.eye(2), atol=1e-12)
+
+
+def test_agd_refuses_biases():
+    with pytest.raises(ValueError, match=r"AGD needs matrices and convolutions only; got a/bias of shape \(3,\)"):
+        agd().init({"a": {"bias": jnp.zeros(3)}})
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "lbfgs"])
+def test_every_optimiser_trains_alike_on_one_device_and_on_eight(name, train_set):
+    """A line search evaluates the loss on all devices, and so its gradient."""
+    options = OptimizerOptions(name, learning_rate=1e-2, clip_norm=None if name == "lbfgs" else 1.0)
+    optimizer = make_optimizer(options, epochs=1, epoch_steps=4)
+    model = Classifier(MLP((), 4), LearnedHead(4))
+    batch = next(batches(train_set, 96, seed=0, num_steps=1))
+    losses = []
+    for devices in (1, 8):
+        step = data_parallel(make_train_step(model, optimizer, axis_name=AXIS), devices=jax.devices()[:devices])
+        state = create_state(model, optimizer, jax.random.key(0), train_set.features[:1])
+        found = []
+        for _ in range(4):
+            state, metrics = step(state, batch)
+            found.append(float(metrics.loss))
+        losses.append(found)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    assert losses[0] == sorted(losses[0], reverse=True)
+
+
+def test_weight_decay_is_added_to_the_gradient():
+    options = OptimizerOptions(learning_rate=0.1, momentum=0.0, weight_decay=0.5)
+    optimizer = make_optimizer(options, epochs=1, epoch_steps=1)
+    params = jnp.array([2.0])
+    updates, _ = optimizer.update(jnp.array([1.0]), optimizer.init(params), params)
+    np.testing.assert_allclose(optax.apply_updates(params, updates), 2 - 0.1 * (1 + 0.5 * 2))
+
+
+REFUSED = {
+    "learning_rate must be positive; got 0.0": {"learning_rate": 0.0},
+    "momentum must lie in [0, 1); got 1.0": {"momentum": 1.0},
+    "weight_decay must be at least 0; got -1.0": {"weight_decay": -1.0},
+    "clip_norm must be positive, or None; got 0.0": {"clip_norm": 0.0},
+    "milestones must be positive and ascending epochs; got ()": {"schedule": "multistep"},
+    "milestones must be positive and ascending epochs; got (3.0, 2.0)": {
+        "schedule": "multistep",
+        "milestones": (3.0, 2.0),
+    },
+    '"one-cycle" has its own warm-up; got warmup=1.0': {"schedule": "one-cycle", "warmup": 1.0},
+    '"agd" sets its own step, without schedule, warm-up or weight decay': {"name": "agd", "schedule": "cosine"},
+}
+
+
+@pytest.mark.parametrize("sentence", REFUSED)
+def test_bad_options_are_refused(sentence):
+    with pytest.raises(ValueError) as error:  # noqa: PT011, the whole sentence is compared below
+        OptimizerOptions(**REFUSED[sentence])
+    assert str(error.value) == sentence
+
+
+def test_a_warm_up_as_long_as_the_training_is_refused():
+    with pytest.raises(ValueError, match="the warm-up must be shorter than the training of 2 epochs; got 2"):
+        make_schedule(OptimizerOptions(warmup=2.0), epochs=2, epoch_steps=5)
