@@ -102,8 +102,8 @@ def make_preprocess(name: str) -> Callable[[Array], Array]:
         A function of images (..., H, W, C), bytes or floats in [0, 1].
 
     Example:
-        >>> make_preprocess("mnist")(jnp.zeros((1, 2, 2, 1), jnp.uint8))[0, 0, 0].round(4).tolist()
-        [-0.4242]
+        >>> round(float(make_preprocess("mnist")(jnp.zeros((1, 2, 2, 1), jnp.uint8))[0, 0, 0, 0]), 4)
+        -0.4242
     """
     statistics = STATISTICS.get(name.partition("/")[0])
 

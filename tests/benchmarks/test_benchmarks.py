@@ -20,8 +20,8 @@ pytestmark = pytest.mark.benchmark
 MODULES = {"nearest_frame": nearest_frame, "implicit_gradient": implicit_gradient, "scaling": scaling}
 
 
+@pytest.mark.skipif(not harness.available("pymanopt"), reason="the extra `bench` is not installed")
 def test_a_peer_leaves_jax_at_32_bits():
-    pytest.importorskip("pymanopt")
     problem = problems.make_problem(12, 3)
     peers.pymanopt_numpy(problem, problem.previous, 1e-6)
     assert jnp.zeros(1).dtype == jnp.float32

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import collapse_metrics, harness, networks, train_step
+from benchmarks import collapse_metrics, harness, networks, throughput, train_step
 
 pytestmark = pytest.mark.benchmark
 
@@ -121,3 +121,23 @@ def test_lost_examples_and_wrong_statistics_are_refused(monkeypatch):
     monkeypatch.setattr(collapse_metrics, "update", wrong)
     with pytest.raises(harness.WrongAnswerError, match="scatter of 300 examples"):
         collapse_metrics.check(METRICS)
+
+
+def test_throughput_reports_images_per_second_and_the_share_outside(tmp_path):
+    config = dataclasses.replace(throughput.PRESETS["smoke"], peers=(), results=tmp_path, preset="smoke")
+    document = throughput.run(config)
+    assert json.loads(document["path"].read_text())["rows"] == document["rows"]
+    assert document["path"].with_suffix(".png").stat().st_size > 0
+    ours, outside = document["rows"]
+    assert ours["images_per_second"] == pytest.approx(config.batch_size / ours["seconds"])
+    assert 0 < outside["digits_share_outside"] < 1
+
+
+def test_pytorch_has_the_same_network():
+    """The peer of the benchmark starts from our loss, and a wrong one is found out."""
+    pytest.importorskip("torch")
+    config = dataclasses.replace(throughput.PRESETS["smoke"], epochs=0)
+    ours, eager = throughput.time_steps(config, "float32")
+    assert eager["program"] == throughput.EAGER
+    assert eager["loss"] == pytest.approx(ours["loss"], rel=1e-4)
+    assert eager["seconds"] > 0
