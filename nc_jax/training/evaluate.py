@@ -1,6 +1,7 @@
 """Evaluation of a state on a data set: loss, accuracy and the metrics of neural collapse."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -58,16 +59,29 @@ def make_evaluator(
         features = jnp.asarray(features) if preprocess is None else preprocess(jnp.asarray(features))
         return forward(model, state.evaluated_params, state.variables, {"features": features}, train=False)[0]
 
+    empty: dict[tuple[int, ...], EvalSums] = {}  # by shape of the features: making one takes a third of an evaluation
+
     def no_sums(state: TrainState, features: Any) -> EvalSums:
+        if features.shape not in empty:
+            empty[features.shape] = zero_sums(state, features)
+        return empty[features.shape]
+
+    def zero_sums(state: TrainState, features: Any) -> EvalSums:
         shapes = jax.eval_shape(output_of, state, features)
         statistics = ClassStatistics.init(shapes.logits.shape[-1], shapes.features.shape[-1])
         zero = jnp.zeros((), jnp.int32)
         return EvalSums(jnp.zeros(()), zero, zero, statistics)
 
-    @jax.jit
-    def collapse_of(state: TrainState, statistics: ClassStatistics, features: Any) -> dict:
-        output = output_of(state, features)
-        return collapse_metrics(statistics, output.frame, output.bias)
+    @partial(jax.jit, static_argnames="collapse")
+    def metrics_of(state: TrainState, sums: EvalSums, features: Any, collapse: bool) -> dict:
+        metrics = {"loss": sums.loss / sums.count, "accuracy": sums.correct / sums.count}
+        if collapse:
+            output = output_of(state, features)
+            metrics |= collapse_metrics(sums.statistics, output.frame, output.bias)
+        return metrics
+
+    share_of = jax.jit(Agreement.compute)
+    no_agreement = Agreement(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
     def sums_of(state: TrainState, source: Source) -> tuple[EvalSums, Any]:
         """Return the sums, and the features of an example."""
@@ -85,9 +99,9 @@ def make_evaluator(
         return sums, example
 
     def agreement_of(state: TrainState, statistics: ClassStatistics, source: Source) -> Agreement:
-        agreement = Agreement(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
         if isinstance(source, ResidentSet):
-            return all_agreement_steps(((state, statistics), agreement), source.content, source.in_order)
+            return all_agreement_steps(((state, statistics), no_agreement), source.content, source.in_order)
+        agreement = no_agreement
         for batch in source():
             agreement = agreement.merge(one_agreement_step((state, statistics), batch))
         return agreement
@@ -96,10 +110,9 @@ def make_evaluator(
         state: TrainState, source: Source, collapse: bool = False, centres: ClassStatistics | None = None
     ) -> Evaluation:
         sums, example = sums_of(state, source)
-        metrics = {"loss": sums.loss / sums.count, "accuracy": sums.correct / sums.count}
+        metrics = metrics_of(state, sums, example, collapse)
         if collapse:
-            metrics.update(collapse_of(state, sums.statistics, example))
-            metrics["nc4"] = agreement_of(state, centres or sums.statistics, source).compute()
+            metrics["nc4"] = share_of(agreement_of(state, centres or sums.statistics, source))
         metrics = jax.device_get(metrics)  # one wait for all of them
         return Evaluation({name: float(value) for name, value in metrics.items()}, sums.statistics)
 

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -42,19 +43,10 @@ class EpochTotals(NamedTuple):
     solve_grad_norm: Float[Array, ""]
     finite: Bool[Array, ""]
 
-    @classmethod
-    def zero(cls) -> "EpochTotals":
+    @staticmethod
+    def zero() -> "EpochTotals":
         """Return the totals of no steps."""
-        # Each field a buffer of its own: steps donate their state, and one buffer cannot be donated twice.
-        return cls(
-            steps=jnp.zeros((), jnp.int32),
-            loss=jnp.zeros(()),
-            accuracy=jnp.zeros(()),
-            grad_norm=jnp.zeros(()),
-            solve_status=jnp.full((), Status.CONVERGED, jnp.int32),
-            solve_grad_norm=jnp.zeros(()),
-            finite=jnp.ones((), bool),
-        )
+        return _no_steps()
 
     def add(self, metrics: StepMetrics) -> "EpochTotals":
         """Add a step."""
@@ -77,3 +69,17 @@ class EpochTotals(NamedTuple):
             "solve_grad_norm": float(self.solve_grad_norm),
             "finite": bool(self.finite),
         }
+
+
+@jax.jit  # one dispatch instead of seven, once per epoch
+def _no_steps() -> EpochTotals:
+    # Each field a buffer of its own: steps donate their state, and one buffer cannot be donated twice.
+    return EpochTotals(
+        steps=jnp.zeros((), jnp.int32),
+        loss=jnp.zeros(()),
+        accuracy=jnp.zeros(()),
+        grad_norm=jnp.zeros(()),
+        solve_status=jnp.full((), Status.CONVERGED, jnp.int32),
+        solve_grad_norm=jnp.zeros(()),
+        finite=jnp.ones((), bool),
+    )
