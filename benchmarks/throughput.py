@@ -199,12 +199,12 @@ def share_outside(epochs: int) -> float:
     try:
         for module in modules:
             module.jax = Timed()
-        trainer = nearest_etf.make_trainer(config, "nearest", 10)
-        train_set, test_set = nearest_etf.load(config)
+        task = nearest_etf.load(config)
+        trainer = nearest_etf.make_trainer(config, "nearest", task)
         with tempfile.TemporaryDirectory() as folder, MetricsLog(Path(folder)) as log:
             trainer.fit(
-                train_set,
-                test_set,
+                task.train,
+                task.test,
                 seed=0,
                 run="run",
                 directory=Path(folder),

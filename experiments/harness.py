@@ -164,6 +164,24 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], digits: in
     return f"{differences.mean():+.{digits}f} (p = {test.pvalue:.2g})"
 
 
+def paired_ratio(theirs: Sequence[float], ours: Sequence[float]) -> str:
+    """Return the geometric mean of theirs / ours over seeds with the p value of a paired t test of its logarithm.
+
+    Seeds in which one of the two is not a number are left out, and counted.
+    """
+    pairs = np.array([theirs, ours], float)
+    pairs = pairs[:, np.all(np.isfinite(pairs) & (pairs > 0), axis=0)]
+    if not pairs.size:
+        return "-"
+    logarithms = np.log(pairs[0] / pairs[1])
+    missing = f" ({len(logarithms)} of {len(ours)})" if len(logarithms) < len(ours) else ""
+    ratio = f"{np.exp(logarithms.mean()):.3g}"
+    if len(logarithms) < 2 or np.ptp(logarithms) == 0:
+        return f"{ratio}{missing}"
+    test: Any = stats.ttest_1samp(logarithms, 0)
+    return f"{ratio} (p = {test.pvalue:.2g}){missing}"
+
+
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on the terminal."""
     table = Table(title=title, title_justify="left")

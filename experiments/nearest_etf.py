@@ -6,7 +6,8 @@ Expected  test accuracy after epoch 1: nearest 0.92, fixed 0.85, learned 0.85 (s
           NC3 after 20 epochs: 0.040, 0.079, 0.22
 Writes    runs/nearest_etf/<time>-<preset>/: config.json, metrics.jsonl, tensorboard/, checkpoints/, summary.md,
           summary.json, convergence.png, cosines.png
-Data      scikit-learn's handwritten digits: 1437 training and 360 test images of 8 x 8 pixels.
+Data      scikit-learn's handwritten digits: 1437 training and 360 test images of 8 x 8 pixels. --dataset takes any
+          other, --model any network; the presets named paper-... hold what the paper trained.
 """
 
 import dataclasses
@@ -21,18 +22,28 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments import harness, plots
-from nc_jax.data import LabelledArrays, batches, digits
+from experiments import harness, plots, setups
+from experiments.setups import Task
+from nc_jax.data import LabelledArrays, batches, steps_per_epoch
 from nc_jax.frames.properties import cosines
-from nc_jax.frames.simplex import check_room_for_simplex
-from nc_jax.models import MLP, Classifier, FixedHead, LearnedHead, NearestHead
+from nc_jax.models import Classifier, FixedHead, LearnedHead, NearestHead
 from nc_jax.nearest import nearest_simplex_etf
 from nc_jax.solvers import describe
-from nc_jax.training import AXIS, LoopOptions, MetricsLog, Trained, Trainer, read_metrics
+from nc_jax.training import (
+    AXIS,
+    LoopOptions,
+    MetricsLog,
+    OptimizerOptions,
+    Trained,
+    Trainer,
+    agd_init,
+    make_optimizer,
+    read_metrics,
+)
 from nc_jax.training.logging import write_atomically
+from nc_jax.training.optimizers import OptimizerName, ScheduleName
 
 HeadName = Literal["learned", "fixed", "nearest"]
 
@@ -46,19 +57,34 @@ class Config(harness.RunOptions):
         seeds: how many seeds each; a seed sets the initial state and the order of the examples.
         epochs: passes over the training set.
         batch_size: examples per step on all devices together.
-        learning_rate: of SGD.
+        dataset: as `nc_jax.data.sources.load` names it: digits, glyphs, glyphs/low-data, cifar10, ...
+        num_classes: of the glyphs.
+        per_class: training images to keep of each class.
+        augmentation: "none", "shift" or "cifar".
+        model: "mlp", or a network of `experiments.setups`.
+        width_multiplier: of networks other than the MLP.
+        dtype: of their activations.
+        optimizer: "sgd", "adam", "adamw" or "agd" (no learning rate; networks without biases and scales).
+        learning_rate: of the optimiser; of "agd" the gain.
         momentum: of SGD.
-        hidden: widths of the hidden layers.
-        dim: feature dimension d.
+        weight_decay: see `nc_jax.training.OptimizerOptions`, as the next two.
+        schedule: of the learning rate.
+        period: of the schedule "step".
+        hidden: widths of the MLP's hidden layers.
+        dim: the MLP's feature dimension d.
         radius: tau, the length to which features are scaled, for all heads.
         solver: of the nearest head.
         averaging: of its class means.
         prox_weight: delta.
+        initial: proximal point of its first step, see `nc_jax.models.NearestHead`.
+        prox_point: of later steps.
         full_template: use the paper's K x K template.
         stop_gradient: do not differentiate through the solve.
         stratified: spread each class evenly over the batches of an epoch.
         target_accuracy: the test accuracy whose first epoch is reported.
         without_class: leave this class out of the training set.
+        evaluate_every: epochs between evaluations.
+        threads: that decode images of sets too large for the memory.
         devices: use only so many of the local devices; None uses all.
         checkpoint_every: epochs between checkpoints.
         data_dir: where TFDS keeps prepared data; None is its own default.
@@ -68,28 +94,75 @@ class Config(harness.RunOptions):
     seeds: int = 8  # enough for a paired test; five at least
     epochs: int = 20  # on this set the curves are flat by then
     batch_size: int = 256  # 6 steps an epoch: the early epochs show who is quicker
+    dataset: str = "digits"
+    num_classes: int | None = None
+    per_class: int | None = None
+    augmentation: str = "none"
+    model: str = "mlp"
+    width_multiplier: float = 1.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    optimizer: OptimizerName = "sgd"
     learning_rate: float = 0.05  # with momentum 0.9 the best of 0.02, 0.05, 0.1 for the learned head
     momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: ScheduleName = "constant"
+    period: float = 40.0  # Markou et al. (2024), released setting
     hidden: tuple[int, ...] = (256, 256)
     dim: int = 128
     radius: float = 5.0  # Markou et al. (2024)
     solver: Literal["trust_region", "polar"] = "polar"  # both reach the same point; this is the quicker
     averaging: Literal["ema", "cma"] = "ema"  # Markou et al. (2024)
     prox_weight: float = 1e-3  # Markou et al. (2024)
+    initial: Literal["unregularised", "canonical", "random"] = "unregularised"  # Markou et al. (2024)
+    prox_point: Literal["previous", "initial"] = "previous"  # Markou et al. (2024)
     full_template: bool = False
     stop_gradient: bool = False
     stratified: bool = False
     target_accuracy: float = 0.95
     without_class: int | None = None
+    evaluate_every: int = 1
+    threads: int = 1
     devices: int | None = None
     checkpoint_every: int = 5
     data_dir: str | None = None
 
 
+# What the paper trains: 200 epochs in stratified batches of 256, by automatic gradient descent, networks without biases
+# and scales (Markou et al. 2024, section 4, and the released scripts). Which augmentation is not known: the usual one.
+PAPER = Config(
+    seeds=5,
+    epochs=200,
+    optimizer="agd",
+    learning_rate=1.0,
+    augmentation="cifar",
+    stratified=True,
+    checkpoint_every=10,
+    evaluate_every=5,
+)
 PRESETS = {
     "default": Config(),
     # For the tests: every part of the program, in seconds.
     "smoke": Config(preset="smoke", seeds=2, epochs=2, hidden=(32,), dim=16, checkpoint_every=1),
+    **{
+        f"paper-{dataset}-{model}": dataclasses.replace(
+            PAPER, preset=f"paper-{dataset}-{model}", dataset=dataset, model=model
+        )
+        for dataset in ("cifar10", "cifar100", "stl10")
+        for model in ("resnet18", "resnet50", "vgg13")
+    },
+    # No stratification: the labels of a set that is read as it is trained on are not known before.
+    **{
+        f"paper-imagenet-{model}": dataclasses.replace(
+            PAPER,
+            preset=f"paper-imagenet-{model}",
+            dataset="imagenet2012",
+            model=model,
+            augmentation="none",  # random crops are the set's own
+            stratified=False,
+            threads=16,
+        )
+        for model in ("resnet34", "resnet50")
+    },
 }
 
 # Metric, title in the table, digits, title in the plot, scale of the plot.
@@ -116,9 +189,10 @@ def run(config: Config) -> dict[str, Any]:
         NonFiniteError: if training diverges.
     """
     if config.resume is None:
-        check(config)
-    train_set, test_set = load(config)
+        check(config, load(config))
     directory, config = harness.open_run("nearest_etf", config)
+    task = load(config)
+    train_set, test_set = task.train, task.test
     groups: dict[HeadName, list[str]] = {
         head: [f"{head}-seed{seed}" for seed in range(config.seeds)] for head in config.heads
     }
@@ -126,9 +200,9 @@ def run(config: Config) -> dict[str, Any]:
     share = math.nan
     with MetricsLog(directory) as log, progress(config) as bar:
         for head, runs in groups.items():
-            trainer = make_trainer(config, head, train_set.num_classes)
+            trainer = make_trainer(config, head, task)
             for seed, name in enumerate(runs):
-                task = bar.add_task(name, total=config.epochs, accuracy=0.0)
+                line = bar.add_task(name, total=config.epochs, accuracy=0.0)
                 last[head] = trainer.fit(
                     train_set,
                     test_set,
@@ -136,16 +210,16 @@ def run(config: Config) -> dict[str, Any]:
                     run=name,
                     directory=directory,
                     log=log,
-                    on_epoch=_updater(bar, task),
+                    on_epoch=_updater(bar, line),
                 )
-                bar.update(task, visible=seed == len(runs) - 1)
-            if head == "nearest" and jax.process_count() == 1:
+                bar.update(line, visible=seed == len(runs) - 1)
+            if head == "nearest" and jax.process_count() == 1 and config.model == "mlp":
                 share = solve_share(config, trainer, train_set)
     if jax.process_index() > 0:  # the log, and what is made from it, are the first process's
         return {}
     rows = read_metrics(directory / "metrics.jsonl")
     summary = summarise(config, rows, groups, share)
-    summary["absent_classes"] = list(train_set.absent_classes())
+    summary["absent_classes"] = list(train_set.absent_classes()) if isinstance(train_set, LabelledArrays) else []
     summary["directory"] = str(directory)
     panels = [(metric, title, scale) for metric, _, _, title, scale in METRICS if metric != "train/nc2_classifier"]
     plots.curves(directory / "convergence.png", rows, groups, panels)
@@ -155,15 +229,10 @@ def run(config: Config) -> dict[str, Any]:
     return summary
 
 
-def check(config: Config) -> None:
+def check(config: Config, task: Task) -> None:
     """Raise a ValueError, before anything is written, if a setting cannot work."""
     if not config.heads or config.seeds < 1:
         raise ValueError(f"at least one head and one seed are needed; got heads={config.heads}, seeds={config.seeds}")
-    if not config.learning_rate > 0 or not 0 <= config.momentum < 1:
-        raise ValueError(
-            "learning_rate must be positive and momentum in [0, 1); "
-            f"got learning_rate={config.learning_rate}, momentum={config.momentum}"
-        )
     if not config.radius > 0 or config.prox_weight < 0:
         raise ValueError(
             "radius must be positive and prox_weight at least 0; "
@@ -171,29 +240,35 @@ def check(config: Config) -> None:
         )
     if min((*config.hidden, config.dim)) < 1:
         raise ValueError(f"widths must be at least 1; got hidden={config.hidden}, dim={config.dim}")
-    if set(config.heads) & {"fixed", "nearest"}:
-        check_room_for_simplex(10 + int(config.full_template), config.dim)  # the full template needs d >= K
-    if config.without_class is not None and not 0 <= config.without_class < 10:
-        raise ValueError(f"without_class must be one of the digits 0..9; got {config.without_class}")
     if config.devices is not None and not 1 <= config.devices <= jax.local_device_count():
         raise ValueError(f"devices must lie in 1..{jax.local_device_count()}, the local ones; got {config.devices}")
-    make_trainer(config, config.heads[0], 10)
+    for head in config.heads:
+        trainer = make_trainer(config, head, task)
+        jax.eval_shape(lambda trainer=trainer: trainer.init(task.train, 0))
 
 
-def load(config: Config) -> tuple[LabelledArrays, LabelledArrays]:
-    """Return the training and the test set, the training set's mean image subtracted from both."""
-    train_set, test_set = (digits.load(split, config.data_dir) for split in ("train", "test"))
-    if config.without_class is not None:
-        train_set = train_set.subset(train_set.labels != config.without_class)
-    mean = train_set.features.mean(axis=0)
-    train_set, test_set = (
-        dataclasses.replace(arrays, features=arrays.features - mean) for arrays in (train_set, test_set)
+def load(config: Config) -> Task:
+    """Return the data set, without a class if one is to be left out."""
+    task = setups.load(
+        config.dataset,
+        config.data_dir,
+        flat=config.model == "mlp",
+        num_classes=config.num_classes,
+        per_class=config.per_class,
+        augmentation=config.augmentation,
     )
-    return train_set, test_set
+    if config.without_class is None:
+        return task
+    if not isinstance(task.train, LabelledArrays):
+        raise ValueError(f"without_class needs a set in memory; got {config.dataset}")
+    if not 0 <= config.without_class < task.train.num_classes:
+        raise ValueError(f"without_class must lie in 0..{task.train.num_classes - 1}; got {config.without_class}")
+    return task._replace(train=task.train.subset(task.train.labels != config.without_class))
 
 
-def make_trainer(config: Config, head: HeadName, num_classes: int) -> Trainer:
+def make_trainer(config: Config, head: HeadName, task: Task) -> Trainer:
     """Return the compiled steps of one head; only the head differs between them."""
+    num_classes = task.train.num_classes
     heads: dict[str, Callable[[], Any]] = {
         # Unit class vectors and no bias, as the other two have: what remains is who moves them.
         "learned": lambda: LearnedHead(num_classes, radius=config.radius, normalize_columns=True, use_bias=False),
@@ -203,22 +278,47 @@ def make_trainer(config: Config, head: HeadName, num_classes: int) -> Trainer:
             radius=config.radius,
             averaging=config.averaging,
             prox_weight=config.prox_weight,
+            initial=config.initial,
+            prox_point=config.prox_point,
             solver=config.solver,
             reduced=not config.full_template,
             stop_gradient=config.stop_gradient,
             axis_name=AXIS,
         ),
     }
+    backbone = setups.make_backbone(
+        config.model,
+        size=task.size,
+        hidden=config.hidden,
+        dim=config.dim,
+        width_multiplier=config.width_multiplier,
+        only_matrices=config.optimizer == "agd",
+        dtype=jnp.dtype(config.dtype),
+    )
+    optimizer = OptimizerOptions(
+        name=config.optimizer,
+        learning_rate=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        schedule=config.schedule,
+        period=config.period,
+    )
+    options = LoopOptions(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        stratified=config.stratified,
+        checkpoint_every=config.checkpoint_every,
+        evaluate_every=config.evaluate_every,
+        threads=config.threads,
+        step=task.step,
+    )
+    epoch_steps = steps_per_epoch(len(task.train), config.batch_size)
     return Trainer(
-        Classifier(MLP(config.hidden, config.dim), heads[head]()),
-        optax.sgd(config.learning_rate, config.momentum),
-        LoopOptions(
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            stratified=config.stratified,
-            checkpoint_every=config.checkpoint_every,
-        ),
+        Classifier(backbone, heads[head]()),
+        make_optimizer(optimizer, epochs=config.epochs, epoch_steps=epoch_steps),
+        options,
         devices=None if config.devices is None else jax.local_devices()[: config.devices],
+        initialise=agd_init if config.optimizer == "agd" else None,
     )
 
 
@@ -260,7 +360,7 @@ def summarise(config: Config, rows: list[dict], groups: dict[HeadName, list[str]
     for head, runs in groups.items():
         histories = [sorted((row for row in rows if row["run"] == name), key=lambda row: row["epoch"]) for name in runs]
         values = {metric: [history[-1][metric] for history in histories] for metric, *_ in METRICS}
-        values["accuracy_epoch_1"] = [history[1]["test/accuracy"] for history in histories]
+        values["accuracy_epoch_1"] = [_at_epoch(history, 1) for history in histories]
         values["epochs_to_target"] = [_first_epoch(history, config.target_accuracy) for history in histories]
         values["seconds_per_epoch"] = [
             statistics.median(row["step/seconds"] for row in history[1:]) for history in histories
@@ -296,7 +396,10 @@ def report(config: Config, summary: dict[str, Any], directory: Path) -> None:
     table.append(["worst solver status", *(_status(head, heads[head]["solve_status"]) for head in heads), *blank])
     write_atomically(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
 
-    title = f"digits, {config.seeds} seeds, mean ± standard deviation; differences with a paired t test"
+    title = (
+        f"{config.dataset}, {config.model}, {config.seeds} seeds, mean ± standard deviation; "
+        "differences with a paired t test"
+    )
     notes = [describe(heads[head]["solve_status"]) for head in heads if head == "nearest"]
     text = f"# nearest_etf, preset {config.preset}\n\n{title}\n\n{harness.markdown_table(columns, table)}\n"
     text += "".join(f"Inner solves of the nearest head, worst of all steps: {note}.\n" for note in notes)
@@ -326,6 +429,10 @@ def progress(config: Config) -> Progress:
 
 def _updater(bar: Progress, task: Any) -> Callable[[int, dict[str, float]], None]:
     return lambda epoch, metrics: bar.update(task, completed=epoch, accuracy=metrics["test/accuracy"])
+
+
+def _at_epoch(history: list[dict], epoch: int) -> float:
+    return next((row["test/accuracy"] for row in history if row["epoch"] == epoch), math.nan)
 
 
 def _first_epoch(history: list[dict], target: float) -> float:

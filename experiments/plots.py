@@ -15,15 +15,20 @@ COLOURS = {"learned": "#D55E00", "fixed": "#0072B2", "nearest": "#009E73"}
 
 
 def curves(
-    path: Path, rows: Sequence[dict[str, Any]], groups: Mapping[Any, list[str]], panels: Sequence[tuple[str, str, str]]
+    path: Path,
+    rows: Sequence[dict[str, Any]],
+    groups: Mapping[Any, list[str]],
+    panels: Sequence[tuple[str, str, str]],
+    unit: str = "epoch",
 ) -> None:
-    """Draw one panel per metric: the mean over seeds against epochs, in a band of one standard deviation.
+    """Draw one panel per metric: the mean over seeds against epochs or steps, in a band of one standard deviation.
 
     Args:
         path: of the PNG.
         rows: of metrics.jsonl.
         groups: the runs (seeds) of each head.
         panels: (metric, title, "linear" or "log").
+        unit: "epoch" or "step", what the metrics are drawn against.
     """
     columns = min(len(panels), 3)
     figure, axes = plt.subplots(
@@ -31,7 +36,7 @@ def curves(
     )
     for axis, (metric, title, scale) in zip(axes.flat, panels, strict=False):
         for head, runs in groups.items():
-            epochs, values = _by_run(rows, runs, metric)
+            epochs, values = _by_run(rows, runs, metric, unit)
             mean, sd = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1))
             low, high = mean - sd, mean + sd
             if scale == "log":
@@ -42,9 +47,9 @@ def curves(
         axis.set_yscale(scale)
         if scale == "linear":
             # The initial state would squeeze everything after it into a corner.
-            low = min(_by_run(rows, runs, metric)[1][:, 1:].min() for runs in groups.values())
+            low = min(_by_run(rows, runs, metric, unit)[1][:, 1:].min() for runs in groups.values())
             axis.set_ylim(bottom=low - 0.05 * (axis.get_ylim()[1] - low))
-        axis.set_xlabel("epoch")
+        axis.set_xlabel(unit)
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
@@ -77,8 +82,16 @@ def cosine_matrices(path: Path, matrices: dict[str, np.ndarray], target: float) 
     plt.close(figure)
 
 
-def _by_run(rows: Sequence[dict[str, Any]], runs: Sequence[str], metric: str) -> tuple[np.ndarray, np.ndarray]:
-    series = [{row["epoch"]: row.get(metric, np.nan) for row in rows if row["run"] == run} for run in runs]
+def _by_run(
+    rows: Sequence[dict[str, Any]], runs: Sequence[str], metric: str, unit: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the epochs (or steps) in which all runs have the metric, and its values, a row per run."""
+    series: list[dict] = [{} for _ in runs]
+    places = {run: place for place, run in enumerate(runs)}
+    for row in rows:
+        value = row.get(metric, np.nan)
+        if row["run"] in places and np.isfinite(value):
+            series[places[row["run"]]][row[unit]] = value
     epochs = sorted(set.intersection(*(set(values) for values in series)))
     return np.array(epochs), np.array([[values[epoch] for epoch in epochs] for values in series], float)
 

@@ -53,5 +53,5 @@ def safe_norm(array: Float[Array, "..."], axis: int | tuple[int, ...] | None = N
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(array), axis=axis, keepdims=True))
     scale = jnp.where(largest > 0, largest, 1)
     squares = jnp.sum((array / scale) ** 2, axis=axis, keepdims=True)
-    # The inner `where` keeps the square root away from zero, where its derivative is infinite.
-    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0) * scale
+    # The inner `where` keeps the square root away from zero, where its derivative is infinite. NaN stays NaN.
+    return jnp.where(squares == 0, 0, jnp.sqrt(jnp.where(squares == 0, 1, squares))) * scale

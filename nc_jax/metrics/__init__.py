@@ -11,6 +11,15 @@ from nc_jax.metrics.collapse import (
     self_duality,
     within_class_collapse,
 )
+from nc_jax.metrics.geometry import (
+    effective_rank,
+    nearest_etf_distance,
+    nuclear_rank,
+    numerical_rank,
+    stable_rank,
+    variability_collapse_index,
+)
+from nc_jax.metrics.margins import MarginSummary, MarginSums, cosine_margins, logit_margins
 from nc_jax.metrics.statistics import Agreement, Centre, ClassMoments, ClassStatistics
 
 __all__ = [
@@ -18,13 +27,23 @@ __all__ = [
     "Centre",
     "ClassMoments",
     "ClassStatistics",
+    "MarginSummary",
+    "MarginSums",
     "bias_collapse",
     "collapse_metrics",
+    "cosine_margins",
+    "effective_rank",
     "equiangle",
     "equinorm",
     "etf_distance",
+    "logit_margins",
     "maximal_angle",
     "nearest_centre_agreement",
+    "nearest_etf_distance",
+    "nuclear_rank",
+    "numerical_rank",
     "self_duality",
+    "stable_rank",
+    "variability_collapse_index",
     "within_class_collapse",
 ]

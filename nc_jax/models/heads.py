@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
 from nc_jax.frames import simplex_etf
 from nc_jax.frames.simplex import check_room_for_simplex
+from nc_jax.manifolds import Stiefel
 from nc_jax.nearest import nearest_simplex_etf
 from nc_jax.solvers import Solution, TrustRegionOptions
 
@@ -124,6 +125,11 @@ class NearestHead(nn.Module):
             held the class.
         min_alpha: floor of the EMA's weight.
         prox_weight: delta.
+        initial: what the first step is drawn to: "unregularised", nothing (its solution without the proximal term is
+            then the solution with it, too); "canonical", the first columns of the identity; "random", a Haar-random
+            rotation.
+        prox_point: what later steps are drawn to: "previous", the rotation of the step before, or "initial", that of
+            the first step (kept as `anchor`).
         solver: "polar", the closed form, or "trust_region".
         reduced: use the template of full rank; False is the paper's K x K template.
         stop_gradient: cut the gradient through the class means, for ablations.
@@ -138,6 +144,8 @@ class NearestHead(nn.Module):
     averaging: Literal["ema", "cma"] = "ema"  # Markou et al. (2024)
     min_alpha: float = 1e-4  # Markou et al. (2024)
     prox_weight: float = 1e-3  # delta, Markou et al. (2024)
+    initial: Literal["unregularised", "canonical", "random"] = "unregularised"  # Markou et al. (2024)
+    prox_point: Literal["previous", "initial"] = "previous"  # Markou et al. (2024)
     solver: Literal["trust_region", "polar"] = "polar"  # the same point as the trust region's, sooner
     reduced: bool = True  # the same frame up to O(delta), and never degenerate (docs/architecture.md)
     stop_gradient: bool = False  # Markou et al. (2024): differentiate through the solve
@@ -156,12 +164,16 @@ class NearestHead(nn.Module):
             train: update the running means and solve.
 
         Raises:
-            ValueError: in training without labels; if d < K - 1; if `averaging` is neither "ema" nor "cma".
+            ValueError: in training without labels; if d < K - 1; if `averaging`, `initial` or `prox_point` is unknown.
         """
         if labels is None and train:
             raise ValueError("NearestHead needs labels in training; got None")
         if self.averaging not in ("ema", "cma"):
             raise ValueError(f'averaging must be "ema" or "cma"; got {self.averaging!r}')
+        if self.initial not in ("unregularised", "canonical", "random"):
+            raise ValueError(f'initial must be "unregularised", "canonical" or "random"; got {self.initial!r}')
+        if self.prox_point not in ("previous", "initial"):
+            raise ValueError(f'prox_point must be "previous" or "initial"; got {self.prox_point!r}')
         features = scale_features(features, self.radius)
         dim = features.shape[-1]
         check_room_for_simplex(self.num_classes, dim)
@@ -187,15 +199,24 @@ class NearestHead(nn.Module):
         if self.stop_gradient:
             class_means, global_mean = jax.lax.stop_gradient((class_means, global_mean))
 
+        first = state.steps.value == 0
+        drawn_to = state.rotation.value
+        if state.anchor is not None:
+            drawn_to = jnp.where(first, drawn_to, state.anchor.value)
         found = nearest_simplex_etf(
             class_means,
-            prox_point=state.rotation.value,
+            prox_point=drawn_to,
+            init=state.rotation.value,
             prox_weight=self._prox_weight(state, all_seen=jnp.all(updates > 0)),
             solver=self.solver,
             reduced=self.reduced,
             options=self.options,
         )
         state.update(class_means, global_mean, updates, state.counts.value + counts, steps, found.rotation, found.frame)
+        if state.anchor is not None:
+            # What the first step was drawn to; where that was nothing, what it found.
+            point = found.rotation if self.initial == "unregularised" else drawn_to
+            state.anchor.value = jnp.where(first, jax.lax.stop_gradient(point), state.anchor.value)
         return self._output(features, found.frame, global_mean, found.solution)
 
     def _output(self, features: Array, frame: Array, global_mean: Array, solution: Solution | None) -> HeadOutput:
@@ -223,10 +244,9 @@ class NearestHead(nn.Module):
         return jnp.maximum(2 / (count + 1), self.min_alpha) if self.averaging == "ema" else 1 / count
 
     def _prox_weight(self, state: "_NearestState", all_seen: Array) -> Array | float:
-        """Weight of the proximal term; none in the first step.
-
-        The paper draws the first step towards the solution without the term: that is then the solution with it, too.
-        """
+        """Weight of the proximal term; none in the first step if nothing is to draw it."""
+        if self.initial != "unregularised":
+            return self.prox_weight
         # A first batch without some class leaves the rotation open, and rounding would choose it, differently on every
         # number of devices. Then, and only then, the initial rotation decides.
         first = jnp.where(all_seen, 0.0, _TIE_BREAK)
@@ -247,12 +267,21 @@ class _NearestState:
         self.updates = head.variable("nearest", "updates", zeros, (head.num_classes,), ints)
         self.counts = head.variable("nearest", "counts", zeros, (head.num_classes,), ints)
         self.steps = head.variable("nearest", "steps", zeros, (), ints)
-        self.rotation = head.variable("nearest", "rotation", lambda: jnp.eye(dim, rank, dtype=floats))
+        self.rotation = head.variable("nearest", "rotation", self._draw, head, dim, rank)
         self.frame = head.variable("nearest", "frame", simplex_etf, head.num_classes, dim)
+        self.anchor = None
+        if head.prox_point == "initial":
+            self.anchor = head.variable("nearest", "anchor", zeros, (dim, rank), floats)
+
+    @staticmethod
+    def _draw(head: NearestHead, dim: int, rank: int) -> Array:
+        if head.initial == "random":
+            return Stiefel(dim, rank).random_point(head.make_rng("params"))
+        return jnp.eye(dim, rank, dtype=jnp.float32)
 
     def update(self, *values: Any) -> None:
         """Store new values, in the order of the attributes. None carries a gradient to the next step."""
-        for variable, value in zip(vars(self).values(), values, strict=True):
+        for variable, value in zip(list(vars(self).values())[: len(values)], values, strict=True):
             variable.value = jax.lax.stop_gradient(value).astype(variable.value.dtype)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 from tensorboardX import SummaryWriter
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class MetricsLog:
@@ -41,7 +41,7 @@ class MetricsLog:
             self._writers[run] = SummaryWriter(str(self._events / run), purge_step=step)
         # One event for all of them: `add_scalar` takes 0.16 ms each, which made an eighth of an epoch of digits.
         values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()]
-        self._writers[run].file_writer.add_summary(Summary(value=values), step)
+        self._writers[run]._get_file_writer().add_summary(Summary(value=values), step)
 
     def drop_after(self, run: str, step: int) -> None:
         """Remove a run's lines from beyond a step: the run resumes there and will write them again."""

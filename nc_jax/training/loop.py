@@ -79,6 +79,7 @@ class Trainer:
         optimizer: an optax transformation.
         options: see `LoopOptions`.
         devices: None takes all local ones.
+        initialise: see `create_state`.
 
     Raises:
         ValueError: if the devices cannot share a batch equally.
@@ -91,7 +92,9 @@ class Trainer:
         options: LoopOptions,
         *,
         devices: Devices = None,
+        initialise: Callable[[Any, Any], Any] | None = None,
     ):
+        self.initialise = initialise
         self.devices = list(jax.local_devices() if devices is None else devices)
         parts, total = options.step.accumulate, len(self.devices) * jax.process_count()
         check_divisible(options.batch_size, total * parts)
@@ -109,7 +112,14 @@ class Trainer:
         if self.options.step.preprocess is not None:
             features = self.options.step.preprocess(jnp.asarray(features))
         average = self.options.step.average_decay is not None
-        return create_state(self.model, self.optimizer, jax.random.key(seed), features, average=average)
+        return create_state(
+            self.model,
+            self.optimizer,
+            jax.random.key(seed),
+            features,
+            average=average,
+            initialise=self.initialise,
+        )
 
     def fit(
         self,

@@ -1,5 +1,6 @@
 """The training state, and the only calls to Linen outside `nc_jax.models`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -51,6 +52,7 @@ def create_state(
     inputs: Float[ArrayLike, "batch ..."],
     *,
     average: bool = False,
+    initialise: Callable[[Any, PRNGKeyArray], Any] | None = None,
 ) -> TrainState:
     """Draw the initial parameters.
 
@@ -60,12 +62,15 @@ def create_state(
         key: determines the initial state.
         inputs: any batch of the right shape and dtype.
         average: keep a moving average of the parameters.
+        initialise: (params, key) -> params, in place of the modules' own initial values (`nc_jax.training.agd_init`).
 
     Raises:
         ValueError: if the head does not fit the features (d < K - 1, say).
     """
     variables = jax.jit(model.init)(key, inputs)
     params = variables.pop("params", {})
+    if initialise is not None:
+        params = initialise(params, key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

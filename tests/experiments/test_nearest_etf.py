@@ -35,8 +35,8 @@ def rows_of(directory: Path) -> list[dict]:
 
 def final_state(directory: Path):
     config = config_of(*ONE)
-    train_set, _ = nearest_etf.load(config)
-    trainer = nearest_etf.make_trainer(config, "nearest", 10)
+    task = nearest_etf.load(config)
+    trainer, train_set = nearest_etf.make_trainer(config, "nearest", task), task.train
     with Checkpoints(directory / "checkpoints" / "nearest-seed0") as checkpoints:
         return jax.device_get(checkpoints.restore(trainer.init(train_set, seed=0)))
 
@@ -108,11 +108,11 @@ def test_a_class_without_examples_is_reported(tmp_path, data_dir, capsys):
 
 
 MISTAKES = {
-    "unknown preset": (["huge"], "the preset must be one of default, smoke; got 'huge'"),
+    "unknown preset": (["huge"], "the preset must be one of default, smoke, paper-cifar10-resnet18, "),
     "unknown flag": (["smoke", "--widht", "3"], "--widht"),
     "unknown head": (["smoke", "--heads", "nearst"], "nearst"),
     "too few dimensions": (["smoke", "--dim", "8"], "a simplex ETF of 10 classes needs dim >= 9; got dim=8"),
-    "a class that is not there": (["smoke", "--without-class", "12"], "must be one of the digits 0..9; got 12"),
+    "a class that is not there": (["smoke", "--without-class", "12"], "without_class must lie in 0..9; got 12"),
     "a batch that does not divide": (["smoke", "--batch-size", "33"], "a multiple of the 8 devices; got 33"),
     "no epochs": (["smoke", "--epochs", "0"], "epochs must be at least 1; got 0"),
     "nothing to resume": (["--resume", "nowhere"], "--resume needs the directory of a nearest_etf run"),

@@ -1,0 +1,159 @@
+"""Data sets and networks by name, as the experiments on images take them."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import DTypeLike
+
+from nc_jax.data import LabelledArrays, digits, glyphs, sources, take_per_class
+from nc_jax.data.augment import AUGMENTATIONS, make, make_preprocess
+from nc_jax.models import MLP, VGG, DenseNet, EfficientNet, ResNet, ViT, WideResNet
+from nc_jax.training import AXIS, StepOptions
+
+# Stem "cifar" for images of up to 64 pixels, the ImageNet one beyond.
+SMALL = 64
+NETWORKS: dict[str, Callable[..., Any]] = {
+    "resnet18": partial(ResNet, depth=18),
+    "resnet34": partial(ResNet, depth=34),
+    "resnet50": partial(ResNet, depth=50),
+    "densenet40": partial(DenseNet, depth=40, growth=12, bottleneck=False),
+    "densenet121": partial(DenseNet, depth=121),
+    "efficientnet": EfficientNet,
+    "vgg11": partial(VGG, depth=11),
+    "vgg13": partial(VGG, depth=13),
+    "wide-resnet28": WideResNet,
+    "vit": partial(ViT, layout="tiny"),
+}
+MODELS = ("mlp", *NETWORKS)
+
+
+class Task(NamedTuple):
+    """What to train on.
+
+    Attributes:
+        train: the training set.
+        test: the test set.
+        step: augmentation and preprocessing that go with it.
+        size: height of the images, in pixels.
+    """
+
+    train: Any
+    test: Any
+    step: StepOptions
+    size: int
+
+
+def load(
+    dataset: str,
+    data_dir: str | None = None,
+    *,
+    flat: bool = False,
+    num_classes: int | None = None,
+    per_class: int | None = None,
+    augmentation: str = "none",
+    seed: int = 0,
+) -> Task:
+    """Load a data set by name.
+
+    Digits come with the mean training image subtracted; other images stay bytes until the device normalises them.
+
+    Args:
+        dataset: as in `nc_jax.data.sources.load`.
+        data_dir: where TFDS keeps prepared data; None is its own default.
+        flat: digits as vectors, for an MLP, instead of images.
+        num_classes: of the glyphs, 2 to 1000; other sets have the classes that they have.
+        per_class: training images to keep of each class; None keeps all.
+        augmentation: of `nc_jax.data.augment`.
+        seed: of the choice that `per_class` makes.
+
+    Raises:
+        ValueError: if there is no such set or augmentation, or it cannot be had that way.
+        FileNotFoundError: if the set has not been prepared.
+    """
+    base, _, preset = dataset.partition("/")
+    if augmentation not in AUGMENTATIONS:
+        raise ValueError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}; got {augmentation!r}")
+    if num_classes is not None and base != "glyphs":
+        raise ValueError(f"only the glyphs come with any number of classes; got num_classes={num_classes} of {dataset}")
+    train: Any
+    test: Any
+    if base == "digits":
+        train, test = (digits.load(split, data_dir) for split in ("train", "test"))
+        shape = (64,) if flat else (8, 8, 1)
+        mean = train.features.mean(axis=0)
+        train, test = (_with_features(part, (part.features - mean).reshape(-1, *shape)) for part in (train, test))
+    elif base == "glyphs":  # rendered at once: sooner than it is read from a folder
+        options: dict[str, Any] = {"preset": preset or "default", "num_classes": num_classes or glyphs.NUM_CLASSES}
+        train, test = (glyphs.load(split, **options) for split in ("train", "test"))
+    else:
+        splits = sources.SPLITS.get(base, ("train", "test"))
+        train, test = (sources.load(dataset, split, data_dir) for split in splits[:2])
+        if base in sources.LARGE:
+            train = train.cropped(sources.IMAGE_SIZE, seed=seed)
+    if per_class is not None:
+        if not isinstance(train, LabelledArrays):
+            raise ValueError(f"per_class needs a set in memory; got {dataset}")
+        train = take_per_class(train, per_class, seed=seed)
+    step = StepOptions()
+    if base != "digits":
+        augment = None if augmentation == "none" else make(augmentation)
+        step = StepOptions(augment=augment, preprocess=make_preprocess(dataset))
+    elif augmentation != "none":
+        raise ValueError(f"digits have no augmentation: they are centred vectors; got {augmentation!r}")
+    size = train.take(np.zeros(1, np.int64))["features"].shape[1]
+    return Task(train, test, step, size)
+
+
+def make_backbone(
+    model: str,
+    *,
+    size: int,
+    hidden: tuple[int, ...] = (256, 256),
+    dim: int = 128,
+    width_multiplier: float = 1.0,
+    only_matrices: bool = False,
+    dtype: DTypeLike = jnp.float32,
+) -> Any:
+    """Return a network by name, its batch normalisation synchronous over the devices.
+
+    Args:
+        model: one of `MODELS`.
+        size: height of the images; the stem follows from it.
+        hidden: of the MLP.
+        dim: of the MLP's features; other networks have the dimension that they have.
+        width_multiplier: of networks other than the MLP.
+        only_matrices: without biases and scales, for AGD.
+        dtype: of the activations.
+
+    Raises:
+        ValueError: if there is no such network, or it cannot be had that way.
+    """
+    if model not in MODELS:
+        raise ValueError(f"model must be one of {', '.join(MODELS)}; got {model!r}")
+    if model == "mlp":
+        if only_matrices:
+            raise ValueError('the MLP has biases, for which AGD has no rule; got model="mlp"')
+        return MLP(hidden, dim)
+    options: dict[str, Any] = {"width_multiplier": width_multiplier, "dtype": dtype}
+    if model.startswith("densenet"):
+        # Its width is its growth.
+        keywords: dict[str, Any] = NETWORKS[model].keywords  # pyright: ignore[reportFunctionMemberAccess]
+        options = {"growth": max(round(width_multiplier * keywords.get("growth", 32)), 1), "dtype": dtype}
+    if model == "vit":
+        if only_matrices:
+            raise ValueError('the ViT has biases, for which AGD has no rule; got model="vit"')
+        return NETWORKS[model](patch=max(size // 8, 1), **options)
+    if model == "wide-resnet28":
+        options["width_multiplier"] *= 10  # WRN-28-10
+    else:
+        options["top" if model.startswith("vgg") else "stem"] = "cifar" if size <= SMALL else "imagenet"
+    scales = {"use_scale": False, "use_bias": False} if only_matrices else {}
+    return NETWORKS[model](axis_name=AXIS, **options, **scales)
+
+
+def _with_features(arrays: LabelledArrays, features: np.ndarray) -> LabelledArrays:
+    return dataclasses.replace(arrays, features=features)
