@@ -149,7 +149,7 @@ def make_backbone(
         return NETWORKS[model](patch=max(size // 8, 1), **options)
     if model == "wide-resnet28":
         options["width_multiplier"] *= 10  # WRN-28-10
-    else:
+    elif model != "densenet121":  # which has the ImageNet stem only
         options["top" if model.startswith("vgg") else "stem"] = "cifar" if size <= SMALL else "imagenet"
     scales = {"use_scale": False, "use_bias": False} if only_matrices else {}
     return NETWORKS[model](axis_name=AXIS, **options, **scales)

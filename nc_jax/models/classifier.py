@@ -1,7 +1,7 @@
 """A backbone and a head."""
 
 import flax.linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int, Num
 
 from nc_jax.models.heads import HeadOutput
 
@@ -18,7 +18,7 @@ class Classifier(nn.Module):
     head: nn.Module
 
     def __call__(
-        self, inputs: Float[Array, "batch ..."], labels: Int[Array, " batch"] | None = None, *, train: bool = False
+        self, inputs: Num[Array, "batch ..."], labels: Int[Array, " batch"] | None = None, *, train: bool = False
     ) -> HeadOutput:
         """Classify a batch; heads that need labels need them in training only."""
         mask = None if labels is None else labels >= 0  # padding must not enter a backbone's batch statistics

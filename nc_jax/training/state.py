@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import ArrayLike, Float, PRNGKeyArray
+from jaxtyping import ArrayLike, Num, PRNGKeyArray
 
 from nc_jax.models import HeadOutput
 from nc_jax.training.summary import EpochTotals
@@ -49,7 +49,7 @@ def create_state(
     model: Model,
     optimizer: optax.GradientTransformation,
     key: PRNGKeyArray,
-    inputs: Float[ArrayLike, "batch ..."],
+    inputs: Num[ArrayLike, "batch ..."],
     *,
     average: bool = False,
     initialise: Callable[[Any, PRNGKeyArray], Any] | None = None,
