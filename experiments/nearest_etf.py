@@ -63,6 +63,7 @@ class Config(harness.RunOptions):
         augmentation: "none", "shift" or "cifar".
         model: "mlp", or a network of `experiments.setups`.
         width_multiplier: of networks other than the MLP.
+        stem: of convolutional networks: "imagenet" (quarter resolution) or "cifar"; None follows the images' size.
         dtype: of their activations.
         optimizer: "sgd", "adam", "adamw" or "agd" (no learning rate; networks without biases and scales).
         learning_rate: of the optimiser; of "agd" the gain.
@@ -80,10 +81,12 @@ class Config(harness.RunOptions):
         prox_point: of later steps.
         full_template: use the paper's K x K template.
         stop_gradient: do not differentiate through the solve.
+        stop_gradient_epochs: not in these epochs, from the first number (counted from 0) up to the second.
         stratified: spread each class evenly over the batches of an epoch.
         target_accuracy: the test accuracy whose first epoch is reported.
         without_class: leave this class out of the training set.
         evaluate_every: epochs between evaluations.
+        slow_metrics: log the variability collapse index and ranks, too (see `nc_jax.training.LoopOptions`).
         threads: that decode images of sets too large for the memory.
         devices: use only so many of the local devices; None uses all.
         checkpoint_every: epochs between checkpoints.
@@ -100,6 +103,7 @@ class Config(harness.RunOptions):
     augmentation: str = "none"
     model: str = "mlp"
     width_multiplier: float = 1.0
+    stem: Literal["cifar", "imagenet"] | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     optimizer: OptimizerName = "sgd"
     learning_rate: float = 0.05  # with momentum 0.9 the best of 0.02, 0.05, 0.1 for the learned head
@@ -117,10 +121,12 @@ class Config(harness.RunOptions):
     prox_point: Literal["previous", "initial"] = "previous"  # Markou et al. (2024)
     full_template: bool = False
     stop_gradient: bool = False
+    stop_gradient_epochs: tuple[int, int] | None = None
     stratified: bool = False
     target_accuracy: float = 0.95
     without_class: int | None = None
     evaluate_every: int = 1
+    slow_metrics: bool = False
     threads: int = 1
     devices: int | None = None
     checkpoint_every: int = 5
@@ -138,6 +144,7 @@ PAPER = Config(
     stratified=True,
     checkpoint_every=10,
     evaluate_every=5,
+    slow_metrics=True,  # the paper plots them
 )
 PRESETS = {
     "default": Config(),
@@ -269,6 +276,11 @@ def load(config: Config) -> Task:
 def make_trainer(config: Config, head: HeadName, task: Task) -> Trainer:
     """Return the compiled steps of one head; only the head differs between them."""
     num_classes = task.train.num_classes
+    epoch_steps = steps_per_epoch(len(task.train), config.batch_size)
+    stop_gradient: bool | tuple[int, int] = config.stop_gradient
+    if config.stop_gradient_epochs is not None and not config.stop_gradient:
+        start, stop = config.stop_gradient_epochs
+        stop_gradient = (start * epoch_steps, stop * epoch_steps)
     heads: dict[str, Callable[[], Any]] = {
         # Unit class vectors and no bias, as the other two have: what remains is who moves them.
         "learned": lambda: LearnedHead(num_classes, radius=config.radius, normalize_columns=True, use_bias=False),
@@ -282,7 +294,7 @@ def make_trainer(config: Config, head: HeadName, task: Task) -> Trainer:
             prox_point=config.prox_point,
             solver=config.solver,
             reduced=not config.full_template,
-            stop_gradient=config.stop_gradient,
+            stop_gradient=stop_gradient,
             axis_name=AXIS,
         ),
     }
@@ -293,6 +305,7 @@ def make_trainer(config: Config, head: HeadName, task: Task) -> Trainer:
         dim=config.dim,
         width_multiplier=config.width_multiplier,
         only_matrices=config.optimizer == "agd",
+        stem=config.stem,
         dtype=jnp.dtype(config.dtype),
     )
     optimizer = OptimizerOptions(
@@ -309,10 +322,10 @@ def make_trainer(config: Config, head: HeadName, task: Task) -> Trainer:
         stratified=config.stratified,
         checkpoint_every=config.checkpoint_every,
         evaluate_every=config.evaluate_every,
+        slow_metrics=config.slow_metrics,
         threads=config.threads,
         step=task.step,
     )
-    epoch_steps = steps_per_epoch(len(task.train), config.batch_size)
     return Trainer(
         Classifier(backbone, heads[head]()),
         make_optimizer(optimizer, epochs=config.epochs, epoch_steps=epoch_steps),

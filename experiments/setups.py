@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -116,17 +116,19 @@ def make_backbone(
     dim: int = 128,
     width_multiplier: float = 1.0,
     only_matrices: bool = False,
+    stem: Literal["cifar", "imagenet"] | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> Any:
     """Return a network by name, its batch normalisation synchronous over the devices.
 
     Args:
         model: one of `MODELS`.
-        size: height of the images; the stem follows from it.
+        size: height of the images.
         hidden: of the MLP.
         dim: of the MLP's features; other networks have the dimension that they have.
         width_multiplier: of networks other than the MLP.
         only_matrices: without biases and scales, for AGD.
+        stem: None takes it from the size.
         dtype: of the activations.
 
     Raises:
@@ -150,7 +152,7 @@ def make_backbone(
     if model == "wide-resnet28":
         options["width_multiplier"] *= 10  # WRN-28-10
     elif model != "densenet121":  # which has the ImageNet stem only
-        options["top" if model.startswith("vgg") else "stem"] = "cifar" if size <= SMALL else "imagenet"
+        options["top" if model.startswith("vgg") else "stem"] = stem or ("cifar" if size <= SMALL else "imagenet")
     scales = {"use_scale": False, "use_bias": False} if only_matrices else {}
     return NETWORKS[model](axis_name=AXIS, **options, **scales)
 

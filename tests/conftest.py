@@ -5,7 +5,12 @@ from pathlib import Path
 
 # Set before the first import of jax, and in the environment so that programs started by a test inherit it.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+# Eight virtual devices share two cores. XLA aborts the process when one of them is 40 s late at a sum, as happened on a
+# starved machine; ten minutes is longer than any such pause and still ends a deadlock.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+).strip()
 os.environ["MPLBACKEND"] = "Agg"
 # The cache is shared by the xdist workers: its files are never changed once written, and a reader that meets a
 # half-written one compiles for itself (the warning that says so is ignored in pyproject.toml).

@@ -132,7 +132,8 @@ class NearestHead(nn.Module):
             the first step (kept as `anchor`).
         solver: "polar", the closed form, or "trust_region".
         reduced: use the template of full rank; False is the paper's K x K template.
-        stop_gradient: cut the gradient through the class means, for ablations.
+        stop_gradient: cut the gradient through the class means, for ablations: always, or in the steps (start, stop),
+            start included and counted from 0.
         axis_name: name of the pmap axis over which batch sums are added; None on one device.
         options: of the trust region.
 
@@ -148,7 +149,7 @@ class NearestHead(nn.Module):
     prox_point: Literal["previous", "initial"] = "previous"  # Markou et al. (2024)
     solver: Literal["trust_region", "polar"] = "polar"  # the same point as the trust region's, sooner
     reduced: bool = True  # the same frame up to O(delta), and never degenerate (docs/architecture.md)
-    stop_gradient: bool = False  # Markou et al. (2024): differentiate through the solve
+    stop_gradient: bool | tuple[int, int] = False  # Markou et al. (2024): differentiate through the solve
     axis_name: str | None = None
     options: TrustRegionOptions = TrustRegionOptions()
 
@@ -196,8 +197,7 @@ class NearestHead(nn.Module):
             _average(state.global_mean.value, global_mean, self._alpha(steps)),
             state.global_mean.value,
         )
-        if self.stop_gradient:
-            class_means, global_mean = jax.lax.stop_gradient((class_means, global_mean))
+        class_means, global_mean = self._cut((class_means, global_mean), state.steps.value)
 
         first = state.steps.value == 0
         drawn_to = state.rotation.value
@@ -218,6 +218,15 @@ class NearestHead(nn.Module):
             point = found.rotation if self.initial == "unregularised" else drawn_to
             state.anchor.value = jnp.where(first, jax.lax.stop_gradient(point), state.anchor.value)
         return self._output(features, found.frame, global_mean, found.solution)
+
+    def _cut(self, values: tuple[Array, Array], step: Array) -> tuple[Array, Array]:
+        """Stop the gradient through the values, if it is to be stopped in this step."""
+        constants = jax.lax.stop_gradient(values)
+        if isinstance(self.stop_gradient, bool):
+            return constants if self.stop_gradient else values
+        start, stop = self.stop_gradient
+        cut = (start <= step) & (step < stop)
+        return jax.tree.map(lambda constant, value: jnp.where(cut, constant, value), constants, values)
 
     def _output(self, features: Array, frame: Array, global_mean: Array, solution: Solution | None) -> HeadOutput:
         frame, global_mean = frame.astype(features.dtype), global_mean.astype(features.dtype)

@@ -9,7 +9,7 @@ from nc_jax.training.parallel import AXIS, data_parallel
 from nc_jax.training.preemption import PreemptedError
 from nc_jax.training.resident import ResidentSet
 from nc_jax.training.state import TrainState, create_state, forward
-from nc_jax.training.step import StepOptions, make_agreement_step, make_eval_step, make_train_step
+from nc_jax.training.step import StepOptions, make_centred_step, make_eval_step, make_train_step
 from nc_jax.training.summary import EpochTotals, StepMetrics
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
     "create_state",
     "data_parallel",
     "forward",
-    "make_agreement_step",
+    "make_centred_step",
     "make_eval_step",
     "make_evaluator",
     "make_optimizer",

@@ -7,12 +7,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nc_jax.metrics import Agreement, ClassStatistics, collapse_metrics
+from nc_jax.metrics import (
+    ClassStatistics,
+    collapse_metrics,
+    effective_rank,
+    nearest_etf_distance,
+    numerical_rank,
+    variability_collapse_index,
+)
 from nc_jax.models import HeadOutput
 from nc_jax.training.parallel import AXIS, Devices, data_parallel
-from nc_jax.training.resident import ResidentSet, scan_steps
+from nc_jax.training.resident import ResidentSet, resident_steps
 from nc_jax.training.state import Model, TrainState, forward
-from nc_jax.training.step import Batch, EvalSums, Preprocess, make_agreement_step, make_eval_step
+from nc_jax.training.step import Batch, CentredSums, EvalSums, Preprocess, make_centred_step, make_eval_step
 
 Source = ResidentSet | Callable[[], Iterable[Batch]]
 
@@ -21,9 +28,15 @@ class Evaluation(NamedTuple):
     """What evaluation found.
 
     Attributes:
-        metrics: by name: "loss", "accuracy"; with collapse metrics also those of `nc_jax.metrics.collapse_metrics` and
-            "nc4", the share of examples on which the classifier decides as the nearest class centre of the training
-            features does.
+        metrics: by name: "loss", "accuracy"; with collapse metrics also
+            - those of `nc_jax.metrics.collapse_metrics`;
+            - "nc4", the share of examples on which the classifier decides as the nearest class centre of the training
+              features does (1 - nc4 is the mismatch);
+            - "cosine_margin", "cosine_margin_sd" and "cosine_margin_min" of centred features and class vectors;
+            - where d >= K - 1, "nearest_etf_means" and "nearest_etf_classifier": the distance of centred class means,
+              and of the classifier, to the nearest simplex ETF;
+            and with the slow ones "vci", the variability collapse index, and "rank_means" and "effective_rank_means",
+            of the centred class means.
         statistics: class statistics of the features.
     """
 
@@ -32,7 +45,7 @@ class Evaluation(NamedTuple):
 
 
 def make_evaluator(
-    model: Model, *, devices: Devices = None, preprocess: Preprocess | None = None
+    model: Model, *, devices: Devices = None, preprocess: Preprocess | None = None, slow: bool = False
 ) -> Callable[..., Evaluation]:
     """Compile the evaluation of a model.
 
@@ -40,19 +53,22 @@ def make_evaluator(
         model: as in `create_state`.
         devices: which; None takes all local ones.
         preprocess: see `nc_jax.training.StepOptions`.
+        slow: with the collapse metrics, those too that decompose d x d matrices.
 
     Returns:
         A function evaluate(state, source, collapse=False, centres=None), where the source is a `ResidentSet`, or a
-        function that starts an iteration over batches; it is called once, and a second time for NC4. Centres are the
+        function that starts an iteration over batches; it is called once, with collapse metrics twice. Centres are the
         class statistics of the training features; None means that these are the training features.
     """
     eval_step = make_eval_step(model, axis_name=AXIS, preprocess=preprocess)
-    agreement_step = make_agreement_step(model, axis_name=AXIS, preprocess=preprocess)
+    centred_step = make_centred_step(model, axis_name=AXIS, preprocess=preprocess)
     one_eval_step = data_parallel(eval_step, devices=devices)
-    one_agreement_step = data_parallel(agreement_step, devices=devices)
-    all_eval_steps = scan_steps(lambda state, sums, batch: eval_step((state, sums), batch), devices=devices)
-    all_agreement_steps = scan_steps(
-        lambda constant, agreement, batch: agreement.merge(agreement_step(constant, batch)), devices=devices
+    one_centred_step = data_parallel(
+        lambda carry, batch: carry[1].merge(centred_step(carry[0], batch)), devices=devices
+    )
+    all_eval_steps = resident_steps(lambda sums, state, batch: eval_step((state, sums), batch), devices=devices)
+    all_centred_steps = resident_steps(
+        lambda sums, constant, batch: sums.merge(centred_step(constant, batch)), devices=devices
     )
 
     def output_of(state: TrainState, features: Any) -> HeadOutput:
@@ -78,16 +94,34 @@ def make_evaluator(
         if collapse:
             output = output_of(state, features)
             metrics |= collapse_metrics(sums.statistics, output.frame, output.bias)
+            means, present = sums.statistics.centred_means(), sums.statistics.present
+            dim, num_classes = output.frame.shape
+            if dim >= num_classes - 1:
+                metrics["nearest_etf_means"] = nearest_etf_distance(means, present)
+                metrics["nearest_etf_classifier"] = nearest_etf_distance(output.frame)
+            if slow:
+                metrics["vci"] = variability_collapse_index(sums.statistics)
+                metrics["rank_means"] = numerical_rank(means)
+                metrics["effective_rank_means"] = effective_rank(means)
         return metrics
 
-    share_of = jax.jit(Agreement.compute)
-    no_agreement = Agreement(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    @jax.jit
+    def centred_metrics_of(sums: CentredSums) -> dict:
+        margins = sums.margins.compute()
+        return {
+            "nc4": sums.agreement.compute(),
+            "cosine_margin": margins.mean,
+            "cosine_margin_sd": margins.standard_deviation,
+            "cosine_margin_min": margins.minimum,
+        }
+
+    no_centred_sums = CentredSums.init()
 
     def sums_of(state: TrainState, source: Source) -> tuple[EvalSums, Any]:
         """Return the sums, and the features of an example."""
         if isinstance(source, ResidentSet):
             example = source.arrays.features[:1]
-            return all_eval_steps((state, no_sums(state, example)), source.content, source.in_order), example
+            return all_eval_steps(no_sums(state, example), state, source.content, source.in_order), example
         sums, example = None, None
         for batch in source():
             if sums is None:
@@ -98,13 +132,13 @@ def make_evaluator(
             raise ValueError("evaluation needs at least one batch; got none")
         return sums, example
 
-    def agreement_of(state: TrainState, statistics: ClassStatistics, source: Source) -> Agreement:
+    def centred_sums_of(state: TrainState, statistics: ClassStatistics, source: Source) -> CentredSums:
         if isinstance(source, ResidentSet):
-            return all_agreement_steps(((state, statistics), no_agreement), source.content, source.in_order)
-        agreement = no_agreement
+            return all_centred_steps(no_centred_sums, (state, statistics), source.content, source.in_order)
+        sums = no_centred_sums
         for batch in source():
-            agreement = agreement.merge(one_agreement_step((state, statistics), batch))
-        return agreement
+            sums = one_centred_step(((state, statistics), sums), batch)
+        return sums
 
     def evaluate(
         state: TrainState, source: Source, collapse: bool = False, centres: ClassStatistics | None = None
@@ -112,7 +146,7 @@ def make_evaluator(
         sums, example = sums_of(state, source)
         metrics = metrics_of(state, sums, example, collapse)
         if collapse:
-            metrics["nc4"] = share_of(agreement_of(state, centres or sums.statistics, source))
+            metrics |= centred_metrics_of(centred_sums_of(state, centres or sums.statistics, source))
         metrics = jax.device_get(metrics)  # one wait for all of them
         return Evaluation({name: float(value) for name, value in metrics.items()}, sums.statistics)
 

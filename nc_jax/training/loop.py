@@ -18,7 +18,7 @@ from nc_jax.training.evaluate import Evaluation, Source, make_evaluator
 from nc_jax.training.logging import MetricsLog
 from nc_jax.training.parallel import AXIS, Devices, check_divisible, data_parallel
 from nc_jax.training.preemption import PreemptedError, Preemption
-from nc_jax.training.resident import ResidentSet, fits, scan_steps
+from nc_jax.training.resident import ResidentSet, fits, resident_steps
 from nc_jax.training.state import Model, TrainState, create_state
 from nc_jax.training.step import Batch, StepOptions, make_train_step
 from nc_jax.training.summary import EpochTotals
@@ -39,8 +39,11 @@ class LoopOptions:
         checkpoint_every: epochs between checkpoints; the last epoch always ends with one.
         keep_checkpoints: how many of the newest are kept.
         evaluate_every: epochs between evaluations; the last epoch always ends with one.
-        resident: keep the sets on the devices and run every epoch as one compiled scan; None does so for sets that are
-            small (`nc_jax.training.resident.LIMIT`), in a single process. The result is the same.
+        slow_metrics: evaluate also the metrics that decompose d x d matrices (0.1 s at d = 512, 24 s at d = 2048 on two
+            CPU cores), see `nc_jax.training.Evaluation`.
+        resident: keep the sets on the devices and run every epoch as one program (on a CPU not for networks with
+            convolutions, see `nc_jax.training.resident`); None does so for sets that are small
+            (`nc_jax.training.resident.LIMIT`), in a single process. The result is the same.
         threads: that read, and decode, the examples of sets that are not resident.
         step: what a step does, see `nc_jax.training.StepOptions`.
 
@@ -54,6 +57,7 @@ class LoopOptions:
     checkpoint_every: int = 5  # a crash costs at most this many epochs; saving takes longer than a digits epoch does
     keep_checkpoints: int = 2  # the newest, and one to fall back on
     evaluate_every: int = 1
+    slow_metrics: bool = False
     resident: bool | None = None
     threads: int = 1
     step: StepOptions = field(default_factory=StepOptions)
@@ -101,10 +105,12 @@ class Trainer:
         self.model, self.optimizer, self.options = model, optimizer, options
         step = make_train_step(model, optimizer, axis_name=AXIS, options=options.step)
         self.step = data_parallel(step, devices=self.devices, donate=True, parts=parts)
-        self.epoch = scan_steps(
-            lambda _, state, batch: step(state, batch)[0], devices=self.devices, donate=True, parts=parts
+        self.epoch = resident_steps(
+            lambda state, _, batch: step(state, batch)[0], devices=self.devices, donate=True, parts=parts
         )
-        self.evaluate = make_evaluator(model, devices=self.devices, preprocess=options.step.preprocess)
+        self.evaluate = make_evaluator(
+            model, devices=self.devices, preprocess=options.step.preprocess, slow=options.slow_metrics
+        )
 
     def init(self, train_set: ExampleSource, seed: int) -> TrainState:
         """Return the initial state of a run."""
@@ -183,7 +189,7 @@ class Trainer:
                 epoch, done = divmod(int(state.step), epoch_steps)
                 if isinstance(sources[0], ResidentSet):
                     order = sources[0].shuffled(seed, epoch, stratified=options.stratified)
-                    state = self.epoch((None, state), sources[0].content, order[done:])
+                    state = self.epoch(state, None, sources[0].content, order[done:])
                     stopping = preemption.requested((epoch + 1) * epoch_steps)
                 else:
                     stream = stream or self._stream(train_set, seed, int(state.step), total_steps)

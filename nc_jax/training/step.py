@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from nc_jax.metrics import Agreement, ClassStatistics, nearest_centre_agreement
+from nc_jax.metrics import Agreement, ClassStatistics, MarginSums, cosine_margins, nearest_centre_agreement
 from nc_jax.models import HeadOutput
 from nc_jax.solvers import Status
 from nc_jax.training.state import Model, TrainState, forward, random_key
@@ -33,6 +33,28 @@ class EvalSums(NamedTuple):
     correct: Int[Array, ""]
     count: Int[Array, ""]
     statistics: ClassStatistics
+
+
+class CentredSums(NamedTuple):
+    """Sums over examples that need the centres of the training features: evaluation's second pass.
+
+    Attributes:
+        agreement: of the classifier with the nearest class centre (NC4).
+        margins: cosine margins of the features less the global mean, under the class vectors less theirs.
+    """
+
+    agreement: Agreement
+    margins: MarginSums
+
+    @classmethod
+    def init(cls) -> "CentredSums":
+        """Make the sums of no examples."""
+        none = jnp.zeros((), jnp.int32)
+        return cls(Agreement(none, none), MarginSums.init())
+
+    def merge(self, other: "CentredSums") -> "CentredSums":
+        """Join the sums of two disjoint sets of examples."""
+        return CentredSums(self.agreement.merge(other.agreement), self.margins.merge(other.margins))
 
 
 Preprocess = Callable[[Array], Array]  # a batch's features, stored or augmented -> what the model takes
@@ -230,19 +252,26 @@ def make_eval_step(
     return step
 
 
-def make_agreement_step(
+def make_centred_step(
     model: Model, *, axis_name: str | None = None, preprocess: Preprocess | None = None
-) -> Callable[[tuple[TrainState, ClassStatistics], Batch], Agreement]:
-    """Make the step ((state, training statistics), batch) -> agreement of NC4's second pass."""
+) -> Callable[[tuple[TrainState, ClassStatistics], Batch], CentredSums]:
+    """Make the step ((state, training statistics), batch) -> sums of a second pass, once the centres are known."""
 
-    def step(carry: tuple[TrainState, ClassStatistics], batch: Batch) -> Agreement:
+    def step(carry: tuple[TrainState, ClassStatistics], batch: Batch) -> CentredSums:
         state, statistics = carry
         batch = _preprocessed(batch, preprocess)
         output, _ = forward(model, state.evaluated_params, state.variables, batch, train=False)
+        labels = batch["labels"]
         agreement = nearest_centre_agreement(
-            output.features, output.frame, output.bias, statistics.means, statistics.present, batch["labels"]
+            output.features, output.frame, output.bias, statistics.means, statistics.present, labels
         )
-        return agreement if axis_name is None else agreement.all_reduce(axis_name)
+        # Centred as Markou et al. (2024) do: rectified features share a large part, which tells no classes apart.
+        frame = output.frame - jnp.mean(output.frame, axis=1, keepdims=True)
+        margins = cosine_margins(output.features - statistics.compute().global_mean, frame, labels)
+        sums = CentredSums(agreement, MarginSums.from_batch(margins, labels))
+        if axis_name is not None:
+            sums = CentredSums(sums.agreement.all_reduce(axis_name), sums.margins.all_reduce(axis_name))
+        return sums
 
     return step
 

@@ -11,6 +11,7 @@ import numpy as np
 import oracles
 import pytest
 
+from nc_jax.frames import simplex_template
 from nc_jax.models import FixedHead, LearnedHead, NearestHead
 from nc_jax.solvers import Status
 
@@ -252,6 +253,63 @@ def test_the_state_keeps_its_dtypes(x64, dtype):
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(variables)} == {"float32", "int32"}
 
 
+# --- What the rotation is drawn to. ---
+
+# So heavy that the rotation stays where it is drawn to, but for what float32 has left of the data term.
+HEAVY = 1e6
+DRAWN = 1e-4
+
+
+@pytest.mark.parametrize("initial", ["canonical", "random"])
+def test_the_first_step_is_drawn_to_the_initial_rotation(initial):
+    head = NearestHead(K, initial=initial, prox_weight=HEAVY)
+    start = init(head)["nearest"]["rotation"]
+    np.testing.assert_allclose(start.T @ start, np.eye(K - 1), atol=F32_EXACT)
+    is_canonical = np.array_equal(start, np.eye(DIM, K - 1))
+    assert is_canonical == (initial == "canonical")
+    output, variables = run(head, BATCHES[:1])
+    np.testing.assert_allclose(variables["nearest"]["rotation"], start, atol=DRAWN)
+    template = simplex_template(K)
+    np.testing.assert_allclose(output.frame, start @ template / np.linalg.norm(template, axis=0), atol=DRAWN)
+
+
+def test_a_random_initial_rotation_is_the_keys():
+    head = NearestHead(K, initial="random")
+    first, same, other = (init(head, jax.random.key(seed))["nearest"]["rotation"] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, same)
+    assert np.max(np.abs(first - other)) > 0.1
+
+
+def test_without_an_initial_point_the_first_step_is_drawn_to_nothing():
+    """However heavy the proximal term, the first frame is the nearest to the means alone."""
+    heavy, light = (run(NearestHead(K, prox_weight=weight), BATCHES[:1])[0].frame for weight in (HEAVY, 0.0))
+    np.testing.assert_array_equal(heavy, light)
+
+
+@pytest.mark.parametrize("initial", ["unregularised", "canonical", "random"])
+@pytest.mark.parametrize("prox_point", ["previous", "initial"])
+def test_later_steps_are_drawn_to_the_proximal_point(initial, prox_point):
+    """Every step's rotation solves the Procrustes problem, in NumPy, with the proximal point that the options name."""
+    delta = 1.0  # about as heavy as the data term: either point leaves its mark
+    template = np.asarray(simplex_template(K), float) / np.sqrt(K - 1)
+    head = NearestHead(K, initial=initial, prox_point=prox_point, prox_weight=delta)
+    variables = init(head)
+    assert ("anchor" in variables["nearest"]) == (prox_point == "initial")
+    start = np.asarray(variables["nearest"]["rotation"], float)
+    previous = anchor = None if initial == "unregularised" else start
+    for features, labels in BATCHES:
+        output, variables = train(head, variables, features, labels)
+        state = variables["nearest"]
+        point = previous if prox_point == "previous" else anchor
+        means = np.asarray(state["class_means"], float)
+        means /= np.linalg.norm(means)
+        weight = 0.0 if point is None else delta
+        expected = oracles.procrustes_rotation(means, template, start if point is None else point, weight)
+        np.testing.assert_allclose(output.solution.point, expected, atol=F32_RECIPE)
+        previous = np.asarray(output.solution.point, float)
+        anchor = previous if anchor is None else anchor
+
+
 # --- Gradients. ---
 
 
@@ -271,6 +329,18 @@ def test_gradients_flow_through_the_solve_unless_they_are_stopped():
         return cross_entropy(5 * features / lengths @ output.frame + output.bias, labels)
 
     assert oracles.relative_error(jax.grad(with_constants)(features), other_gradient) < 1e-5
+
+
+def test_gradients_are_stopped_in_some_steps_only():
+    features, labels = BATCHES[1]
+    _, variables = run(NearestHead(K), BATCHES[:1])  # the next step is number 1
+    through, stopped = (
+        value_and_gradient(NearestHead(K, stop_gradient=cut), variables, features, labels)[1] for cut in (False, True)
+    )
+    for steps, expected in [((0, 1), through), ((1, 2), stopped), ((2, 9), through)]:
+        head = NearestHead(K, stop_gradient=steps)
+        found = value_and_gradient(head, variables, features, labels)[1]
+        np.testing.assert_allclose(found, expected, atol=F32_EXACT)
 
 
 def test_the_gradient_is_that_of_the_recipe():
@@ -360,6 +430,10 @@ REFUSED = {
     "a simplex ETF of 8 classes needs dim >= 7; got dim=6": init_on(FEATURES, NearestHead, 8),
     "a simplex ETF of 9 classes needs dim >= 8; got dim=6": init_on(FEATURES, FixedHead, 9),
     'averaging must be "ema" or "cma"; got \'sma\'': init_on(FEATURES, NearestHead, K, averaging="sma"),
+    'initial must be "unregularised", "canonical" or "random"; got \'haar\'': init_on(
+        FEATURES, NearestHead, K, initial="haar"
+    ),
+    'prox_point must be "previous" or "initial"; got \'next\'': init_on(FEATURES, NearestHead, K, prox_point="next"),
     "features must have shape (batch, dim); got shape (24, 6, 1)": init_on(FEATURES[..., None], LearnedHead, K),
     "radius must be positive; got -1.0": init_on(FEATURES, LearnedHead, K, radius=-1.0),
     "radius must be positive; got 0.0": init_on(FEATURES, NearestHead, K, radius=0.0),
