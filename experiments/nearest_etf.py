@@ -5,7 +5,8 @@ Command   python -m experiments.nearest_etf        (8 seeds of 3 heads: about a 
 Expected  test accuracy after epoch 1: nearest 0.92, fixed 0.85, learned 0.85 (sd 0.02); epochs to 95 %: 2.6, 4.2, 4.4;
           NC3 after 20 epochs: 0.040, 0.079, 0.22
 Writes    runs/nearest_etf/<time>-<preset>/: config.json, metrics.jsonl, tensorboard/, checkpoints/, summary.md,
-          summary.json, convergence.png, cosines.png
+          summary.json, convergence.png, cosines.png, margins.jsonl; `python -m experiments.analyse DIRECTORY` draws
+          more of them
 Data      scikit-learn's handwritten digits: 1437 training and 360 test images of 8 x 8 pixels. --dataset takes any
           other, --model any network; the presets named paper-... hold what the paper trained.
 """
@@ -26,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments import harness, plots, setups
 from experiments.setups import Task
-from nc_jax.data import LabelledArrays, batches, steps_per_epoch
+from nc_jax.data import LabelledArrays, batches, eval_batches, steps_per_epoch
 from nc_jax.frames.properties import cosines
 from nc_jax.models import Classifier, FixedHead, LearnedHead, NearestHead
 from nc_jax.nearest import nearest_simplex_etf
@@ -39,6 +40,7 @@ from nc_jax.training import (
     Trained,
     Trainer,
     agd_init,
+    example_margins,
     make_optimizer,
     read_metrics,
 )
@@ -203,11 +205,12 @@ def run(config: Config) -> dict[str, Any]:
     groups: dict[HeadName, list[str]] = {
         head: [f"{head}-seed{seed}" for seed in range(config.seeds)] for head in config.heads
     }
-    last: dict[str, Trained] = {}
+    last: dict[HeadName, Trained] = {}
+    trainers: dict[str, Trainer] = {}
     share = math.nan
     with MetricsLog(directory) as log, progress(config) as bar:
         for head, runs in groups.items():
-            trainer = make_trainer(config, head, task)
+            trainer = trainers[runs[-1]] = make_trainer(config, head, task)
             for seed, name in enumerate(runs):
                 line = bar.add_task(name, total=config.epochs, accuracy=0.0)
                 last[head] = trainer.fit(
@@ -232,6 +235,8 @@ def run(config: Config) -> dict[str, Any]:
     plots.curves(directory / "convergence.png", rows, groups, panels)
     matrices = {head: np.asarray(cosines(trained.statistics.centred_means())) for head, trained in last.items()}
     plots.cosine_matrices(directory / "cosines.png", matrices, -1 / (train_set.num_classes - 1))
+    if jax.process_count() == 1:
+        write_margins(directory, config, task, {groups[head][-1]: last[head] for head in groups}, trainers)
     report(config, summary, directory)
     return summary
 
@@ -333,6 +338,25 @@ def make_trainer(config: Config, head: HeadName, task: Task) -> Trainer:
         devices=None if config.devices is None else jax.local_devices()[: config.devices],
         initialise=agd_init if config.optimizer == "agd" else None,
     )
+
+
+def write_margins(
+    directory: Path, config: Config, task: Task, last: dict[str, Trained], trainers: dict[str, Trainer]
+) -> None:
+    """Write the distribution of all examples' final cosine margins: percentiles 0 to 100, a line per run and set."""
+    lines = []
+    for run, trained in last.items():
+        for split, examples in (("train", task.train), ("test", task.test)):
+            margins = example_margins(
+                trainers[run].model,
+                trained.state,
+                eval_batches(examples, config.batch_size, threads=config.threads),
+                trained.statistics,
+                preprocess=task.step.preprocess,
+            )
+            percentiles = np.percentile(margins, np.arange(101)).tolist()
+            lines.append(json.dumps({"run": run, "split": split, "percentiles": percentiles}) + "\n")
+    write_atomically(directory / "margins.jsonl", "".join(lines))
 
 
 def solve_share(config: Config, trainer: Trainer, train_set: LabelledArrays) -> float:

@@ -82,6 +82,26 @@ def cosine_matrices(path: Path, matrices: dict[str, np.ndarray], target: float) 
     plt.close(figure)
 
 
+def quantiles(path: Path, sets: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Draw the distribution of the examples' margins, one panel per set, one curve per run.
+
+    Args:
+        path: of the PNG.
+        sets: by set and run, percentiles 0 to 100.
+    """
+    figure, axes = plt.subplots(1, len(sets), figsize=(4.6 * len(sets), 3.4), squeeze=False)
+    for axis, (name, runs) in zip(axes.flat, sets.items(), strict=True):
+        for run, values in runs.items():
+            head = run.rsplit("/", 1)[-1].rsplit("-seed", 1)[0]
+            axis.plot(np.linspace(0, 100, len(values)), values, color=COLOURS.get(head), label=run)
+        axis.axhline(0, color="black", linewidth=0.6)
+        axis.set_title(f"cosine margins, {name}", fontsize=10)
+        axis.set_xlabel("% of the examples")
+        axis.grid(alpha=0.3)
+    axes.flat[0].legend(fontsize=8)
+    _save(figure, path)
+
+
 def _by_run(
     rows: Sequence[dict[str, Any]], runs: Sequence[str], metric: str, unit: str
 ) -> tuple[np.ndarray, np.ndarray]:

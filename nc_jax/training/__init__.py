@@ -1,7 +1,7 @@
 """Training: state, pure steps, the one pmap, evaluation, checkpoints, logs, and the loop that joins them."""
 
 from nc_jax.training.checkpoint import Checkpoints
-from nc_jax.training.evaluate import Evaluation, make_evaluator
+from nc_jax.training.evaluate import Evaluation, example_margins, make_evaluator
 from nc_jax.training.logging import MetricsLog, read_metrics
 from nc_jax.training.loop import LoopOptions, NonFiniteError, Trained, Trainer
 from nc_jax.training.optimizers import OptimizerOptions, agd, agd_init, make_optimizer, make_schedule
@@ -32,6 +32,7 @@ __all__ = [
     "agd_init",
     "create_state",
     "data_parallel",
+    "example_margins",
     "forward",
     "make_centred_step",
     "make_eval_step",

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
 from nc_jax.metrics import (
     ClassStatistics,
@@ -19,7 +21,15 @@ from nc_jax.models import HeadOutput
 from nc_jax.training.parallel import AXIS, Devices, data_parallel
 from nc_jax.training.resident import ResidentSet, resident_steps
 from nc_jax.training.state import Model, TrainState, forward
-from nc_jax.training.step import Batch, CentredSums, EvalSums, Preprocess, make_centred_step, make_eval_step
+from nc_jax.training.step import (
+    Batch,
+    CentredSums,
+    EvalSums,
+    Preprocess,
+    centred_margins,
+    make_centred_step,
+    make_eval_step,
+)
 
 Source = ResidentSet | Callable[[], Iterable[Batch]]
 
@@ -151,3 +161,38 @@ def make_evaluator(
         return Evaluation({name: float(value) for name, value in metrics.items()}, sums.statistics)
 
     return evaluate
+
+
+def example_margins(
+    model: Model,
+    state: TrainState,
+    batches: Iterable[Batch],
+    centres: ClassStatistics,
+    *,
+    preprocess: Preprocess | None = None,
+) -> Float[np.ndarray, " examples"]:
+    """Return the centred cosine margin of every example, on one device, in the order of the batches.
+
+    Args:
+        model: as in `create_state`.
+        state: of the model.
+        batches: of the examples; padding is left out.
+        centres: class statistics of the training features.
+        preprocess: see `nc_jax.training.StepOptions`.
+
+    Returns:
+        In [-2, 2], K / (K - 1) at collapse to a simplex; see `nc_jax.metrics.cosine_margins`.
+    """
+
+    @jax.jit
+    def margins_of(state: TrainState, features: Any, labels: Any) -> jax.Array:
+        batch = {"features": features if preprocess is None else preprocess(features)}
+        output, _ = forward(model, state.evaluated_params, state.variables, batch, train=False)
+        return centred_margins(output, centres, labels)
+
+    state, centres = jax.tree.map(jnp.asarray, jax.device_get((state, centres)))  # from all devices to one
+    found = []
+    for batch in batches:
+        margins = margins_of(state, jnp.asarray(batch["features"]), jnp.asarray(batch["labels"]))
+        found.append(np.asarray(margins)[batch["labels"] >= 0])
+    return np.concatenate(found)

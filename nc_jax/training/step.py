@@ -265,15 +265,23 @@ def make_centred_step(
         agreement = nearest_centre_agreement(
             output.features, output.frame, output.bias, statistics.means, statistics.present, labels
         )
-        # Centred as Markou et al. (2024) do: rectified features share a large part, which tells no classes apart.
-        frame = output.frame - jnp.mean(output.frame, axis=1, keepdims=True)
-        margins = cosine_margins(output.features - statistics.compute().global_mean, frame, labels)
-        sums = CentredSums(agreement, MarginSums.from_batch(margins, labels))
+        sums = CentredSums(agreement, MarginSums.from_batch(centred_margins(output, statistics, labels), labels))
         if axis_name is not None:
             sums = CentredSums(sums.agreement.all_reduce(axis_name), sums.margins.all_reduce(axis_name))
         return sums
 
     return step
+
+
+def centred_margins(
+    output: HeadOutput, statistics: ClassStatistics, labels: Int[Array, " batch"]
+) -> Float[Array, " batch"]:
+    """Cosine margins of the features less the global mean of `statistics`, under the class vectors less theirs.
+
+    Centred as Markou et al. (2024) do: rectified features share a large part, which tells no classes apart.
+    """
+    frame = output.frame - jnp.mean(output.frame, axis=1, keepdims=True)
+    return cosine_margins(output.features - statistics.compute().global_mean, frame, labels)
 
 
 def _losses(logits: Array, labels: Array) -> Array:

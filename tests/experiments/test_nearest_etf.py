@@ -44,7 +44,7 @@ def final_state(directory: Path):
 def test_a_run_writes_what_its_header_promises(tmp_path, data_dir):
     directory = tmp_path / "run"
     summary = nearest_etf.run(config_of("--workdir", str(directory), "--data-dir", data_dir, "--devices", "1"))
-    for name in ("config.json", "summary.md", "summary.json", "convergence.png", "cosines.png"):
+    for name in ("config.json", "summary.md", "summary.json", "convergence.png", "cosines.png", "margins.jsonl"):
         assert (directory / name).stat().st_size > 0
     assert len(list((directory / "tensorboard").glob("*/events*"))) == 6
     assert len(list((directory / "checkpoints").iterdir())) == 6

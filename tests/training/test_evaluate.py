@@ -8,7 +8,7 @@ import pytest
 from problems import NUM_CLASSES, make_trainer
 
 from nc_jax.data import eval_batches
-from nc_jax.training import ResidentSet, forward, make_evaluator
+from nc_jax.training import ResidentSet, example_margins, forward, make_evaluator
 
 F32_SUMS = 1e-5  # sums over a hundred examples, in another order
 
@@ -79,6 +79,10 @@ def test_metrics_are_those_of_numpy(one_device, state, train_set, test_set, num_
         expected = expected_of(model, state, train_set, arrays)
         for name, value in expected.items():
             assert found.metrics[name] == pytest.approx(value, abs=F32_SUMS), name
+        margins = example_margins(model, state, eval_batches(arrays, 24), train.statistics)
+        assert margins.shape == (len(arrays),)  # the last batch has padding
+        assert np.mean(margins) == pytest.approx(expected["cosine_margin"], abs=F32_SUMS)
+        assert np.min(margins) == pytest.approx(expected["cosine_margin_min"], abs=F32_SUMS)
         assert 0 <= found.metrics["vci"] <= 1
         assert 1 <= found.metrics["effective_rank_means"] <= NUM_CLASSES - 1 + F32_SUMS
     assert train.metrics["cosine_margin"] != test.metrics["cosine_margin"]
