@@ -135,7 +135,7 @@ def batches(config: Config) -> dict[str, Variants]:
 
 
 def backbones(config: Config) -> dict[str, Variants]:
-    """The three heads on other networks."""
+    """The three heads on other networks, and on more classes."""
     tasks: dict[str, Variants] = {}
     widths = {"resnet18": 1 / 8, "densenet40": 1 / 4, "efficientnet": 1 / 4, "vit": 1 / 4}
     for model, width in widths.items():
@@ -149,7 +149,7 @@ def backbones(config: Config) -> dict[str, Variants]:
     glyphs = dataclasses.replace(
         RESNET, dataset="glyphs/low-data", width_multiplier=1 / 4, stem="imagenet", target_accuracy=0.7, epochs=20
     )
-    return tasks | {"glyphs, resnet18": _heads(_half(glyphs, config))}
+    return tasks | {"glyphs, resnet18": _heads(_half(glyphs, config)), "glyphs, MLP": _heads(GLYPHS)}
 
 
 def _heads(base: nearest_etf.Config) -> Variants:
