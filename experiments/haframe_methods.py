@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax
+from jaxtyping import Array, PRNGKeyArray
+
 from nc_jax.frames import hierarchical_constructor
 from nc_jax.hierarchy import LabelTree, similarity
 from nc_jax.losses import mixing_schedule
@@ -77,7 +80,7 @@ class MethodOptions:
 
 
 def make(
-    method: MethodName, options: MethodOptions, tree: LabelTree, *, epochs: int, epoch_steps: int, shuffle_seed: int = 0
+    method: MethodName, options: MethodOptions, tree: LabelTree, *, epochs: int, epoch_steps: int
 ) -> tuple[Any, Loss | None]:
     """Return the head and the loss of a method.
 
@@ -87,14 +90,15 @@ def make(
         tree: with its classes in the order of the labels.
         epochs: of the training, for schedules of alpha.
         epoch_steps: optimiser steps per epoch.
-        shuffle_seed: of the control's permutation.
     """
     count = len(tree.classes)
     align = objectives.aligned(mixing_schedule(options.alpha, epochs), epoch_steps)
 
-    def fixed(tree: LabelTree) -> FixedHead:
-        wanted = similarity(tree.distances(), options.gamma, mapping=options.mapping)
-        return FixedHead(count, frame=hierarchical_constructor(wanted))
+    construct = hierarchical_constructor(similarity(tree.distances(), options.gamma, mapping=options.mapping))
+
+    def shuffled(*shape: int, key: PRNGKeyArray, **options: Any) -> Array:
+        # The classes are dealt to the leaves by the run's seed: by the key, so that all seeds share a compiled program.
+        return jax.random.permutation(jax.random.fold_in(key, 1), construct(*shape, key=key, **options), axis=1)
 
     def nearest(learn: bool) -> NearestHead:
         template = HierarchicalTemplate(tree, options.gamma, learn=learn)
@@ -115,9 +119,9 @@ def make(
         "hafeature": lambda: (LevelsHead(tree, "hafeature"), objectives.hierarchy_aware_features(tree)),
         # Its cosines are those of a flat tree; everything else is HAFrame's.
         "etf": lambda: (FixedHead(count), align),
-        "haframe-ce": lambda: (fixed(tree), None),
-        "shuffled": lambda: (fixed(tree.shuffled(shuffle_seed)), align),
-        "haframe": lambda: (fixed(tree), align),
+        "haframe-ce": lambda: (FixedHead(count, frame=construct), None),
+        "shuffled": lambda: (FixedHead(count, frame=shuffled), align),
+        "haframe": lambda: (FixedHead(count, frame=construct), align),
         "nearest": lambda: (nearest(False), align),
         "nearest-gamma": lambda: (nearest(True), align),
     }
