@@ -54,6 +54,8 @@ TITLES: dict[str, str] = {
     "nearest": "nearest HAFrame",
     "nearest-gamma": "nearest HAFrame, gamma learned",
 }
+# Those whose class vectors are not learned.
+FRAMES = ("barz-denzler", "etf", "haframe-ce", "shuffled", "haframe", "nearest", "nearest-gamma")
 
 
 @dataclasses.dataclass(frozen=True)
