@@ -257,28 +257,38 @@ def compare(config: Config, dataset: str, tree_name: str, directory: Path) -> tu
     tree = tree or hierarchies.load(tree_name, task.train.class_names)
     hierarchy.draw_dendrogram(tree, directory / slug / "dendrogram.png", title=f"{dataset}: {tree_name}")
     results = _Results(directory / "results.jsonl")
-    order = sorted(config.methods, key=lambda method: method != "ce")  # first, for the alignment
-    means: dict[str, np.ndarray] = {}
+    trainers: dict[str, Trainer] = {}
+    # Cross-entropy first, for the alignment; then seed by seed, so that an unfinished run has complete seeds.
+    runs = [(method, seed) for seed in range(config.seeds) for method in config.methods]
+    runs.sort(key=lambda run: run[0] != "ce")
+    told = "ce" not in config.methods
     with MetricsLog(directory / slug) as log:
-        for method in order:
-            trainer = None
-            for seed in range(config.seeds):
-                name = f"{slug}/{method}-seed{seed}"
-                if name not in results.rows:
-                    trainer = trainer or make_trainer(config, method, task, tree)
-                    results.add(name, train(config, trainer, method, task, tree, directory / slug, log, seed))
-            means[method] = np.array(results.rows[f"{slug}/{method}-seed{config.seeds - 1}"]["mean_cosines"])
-            if method == "ce":
-                values = [results.rows[f"{slug}/ce-seed{seed}"]["ce"]["alignment"] for seed in range(config.seeds)]
-                print(f"{dataset}: {alignment_sentence(tree_name, values)}", flush=True)
+        for method, seed in runs:
+            name = f"{slug}/{method}-seed{seed}"
+            if method != "ce" and not told:
+                _tell_alignment(config, dataset, tree_name, slug, results.rows)
+                told = True
+            if name not in results.rows:
+                if method not in trainers:
+                    trainers[method] = make_trainer(config, method, task, tree)
+                results.add(name, train(config, trainers[method], method, task, tree, directory / slug, log, seed))
+    if not told:
+        _tell_alignment(config, dataset, tree_name, slug, results.rows)
+    last = {method: results.rows[f"{slug}/{method}-seed{config.seeds - 1}"] for method in config.methods}
+    means = {TITLES[method]: np.array(row["mean_cosines"]) for method, row in last.items()}
     found = collect(config, results.rows, slug)
     wanted = similarity(tree.distances(), config.gamma, mapping=config.mapping)
     haframe_plots.severity(
         directory / slug / "severity.png", {TITLES[name]: v["histogram"] for name, v in found.items()}
     )
-    haframe_plots.cosines(directory / slug / "cosines.png", wanted, {TITLES[name]: m for name, m in means.items()})
+    haframe_plots.cosines(directory / slug / "cosines.png", wanted, means)
     part = {"methods": found, "num_classes": len(tree.classes), "height": tree.height}
     return part, table(config, dataset, tree_name, slug, found)
+
+
+def _tell_alignment(config: Config, dataset: str, tree_name: str, slug: str, rows: dict[str, dict]) -> None:
+    values = [rows[f"{slug}/ce-seed{seed}"]["ce"]["alignment"] for seed in range(config.seeds)]
+    print(f"{dataset}: {alignment_sentence(tree_name, values)}", flush=True)
 
 
 def alignment_sentence(tree_name: str, values: list[float]) -> str:
@@ -306,7 +316,7 @@ def confusion_tree(config: Config, task: Task) -> LabelTree:
         part = task._replace(train=train_set.subset(halves == half), test=train_set.subset(halves != half))
         trainer = make_trainer(config, "ce", part, flat)
         state = trainer.init(part.train, seed=1000)
-        source = trainer._source(part.train)
+        source = ResidentSet(part.train, config.batch_size, devices=trainer.devices)
         for epoch in range(config.epochs):
             state = trainer.epoch((None, state), source.content, source.shuffled(1000, epoch, stratified=False))
         for logits, labels in _logits(trainer, state, part.test, config.batch_size):

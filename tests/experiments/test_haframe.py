@@ -1,28 +1,43 @@
-"""The hierarchy experiment: what it writes, what it resumes, that every method trains, what it refuses."""
+"""The hierarchy experiments: what they write and resume, that every method has a gradient, what they refuse."""
 
+import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import haframe, haframe_methods, harness
+from experiments import haframe, haframe_methods, haframe_questions, harness
 from nc_jax.data import hierarchies
-from nc_jax.training import ResidentSet
+
+FLAGS = ["--devices", "1", "--seeds", "2", "--epochs", "1"]
+TREE = hierarchies.load("digits")
 
 
 def config_of(*flags, preset="smoke"):
     return harness.parse(haframe.PRESETS[preset], list(flags))
 
 
-def test_a_run_writes_what_its_header_promises_and_resumes(tmp_path, monkeypatch, capsys):
-    directory, data = tmp_path / "run", str(tmp_path / "tfds")
-    flags = ["--workdir", str(directory), "--data-dir", data, "--devices", "1", "--seeds", "2", "--epochs", "1"]
-    summary = haframe.run(config_of(*flags))
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir):
+    """The directory and the summary of a run."""
+    directory = tmp_path_factory.mktemp("runs") / "run"
+    return directory, haframe.run(config_of("--workdir", str(directory), "--data-dir", data_dir, *FLAGS))
+
+
+def test_a_run_writes_what_its_header_promises(finished):
+    directory, summary = finished
     for name in ("config.json", "results.jsonl", "summary.md", "summary.json"):
         assert (directory / name).stat().st_size > 0
     for name in ("dendrogram.png", "severity.png", "cosines.png"):
         assert (directory / "digits-digits" / name).stat().st_size > 0
+    assert "of the distance of random ones in the tree digits" in (directory / "summary.md").read_text()
     methods = summary["tasks"]["digits, digits"]["methods"]
     assert set(methods) == {"ce", "crm", "haframe", "haframe+crm"}
     for values in methods.values():
@@ -30,42 +45,69 @@ def test_a_run_writes_what_its_header_promises_and_resumes(tmp_path, monkeypatch
         # Average distance = share of mistakes x severity, over all 360 test images.
         expected = (1 - np.array(values["top1"])) * values["mistake_severity"]
         np.testing.assert_allclose(values["ahd@1"], expected, rtol=1e-5)
-        np.testing.assert_allclose(
-            np.array(values["histogram"]) * 360, np.rint(np.array(values["histogram"]) * 360), atol=1e-3
-        )
-    printed = capsys.readouterr().out
-    assert "of the distance of random ones in the tree digits" in printed
+        images = 360 * np.array(values["histogram"])
+        np.testing.assert_allclose(images, np.rint(images), atol=1e-3)
 
+
+def test_a_lost_run_is_found_in_its_checkpoint(finished, monkeypatch):
+    directory, summary = finished
     lines = (directory / "results.jsonl").read_text().splitlines()
     (directory / "results.jsonl").write_text("\n".join(lines[:3]) + "\n")
-    trained = []
-    train = haframe.train
+    trained, train = [], haframe.train
     monkeypatch.setattr(haframe, "train", lambda *arguments: trained.append(arguments[-1]) or train(*arguments))
     again = haframe.run(config_of("--resume", str(directory)))
-    assert trained == [1]  # the one run that had been lost, from its checkpoint
+    assert trained == [1]
     assert again["tasks"] == json.loads(json.dumps(summary["tasks"]))
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    config = config_of("--data-dir", str(tmp_path_factory.mktemp("tfds")), "--epochs", "2", "--devices", "1")
+def test_a_backbone_comes_from_a_checkpoint_and_may_stand_still(finished, data_dir):
+    directory, _ = finished
+    checkpoint = directory / "digits-digits" / "checkpoints" / "ce-seed0"
+    flags = [*FLAGS, "--data-dir", data_dir, "--neck", "type1", "--backbone-rate", "0.0"]
+    config = config_of(*flags, "--backbone-checkpoint", str(checkpoint))
     task = haframe.load(config, "digits")
-    return config, task, hierarchies.load("digits", task.train.class_names)
+    trainer, other = (haframe.make_trainer(config, "haframe", task, TREE) for config in (config, config_of(*flags)))
+    params, drawn = (trainer.init(task.train, seed=1).params for trainer in (trainer, other))
+    kernel = lambda tree: tree["backbone"]["backbone"]["features"]["kernel"]  # noqa: E731
+    assert jnp.abs(kernel(params) - kernel(drawn)).max() > 0
+    updates, _ = trainer.optimizer.update(params, trainer.optimizer.init(params), params)
+    assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(updates["backbone"]["backbone"]))
+    assert jnp.abs(updates["backbone"]["necks_0"]["linear"]["kernel"]).max() > 0
 
 
 @pytest.mark.parametrize("method", [name for name in haframe_methods.TITLES if "crm" not in name])
-def test_every_method_takes_a_step(method, digits):
-    config, task, tree = digits
-    neck = "transformation" if method in ("ce", "haframe") else "none"
-    trainer = haframe.make_trainer(config_of("--neck", neck, "--devices", "1"), method, task, tree)
-    state = trainer.init(task.train, seed=0)
-    source = ResidentSet(task.train, config.batch_size, devices=trainer.devices)
-    before = jax.device_get(state.params)
-    state = trainer.epoch((None, state), source.content, source.shuffled(0, 0, stratified=False)[:4])
-    totals = jax.device_get(state.totals).summary()
-    assert totals["finite"]
-    moved = jax.tree.map(lambda old, new: np.abs(old - new).max() > 0, before, jax.device_get(state.params))
-    assert all(jax.tree.leaves(moved))
+def test_every_method_has_a_gradient(method):
+    options = haframe_methods.MethodOptions()
+    head, loss = haframe_methods.make(method, options, TREE, epochs=2, epoch_steps=3)
+    head = dataclasses.replace(head, axis_name=None) if method.startswith("nearest") else head
+    features, labels = jax.random.normal(jax.random.key(0), (12, 16)), jnp.arange(12) % 10
+    variables = head.init(jax.random.key(1), features)
+    rest = {name: value for name, value in variables.items() if name != "params"}
+    if loss is None:
+        loss = lambda output, labels, step: -jax.nn.log_softmax(output.logits)[jnp.arange(12), labels]  # noqa: E731
+
+    @jax.jit
+    def gradients(features, params):
+        def mean(features, params):
+            output, _ = head.apply({"params": params, **rest}, features, labels, train=True, mutable=list(rest))
+            return jnp.mean(loss(output, labels, jnp.zeros((), jnp.int32)))
+
+        return jax.value_and_grad(mean, argnums=(0, 1))(features, params)
+
+    value, (by_feature, by_param) = gradients(features, variables.get("params", {}))
+    assert np.isfinite(value)
+    assert bool(by_param) == (method not in haframe_methods.FRAMES or method == "nearest-gamma")
+    for gradient in (by_feature, *jax.tree.leaves(by_param)):
+        assert np.isfinite(gradient).all()
+        assert jnp.abs(gradient).max() > 0
+
+
+def test_the_control_deals_the_classes_by_the_seed():
+    head, _ = haframe_methods.make("shuffled", haframe_methods.MethodOptions(), TREE, epochs=1, epoch_steps=1)
+    grams = [head.init(jax.random.key(seed), jnp.zeros((1, 16)))["frame"]["frame"] for seed in (0, 1)]
+    one, other = (np.asarray(frame.T @ frame) for frame in grams)
+    assert np.abs(one - other).max() > 0.1
+    np.testing.assert_allclose(np.sort(one.ravel()), np.sort(other.ravel()), atol=1e-5)
 
 
 def test_the_alignment_tells_what_to_expect():
@@ -73,27 +115,12 @@ def test_the_alignment_tells_what_to_expect():
     assert "expect no gain" in haframe.alignment_sentence("script", [1.0])
 
 
-def test_a_backbone_has_a_rate_of_its_own_and_may_come_from_a_checkpoint(tmp_path, digits):
-    _, task, tree = digits
-    flags = ["--devices", "1", "--epochs", "1", "--seeds", "1", "--methods", "ce", "--data-dir", str(tmp_path / "tfds")]
-    haframe.run(config_of("--workdir", str(tmp_path / "run"), *flags))
-    checkpoint = tmp_path / "run" / "digits-digits" / "checkpoints" / "ce-seed0"
-    config = config_of(*flags, "--backbone-checkpoint", str(checkpoint), "--backbone-rate", "0.0", "--neck", "type1")
-    trainer = haframe.make_trainer(config, "haframe", task, tree)
-    state = trainer.init(task.train, seed=1)
-    source = ResidentSet(task.train, 64, devices=trainer.devices)
-    start = jax.device_get(state.params)
-    state = trainer.epoch((None, state), source.content, source.shuffled(0, 0, stratified=False)[:2])
-    end = jax.device_get(state.params)
-    for old, new in zip(*(jax.tree.leaves(tree["backbone"]["backbone"]) for tree in (start, end)), strict=True):
-        np.testing.assert_array_equal(old, new)
-    assert (
-        np.abs(start["backbone"]["necks_0"]["linear"]["kernel"] - end["backbone"]["necks_0"]["linear"]["kernel"]).max()
-        > 0
-    )
-    other = haframe.make_trainer(config_of(*flags, "--neck", "type1"), "haframe", task, tree)
-    drawn = other.init(task.train, seed=1).params["backbone"]["backbone"]["features"]["kernel"]
-    assert np.abs(drawn - start["backbone"]["backbone"]["features"]["kernel"]).max() > 0
+def test_a_tree_of_confusions_is_made_without_the_test_set(data_dir):
+    config = config_of(*FLAGS, "--data-dir", data_dir)
+    task = haframe.load(config, "digits")
+    tree = haframe.confusion_tree(config, task._replace(test=None))
+    assert tree.classes == task.train.class_names
+    assert tree.height >= 2
 
 
 @pytest.mark.parametrize(
@@ -105,9 +132,9 @@ def test_a_backbone_has_a_rate_of_its_own_and_may_come_from_a_checkpoint(tmp_pat
         (["--dim", "8"], "dim >= 9; got dim=8"),
     ],
 )
-def test_a_mistake_is_found_before_anything_is_written(flags, sentence, tmp_path, capsys):
+def test_a_mistake_is_found_before_anything_is_written(flags, sentence, tmp_path, data_dir, capsys):
     directory = tmp_path / "run"
-    arguments = ["smoke", "--data-dir", str(tmp_path / "tfds"), "--workdir", str(directory), *flags]
+    arguments = ["smoke", "--data-dir", data_dir, "--workdir", str(directory), *flags]
     with pytest.raises(SystemExit):
         harness.main(haframe.run, haframe.PRESETS, arguments)
     assert sentence in capsys.readouterr().err
@@ -122,3 +149,13 @@ def test_intervals_and_paired_tests():
     assert tests["difference"] == 1.125
     assert tests["wilcoxon"] == pytest.approx(2 * 0.5**4)
     assert np.isnan(harness.paired_tests([1.0], [1.0])["t"])
+
+
+def test_trees_always_have_a_frame_for_a_decreasing_map(tmp_path):
+    config = dataclasses.replace(haframe_questions.PRESETS["smoke"], workdir=tmp_path / "run")
+    summary = haframe_questions.run(config)
+    assert summary["negative"] == 0
+    for rule in ("depth", "height"):
+        assert set(summary["failures"][rule].values()) == {0}
+    for question in ("grid", "maps", "epochs", "transformation"):
+        assert len(haframe_questions.variants(dataclasses.replace(config, question=question))) > 3
