@@ -36,13 +36,14 @@ from nc_jax.hierarchy import LabelTree, similarity
 from nc_jax.losses import conditional_risk_scores
 from nc_jax.losses.alignment import ScheduleName
 from nc_jax.metrics import HierarchyStatistics, similarity_errors
-from nc_jax.models import Bottleneck, Classifier, Projection, Transformation, WithNeck
+from nc_jax.models import BatchNorm, Bottleneck, Classifier, Projection, Transformation, WithNeck
 from nc_jax.training import (
     AXIS,
     Checkpoints,
     LoopOptions,
     MetricsLog,
     OptimizerOptions,
+    ResidentSet,
     Trainer,
     TrainState,
     forward,
@@ -83,7 +84,7 @@ class Config(harness.RunOptions):
         width_multiplier: of networks other than the MLP.
         hidden: of the MLP.
         dim: the MLP's feature dimension; K - 1 is enough.
-        neck: what stands between backbone and head: "none"; "type1", batch normalisation, Linear, ELU; "type2", a
+        neck: what stands between backbone and head: "none"; "norm", batch normalisation; "type1", the same, batch normalisation, Linear, ELU; "type2", a
             projection on K channels and the transformation layer; "transformation", the latter alone.
         neck_dim: width of "type1".
         augmentation: as in `experiments.setups.load`.
@@ -115,7 +116,7 @@ class Config(harness.RunOptions):
     hardness: float = 10.0
     hxe_alpha: float = 0.4
     learning_rate: float = 0.4  # the prototype of issue 7; with 0.8 cross-entropy diverges
-    frame_learning_rate: float | None = 0.8  # on glyphs, two seeds: HAFrame 82.3 % with 0.4, 83.3 % with 0.8
+    frame_learning_rate: float | None = None
     momentum: float = 0.0
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0  # without, one in ten runs of cross-entropy on glyphs diverged
@@ -126,7 +127,9 @@ class Config(harness.RunOptions):
     width_multiplier: float = 1.0
     hidden: tuple[int, ...] = (256, 256)
     dim: int = 128
-    neck: Literal["none", "type1", "type2", "transformation"] = "none"
+    # Without it an MLP's features keep a large common part, orthogonal to the frame, which the cosine loss, whose gradient
+    # falls with their length, does not take away: mean error of the cosines 0.62 on glyphs, and 0.05 with it.
+    neck: Literal["none", "norm", "type1", "type2", "transformation"] = "norm"
     neck_dim: int = 600  # Garg et al. (2022)
     augmentation: str = "none"
     data_dir: str | None = None
@@ -329,7 +332,7 @@ def confusion_tree(config: Config, task: Task) -> LabelTree:
     return hierarchy.from_linkage(linkage, train_set.class_names, cuts=[*cuts, count]).ordered(train_set.class_names)
 
 
-def make_trainer(config: Config, method: MethodName, task: Task, tree: LabelTree) -> Trainer:
+def make_trainer(config: Config, method: Any, task: Task, tree: LabelTree) -> Trainer:
     """Return the compiled steps of a method; what differs between them is the head and the loss."""
     count = task.train.num_classes
     epoch_steps = steps_per_epoch(len(task.train), config.batch_size)
@@ -341,6 +344,7 @@ def make_trainer(config: Config, method: MethodName, task: Task, tree: LabelTree
     )
     necks: dict[str, tuple[Any, ...]] = {
         "none": (),
+        "norm": (BatchNorm(axis_name=AXIS),),
         "type1": (Bottleneck(config.neck_dim, axis_name=AXIS),),
         "type2": (Projection(count), Transformation(axis_name=AXIS)),
         "transformation": (Transformation(axis_name=AXIS),),

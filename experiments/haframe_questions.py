@@ -151,7 +151,7 @@ def variants(config: Config) -> dict[str, haframe.Config]:
         changes = {f"{epochs} epochs": both | {"epochs": epochs} for epochs in (5, 10, 20, 40)}
     else:
         both = {"methods": ("ce", "haframe")}
-        changes = {neck: both | {"neck": neck} for neck in ("none", "type1", "type2", "transformation")}
+        changes = {neck: both | {"neck": neck} for neck in ("none", "norm", "type1", "type2", "transformation")}
     return {name: dataclasses.replace(base, **change) for name, change in changes.items()}
 
 

@@ -72,7 +72,8 @@ class Checkpoints:
         step = self.latest_step
         if step is None:
             raise FileNotFoundError(f"there must be a checkpoint to read from; got none in {self._manager.directory}")
-        return self._manager.restore(step, args=ocp.args.StandardRestore())
+        found: Any = self._manager.restore(step, args=ocp.args.StandardRestore())
+        return found
 
     def close(self) -> None:
         """Wait until everything is on disk."""
