@@ -84,8 +84,9 @@ class Config(harness.RunOptions):
         width_multiplier: of networks other than the MLP.
         hidden: of the MLP.
         dim: the MLP's feature dimension; K - 1 is enough.
-        neck: what stands between backbone and head: "none"; "norm", batch normalisation; "type1", the same, batch normalisation, Linear, ELU; "type2", a
-            projection on K channels and the transformation layer; "transformation", the latter alone.
+        neck: what stands between backbone and head: "none"; "norm", batch normalisation; "type1", batch normalisation,
+            Linear, again and ELU; "type2", a projection on K channels and the transformation layer; "transformation",
+            the latter alone.
         neck_dim: width of "type1".
         augmentation: as in `experiments.setups.load`.
         data_dir: where TFDS keeps prepared data.
@@ -127,8 +128,8 @@ class Config(harness.RunOptions):
     width_multiplier: float = 1.0
     hidden: tuple[int, ...] = (256, 256)
     dim: int = 128
-    # Without it an MLP's features keep a large common part, orthogonal to the frame, which the cosine loss, whose gradient
-    # falls with their length, does not take away: mean error of the cosines 0.62 on glyphs, and 0.05 with it.
+    # Without it an MLP's features keep a large common part, orthogonal to the frame, which the cosine loss, whose
+    # gradient falls with their length, does not take away: mean error of the cosines 0.62 on glyphs, and 0.05 with it.
     neck: Literal["none", "norm", "type1", "type2", "transformation"] = "norm"
     neck_dim: int = 600  # Garg et al. (2022)
     augmentation: str = "none"
