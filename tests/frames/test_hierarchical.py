@@ -48,10 +48,12 @@ def test_a_thousand_classes_in_float32():
     edges = [("r", f"a{i}") for i in range(10)] + [(f"a{i % 10}", f"b{i}") for i in range(101)]
     edges += [(f"b{i % 101}", f"c{i}") for i in range(1010)]
     similarity = hierarchy.similarity(hierarchy.LabelTree.from_edges(edges).distances(), 5.0)
-    jax.block_until_ready(frames.hierarchical(similarity, 1010, key=KEY))  # compiles
-    began = time.process_time()  # not the clock: other tests share the cores
-    frame = jax.block_until_ready(frames.hierarchical(similarity, 1010, key=jax.random.key(1)))
-    assert time.process_time() - began < 2 * 5  # five seconds on two cores
+    seconds = []
+    for seed in range(3):  # the first compiles, and other tests share the cores
+        began = time.perf_counter()
+        frame = jax.block_until_ready(frames.hierarchical(similarity, 1010, key=jax.random.key(seed)))
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 5
     assert np.abs(np.asarray(gram(frame)) - similarity).max() < 1e-5
 
 
