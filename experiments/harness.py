@@ -164,6 +164,36 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], digits: in
     return f"{differences.mean():+.{digits}f} (p = {test.pvalue:.2g})"
 
 
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Return the mean over seeds and the half width of its confidence interval, by Student's t with ddof = 1."""
+    finite = np.asarray(values, float)
+    finite = finite[np.isfinite(finite)]
+    if len(finite) < 2:
+        return (float(finite.mean()) if len(finite) else math.nan), math.nan
+    quantile = float(stats.t.ppf((1 + level) / 2, len(finite) - 1))
+    return float(finite.mean()), quantile * float(finite.std(ddof=1)) / math.sqrt(len(finite))
+
+
+def paired_tests(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Return the mean difference over seeds and the two-sided p values of a paired t and a Wilcoxon signed-rank test.
+
+    Seeds in which one of the two is not a number are left out. The p values are NaN with fewer than two differences, or
+    if all are equal. Wilcoxon's is exact; with n seeds it cannot fall below 2^(1 - n).
+    """
+    differences = np.asarray(ours, float) - np.asarray(theirs, float)
+    differences = differences[np.isfinite(differences)]
+    found = {
+        "difference": float(differences.mean()) if len(differences) else math.nan,
+        "t": math.nan,
+        "wilcoxon": math.nan,
+    }
+    if len(differences) > 1 and np.ptp(differences) > 0:
+        test: Any = stats.ttest_1samp(differences, 0)
+        rank: Any = stats.wilcoxon(differences)
+        found |= {"t": float(test.pvalue), "wilcoxon": float(rank.pvalue)}
+    return found
+
+
 def paired_ratio(theirs: Sequence[float], ours: Sequence[float]) -> str:
     """Return the geometric mean of theirs / ours over seeds with the p value of a paired t test of its logarithm.
 

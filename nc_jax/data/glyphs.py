@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from matplotlib.ft2font import FT2Font, LoadFlags
 
 from nc_jax.data.arrays import LabelledArrays
+from nc_jax.hierarchy import cut_linkage
 
 # By file name: Matplotlib also ships a last-resort font, which claims to have every character.
 FAMILIES = {
@@ -286,7 +287,7 @@ def shape_levels(
     if list(cuts) != sorted(set(cuts)) or not cuts or not 1 <= cuts[0] <= cuts[-1] <= num_classes:
         raise ValueError(f"cuts must be ascending numbers in 1..{num_classes}; got {tuple(cuts)}")
     linkage = scipy.cluster.hierarchy.ward(means.reshape(num_classes, -1))
-    return [_cut(linkage[: num_classes - nodes, :2].astype(int), num_classes) for nodes in cuts]
+    return [cut_linkage(linkage, nodes) for nodes in cuts]
 
 
 def select_characters(limit: int = 1000, threshold: float = LOOK_ALIKE) -> str:
@@ -351,18 +352,6 @@ def _script(character: str) -> str:
 
 def _case(character: str) -> str:
     return {"Lu": "upper", "Ll": "lower"}.get(unicodedata.category(character), "uncased")
-
-
-def _cut(merges: Int[np.ndarray, "merges 2"], num_classes: int) -> list[int]:
-    # Not scipy's cut_tree, which gives one node (1.17.1) where as many nodes as classes are asked for.
-    nodes = {label: [label] for label in range(num_classes)}
-    for number, (one, other) in enumerate(merges.tolist(), start=num_classes):
-        nodes[number] = nodes.pop(one) + nodes.pop(other)
-    labels = [0] * num_classes
-    for number, members in enumerate(sorted(nodes.values(), key=min)):
-        for label in members:
-            labels[label] = number
-    return labels
 
 
 def _check_sizes(num_classes: int, size: int) -> None:

@@ -19,6 +19,7 @@ from nc_jax.metrics.geometry import (
     stable_rank,
     variability_collapse_index,
 )
+from nc_jax.metrics.hierarchy import HierarchyStatistics, similarity_errors
 from nc_jax.metrics.margins import MarginSummary, MarginSums, cosine_margins, logit_margins
 from nc_jax.metrics.statistics import Agreement, Centre, ClassMoments, ClassStatistics
 
@@ -27,6 +28,7 @@ __all__ = [
     "Centre",
     "ClassMoments",
     "ClassStatistics",
+    "HierarchyStatistics",
     "MarginSummary",
     "MarginSums",
     "bias_collapse",
@@ -43,6 +45,7 @@ __all__ = [
     "nuclear_rank",
     "numerical_rank",
     "self_duality",
+    "similarity_errors",
     "stable_rank",
     "variability_collapse_index",
     "within_class_collapse",

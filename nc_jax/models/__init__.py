@@ -7,6 +7,8 @@ from nc_jax.models.heads import FixedHead, HeadOutput, LearnedHead, NearestHead
 from nc_jax.models.mlp import MLP
 from nc_jax.models.normalization import BatchNorm
 from nc_jax.models.resnet import ResNet
+from nc_jax.models.transformation import Bottleneck, PReLU, Projection, Transformation, WithNeck
+from nc_jax.models.tree_heads import HierarchicalTemplate, LevelOutput, LevelsHead, TreeSoftmaxHead
 from nc_jax.models.vgg import VGG
 from nc_jax.models.vit import ViT
 from nc_jax.models.wide_resnet import WideResNet
@@ -15,14 +17,23 @@ __all__ = [
     "MLP",
     "VGG",
     "BatchNorm",
+    "Bottleneck",
     "Classifier",
     "DenseNet",
     "EfficientNet",
     "FixedHead",
     "HeadOutput",
+    "HierarchicalTemplate",
     "LearnedHead",
+    "LevelOutput",
+    "LevelsHead",
     "NearestHead",
+    "PReLU",
+    "Projection",
     "ResNet",
+    "Transformation",
+    "TreeSoftmaxHead",
     "ViT",
     "WideResNet",
+    "WithNeck",
 ]

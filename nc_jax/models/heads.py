@@ -15,7 +15,7 @@ from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
 from nc_jax.frames import simplex_etf
 from nc_jax.frames.simplex import check_room_for_simplex
 from nc_jax.manifolds import Stiefel
-from nc_jax.nearest import nearest_simplex_etf
+from nc_jax.nearest import NearestFrame, nearest_frame, nearest_simplex_etf
 from nc_jax.solvers import Solution, TrustRegionOptions
 
 
@@ -28,6 +28,8 @@ class HeadOutput(NamedTuple):
         frame: class vectors as columns, (d, K).
         bias: (K,).
         solution: how the inner solve of this call went; None where there was none.
+        levels: of heads with a classifier for every level of a label tree (`nc_jax.models.LevelsHead`), their logits
+            and frames; None elsewhere.
     """
 
     logits: Float[Array, "batch classes"]
@@ -35,6 +37,7 @@ class HeadOutput(NamedTuple):
     frame: Float[Array, "dim classes"]
     bias: Float[Array, " classes"]
     solution: Solution | None = None
+    levels: Any = None
 
 
 class LearnedHead(nn.Module):
@@ -120,7 +123,7 @@ class NearestHead(nn.Module):
 
     Attributes:
         num_classes: K, at most d + 1 (d for the full template).
-        radius: tau, the length to which features are scaled.
+        radius: tau, the length to which features are scaled; None leaves them as they are.
         averaging: "ema" with alpha_t = max(2 / (t + 1), min_alpha), or "cma", alpha_t = 1 / t; t counts the steps that
             held the class.
         min_alpha: floor of the EMA's weight.
@@ -134,6 +137,10 @@ class NearestHead(nn.Module):
         reduced: use the template of full rank; False is the paper's K x K template.
         stop_gradient: cut the gradient through the class means, for ablations: always, or in the steps (start, stop),
             start included and counted from 0.
+        template: module () -> T (r, K) of another frame in its own coordinates, r <= d, with columns of unit length
+            (`nc_jax.models.HierarchicalTemplate`); None is the simplex ETF's.
+        centred: take the global mean away, as the simplex, whose vectors sum to zero, wants it. Without, there is no
+            bias, and the class means themselves are drawn to the frame.
         axis_name: name of the pmap axis over which batch sums are added; None on one device.
         options: of the trust region.
 
@@ -141,7 +148,7 @@ class NearestHead(nn.Module):
     """
 
     num_classes: int
-    radius: float = 5.0  # tau, Markou et al. (2024)
+    radius: float | None = 5.0  # tau, Markou et al. (2024)
     averaging: Literal["ema", "cma"] = "ema"  # Markou et al. (2024)
     min_alpha: float = 1e-4  # Markou et al. (2024)
     prox_weight: float = 1e-3  # delta, Markou et al. (2024)
@@ -150,6 +157,8 @@ class NearestHead(nn.Module):
     solver: Literal["trust_region", "polar"] = "polar"  # the same point as the trust region's, sooner
     reduced: bool = True  # the same frame up to O(delta), and never degenerate (docs/architecture.md)
     stop_gradient: bool | tuple[int, int] = False  # Markou et al. (2024): differentiate through the solve
+    template: nn.Module | None = None
+    centred: bool = True  # Markou et al. (2024)
     axis_name: str | None = None
     options: TrustRegionOptions = TrustRegionOptions()
 
@@ -165,7 +174,8 @@ class NearestHead(nn.Module):
             train: update the running means and solve.
 
         Raises:
-            ValueError: in training without labels; if d < K - 1; if `averaging`, `initial` or `prox_point` is unknown.
+            ValueError: in training without labels; if d < K - 1 (d < r for a template); if `averaging`, `initial` or
+                `prox_point` is unknown.
         """
         if labels is None and train:
             raise ValueError("NearestHead needs labels in training; got None")
@@ -177,12 +187,14 @@ class NearestHead(nn.Module):
             raise ValueError(f'prox_point must be "previous" or "initial"; got {self.prox_point!r}')
         features = scale_features(features, self.radius)
         dim = features.shape[-1]
-        check_room_for_simplex(self.num_classes, dim)
-        state = _NearestState(self, dim)
+        template = self._template(dim)
+        state = _NearestState(self, dim, template)
         if labels is None or not train or self.is_initializing():
             return self._output(features, state.frame.value, state.global_mean.value, None)
 
         batch_means, global_mean, counts = self._batch_means(features, labels)
+        if not self.centred:
+            global_mean = jnp.zeros_like(global_mean)
         present = counts > 0
         updates = state.updates.value + present
         any_present = jnp.any(present)  # a batch of padding is no step
@@ -203,15 +215,17 @@ class NearestHead(nn.Module):
         drawn_to = state.rotation.value
         if state.anchor is not None:
             drawn_to = jnp.where(first, drawn_to, state.anchor.value)
-        found = nearest_simplex_etf(
-            class_means,
-            prox_point=drawn_to,
-            init=state.rotation.value,
-            prox_weight=self._prox_weight(state, all_seen=jnp.all(updates > 0)),
-            solver=self.solver,
-            reduced=self.reduced,
-            options=self.options,
-        )
+        solve: dict[str, Any] = {
+            "prox_point": drawn_to,
+            "init": state.rotation.value,
+            "prox_weight": self._prox_weight(state, all_seen=jnp.all(updates > 0)),
+            "solver": self.solver,
+            "options": self.options,
+        }
+        if template is None:
+            found = nearest_simplex_etf(class_means, reduced=self.reduced, **solve)
+        else:
+            found = _nearest_to_template(class_means, template, **solve)
         state.update(class_means, global_mean, updates, state.counts.value + counts, steps, found.rotation, found.frame)
         if state.anchor is not None:
             # What the first step was drawn to; where that was nothing, what it found.
@@ -227,6 +241,18 @@ class NearestHead(nn.Module):
         start, stop = self.stop_gradient
         cut = (start <= step) & (step < stop)
         return jax.tree.map(lambda constant, value: jnp.where(cut, constant, value), constants, values)
+
+    def _template(self, dim: int) -> Array | None:
+        """Return the template, checked, or None for the simplex."""
+        if self.template is None:
+            check_room_for_simplex(self.num_classes, dim)
+            return None
+        template = self.template()
+        if template.shape[1] != self.num_classes or template.shape[0] > dim:
+            raise ValueError(
+                f"a template needs {self.num_classes} columns and at most dim={dim} rows; got shape {template.shape}"
+            )
+        return template
 
     def _output(self, features: Array, frame: Array, global_mean: Array, solution: Solution | None) -> HeadOutput:
         frame, global_mean = frame.astype(features.dtype), global_mean.astype(features.dtype)
@@ -268,8 +294,9 @@ _TIE_BREAK = 1e-3  # the paper's proximal weight: far above float32's rounding, 
 class _NearestState:
     """The variables of a NearestHead, by name."""
 
-    def __init__(self, head: NearestHead, dim: int):
+    def __init__(self, head: NearestHead, dim: int, template: Array | None):
         rank = head.num_classes - 1 if head.reduced else head.num_classes
+        rank = rank if template is None else template.shape[0]
         zeros, floats, ints = jnp.zeros, jnp.float32, jnp.int32
         self.class_means = head.variable("nearest", "class_means", zeros, (dim, head.num_classes), floats)
         self.global_mean = head.variable("nearest", "global_mean", zeros, (dim,), floats)
@@ -277,7 +304,7 @@ class _NearestState:
         self.counts = head.variable("nearest", "counts", zeros, (head.num_classes,), ints)
         self.steps = head.variable("nearest", "steps", zeros, (), ints)
         self.rotation = head.variable("nearest", "rotation", self._draw, head, dim, rank)
-        self.frame = head.variable("nearest", "frame", simplex_etf, head.num_classes, dim)
+        self.frame = head.variable("nearest", "frame", self._frame, head, dim, template)
         self.anchor = None
         if head.prox_point == "initial":
             self.anchor = head.variable("nearest", "anchor", zeros, (dim, rank), floats)
@@ -287,6 +314,12 @@ class _NearestState:
         if head.initial == "random":
             return Stiefel(dim, rank).random_point(head.make_rng("params"))
         return jnp.eye(dim, rank, dtype=jnp.float32)
+
+    @staticmethod
+    def _frame(head: NearestHead, dim: int, template: Array | None) -> Array:
+        if template is None:
+            return simplex_etf(head.num_classes, dim)
+        return jnp.pad(jax.lax.stop_gradient(template), ((0, dim - len(template)), (0, 0)))
 
     def update(self, *values: Any) -> None:
         """Store new values, in the order of the attributes. None carries a gradient to the next step."""
@@ -308,6 +341,13 @@ def scale_features(features: Float[Array, "batch dim"], radius: float | None) ->
         raise ValueError(f"radius must be positive; got {radius}")
     norms = safe_norm(features, axis=1)
     return radius * features / jnp.where(norms > 0, norms, 1)
+
+
+def _nearest_to_template(class_means: Array, template: Array, **solve: Any) -> NearestFrame:
+    """Compare means and template at unit Frobenius norm, as `nearest_simplex_etf` does."""
+    norm, size = safe_norm(class_means), safe_norm(template)
+    found = nearest_frame(class_means / jnp.where(norm > 0, norm, 1), template / size, **solve)
+    return found._replace(frame=found.frame * size)
 
 
 def _average(old: Array, new: Array, alpha: Array) -> Array:

@@ -1,10 +1,11 @@
 """Training: state, pure steps, the one pmap, evaluation, checkpoints, logs, and the loop that joins them."""
 
+from nc_jax.training import objectives
 from nc_jax.training.checkpoint import Checkpoints
 from nc_jax.training.evaluate import Evaluation, example_margins, make_evaluator
 from nc_jax.training.logging import MetricsLog, read_metrics
 from nc_jax.training.loop import LoopOptions, NonFiniteError, Trained, Trainer
-from nc_jax.training.optimizers import OptimizerOptions, agd, agd_init, make_optimizer, make_schedule
+from nc_jax.training.optimizers import OptimizerOptions, agd, agd_init, make_optimizer, make_schedule, scaled_rate
 from nc_jax.training.parallel import AXIS, data_parallel
 from nc_jax.training.preemption import PreemptedError
 from nc_jax.training.resident import ResidentSet
@@ -40,5 +41,7 @@ __all__ = [
     "make_optimizer",
     "make_schedule",
     "make_train_step",
+    "objectives",
     "read_metrics",
+    "scaled_rate",
 ]

@@ -63,6 +63,18 @@ class Checkpoints:
         restored: Any = self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
         return restored
 
+    def read(self) -> dict[str, Any]:
+        """Read the newest checkpoint as nested dicts of arrays, whatever is in it: to take a part of it elsewhere.
+
+        Raises:
+            FileNotFoundError: if there is none.
+        """
+        step = self.latest_step
+        if step is None:
+            raise FileNotFoundError(f"there must be a checkpoint to read from; got none in {self._manager.directory}")
+        found: Any = self._manager.restore(step, args=ocp.args.StandardRestore())
+        return found
+
     def close(self) -> None:
         """Wait until everything is on disk."""
         self._manager.wait_until_finished()

@@ -124,6 +124,30 @@ def make_optimizer(options: OptimizerOptions, *, epochs: int, epoch_steps: int) 
     return optax.chain(*before, core) if before else core
 
 
+def scaled_rate(optimizer: optax.GradientTransformation, path: str, factor: float) -> optax.GradientTransformation:
+    """Give a part of the model a learning rate of its own, a fixed share of the others'.
+
+    Args:
+        optimizer: whose updates are proportional to the learning rate, as all of `make_optimizer` but "lbfgs" are.
+        path: of the part, as prefix of the parameters' names ("backbone", "backbone/stem").
+        factor: of its learning rate.
+
+    Raises:
+        ValueError: on the first update, if no parameter has such a path.
+    """
+
+    def mask(params: Any) -> Any:
+        inside = jax.tree_util.tree_map_with_path(
+            lambda keys, _: (jax.tree_util.keystr(keys, simple=True, separator="/") + "/").startswith(f"{path}/"),
+            params,
+        )
+        if not any(jax.tree.leaves(inside)):
+            raise ValueError(f"no parameter has a path that begins with {path!r}")
+        return inside
+
+    return optax.chain(optimizer, optax.masked(optax.scale(factor), mask))
+
+
 class AgdState(NamedTuple):
     """Nothing but a count of the steps: AGD has no memory."""
 

@@ -61,9 +61,13 @@ Preprocess = Callable[[Array], Array]  # a batch's features, stored or augmented
 Augment = Callable[[PRNGKeyArray, Array], Array]  # (key, stored features of one example) -> the same, changed
 
 
+# (the head's output, labels, number of the step) -> a loss for each example, shape (N,)
+Loss = Callable[[HeadOutput, Array, Array], Array]
+
+
 @dataclass(frozen=True)
 class StepOptions:
-    """What a training step does besides cross-entropy, gradient, optimiser.
+    """What a training step does besides loss, gradient, optimiser.
 
     Attributes:
         accumulate: cut the batch into so many parts, one after the other, and add their gradients. The sum is that of
@@ -73,6 +77,8 @@ class StepOptions:
         augment: applied to every example on the device, in training only, with a key that depends on the state's key,
             the step and the example's place in the batch: not on the number of devices.
         preprocess: applied to the features after that, in training and in evaluation.
+        loss: (output of the head, labels, number of the step) -> one number per example, to be trained on; what it
+            gives for padding is thrown away. None is the cross-entropy. Evaluation reports the latter in any case.
 
     Raises:
         ValueError: if `accumulate` or `average_decay` is out of its range.
@@ -82,6 +88,7 @@ class StepOptions:
     average_decay: float | None = None
     augment: Augment | None = None
     preprocess: Preprocess | None = None
+    loss: Loss | None = None
 
     def __post_init__(self):
         if self.accumulate < 1:
@@ -122,7 +129,11 @@ def make_train_step(
             correct = jnp.sum(_correct(output.logits, part["labels"]))
             # This device's part of the batch's mean: the parts are summed after differentiation. Had they been summed
             # here, the psum's transpose, a psum again, would count every part once per device.
-            loss = jnp.sum(_losses(output.logits, part["labels"])) / count
+            if options.loss is None:
+                losses = _losses(output.logits, part["labels"])
+            else:
+                losses = jnp.where(part["labels"] >= 0, options.loss(output, part["labels"], state.step), 0)
+            loss = jnp.sum(losses) / count
             return loss, (correct, _solved(output), variables)
 
         def gradient_of(params: Any) -> tuple[Array, Any, Array, _Solved, dict]:

@@ -1,0 +1,200 @@
+"""Label trees from nested JSON, parent-child lines, columns per level, NetworkX graphs. Never from pickles."""
+
+import csv
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nc_jax.hierarchy.tree import LabelTree
+
+ROOT = "root"  # the node that joins the top level, where the text has no name for it
+
+
+def from_nested(nested: Mapping[str, Any]) -> LabelTree:
+    """Make a tree of nested dicts, as JSON has them.
+
+    Args:
+        nested: {node: what is below it}, where that is again a dict, a list of leaves, or a leaf's None or {}. With
+            more than one key at the top, a node "root" joins them.
+
+    Raises:
+        ValueError: as `LabelTree.from_edges`, or if a value is none of these.
+
+    Example:
+        >>> from_nested({"pet": ["cat", "dog"], "car": None}).classes
+        ('car', 'cat', 'dog')
+    """
+    if len(nested) == 1:
+        ((root, below),) = nested.items()
+        return LabelTree.from_edges(_nested_edges(root, below))
+    return LabelTree.from_edges(_nested_edges(ROOT, nested))
+
+
+def read_json(path: str | Path) -> LabelTree:
+    """Read a file of nested JSON; see `from_nested`.
+
+    Raises:
+        ValueError: as there, or if the file holds no JSON object or names a key twice.
+    """
+    document = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_no_key_twice)
+    if not isinstance(document, dict):
+        raise ValueError(f"a label tree in JSON is an object of objects; got {type(document).__name__} in {path}")
+    return from_nested(document)
+
+
+def read_parent_child(path: str | Path) -> LabelTree:
+    """Read a tree of one edge a line, `parent child`, separated by a tab or, where there is none, by blanks.
+
+    Empty lines, and lines that begin with #, are skipped.
+
+    Raises:
+        ValueError: as `LabelTree.from_edges`, or if a line does not hold two names.
+    """
+    edges = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        names = [name.strip() for name in line.split("\t")] if "\t" in line else line.split()
+        if len(names) != 2 or not all(names):
+            raise ValueError(f"each line holds a parent and a child; got {line!r} in line {number} of {path}")
+        edges.append((names[0], names[1]))
+    return LabelTree.from_edges(edges)
+
+
+def from_levels(rows: Iterable[Sequence[str]], columns: Sequence[str]) -> LabelTree:
+    """Make a tree of a table with a row per class and a column per level.
+
+    Args:
+        rows: labels of each class from the coarsest level to the class's own name. An empty label skips that level:
+            the class hangs below the next coarser one.
+        columns: names of the levels, as many as labels in a row. The inner nodes are called "level:label", so that
+            equal labels of different levels are different nodes.
+
+    Raises:
+        ValueError: as `LabelTree.from_edges` (a label with two parents, a class named twice), or if a row has not as
+            many labels as there are columns, or no name for its class.
+
+    Example:
+        >>> from_levels([("pet", "cat"), ("pet", "dog"), ("", "car")], ("kind", "class")).nodes
+        ('root', 'kind:pet', 'car', 'cat', 'dog')
+    """
+    edges: dict[tuple[str, str], None] = {}
+    seen: set[str] = set()
+    for row in rows:
+        if len(row) != len(columns) or not row[-1]:
+            raise ValueError(f"each row holds {len(columns)} labels, the last not empty; got {tuple(row)}")
+        if row[-1] in seen:
+            raise ValueError(f"every class has one row; {row[-1]!r} has two")
+        seen.add(row[-1])
+        path = [f"{column}:{label}" for column, label in zip(columns[:-1], row[:-1], strict=True) if label]
+        nodes = [ROOT, *path, row[-1]]
+        edges.update(dict.fromkeys(itertools.pairwise(nodes)))
+    return LabelTree.from_edges(edges)
+
+
+def read_levels(path: str | Path) -> LabelTree:
+    """Read tab-separated columns, one per level and coarsest first, the first line naming them; see `from_levels`."""
+    with Path(path).open(encoding="utf-8", newline="") as lines:
+        table = [row for row in csv.reader(lines, delimiter="\t") if row]
+    if len(table) < 2:
+        raise ValueError(
+            f"a table of levels has a line of names and a line per class; got {len(table)} lines in {path}"
+        )
+    return from_levels(table[1:], table[0])
+
+
+def from_networkx(graph: Any) -> LabelTree:
+    """Make a tree of a directed NetworkX graph with edges from parents to children; names are str(node).
+
+    Raises:
+        ValueError: as `LabelTree.from_edges`, or if the graph is not directed.
+    """
+    if not graph.is_directed():
+        raise ValueError("a label tree needs a directed graph, parent -> child; got an undirected one")
+    return LabelTree.from_edges((str(parent), str(child)) for parent, child in graph.edges())
+
+
+def to_networkx(tree: LabelTree) -> Any:
+    """Return the tree as a `networkx.DiGraph`, parent -> child (needs NetworkX, which nc_jax does not install)."""
+    import networkx
+
+    graph = networkx.DiGraph()
+    named = zip(tree.parents[1:], tree.nodes[1:], strict=True)
+    graph.add_edges_from((tree.nodes[parent], node) for parent, node in named)
+    return graph
+
+
+def from_linkage(linkage: Any, classes: Sequence[str], cuts: Sequence[int] | None = None) -> LabelTree:
+    """Make a tree of a SciPy linkage (agglomerative clustering).
+
+    Args:
+        linkage: of `scipy.cluster.hierarchy`, K - 1 rows.
+        classes: the K names.
+        cuts: numbers of nodes at each level, ascending (K itself adds nothing); None keeps every merge, a binary tree.
+
+    Raises:
+        ValueError: if the linkage is not of K classes, or a cut is not in 1..K.
+    """
+    merges = [(int(one), int(other)) for one, other, *_ in linkage]
+    count = len(classes)
+    if len(merges) != count - 1:
+        raise ValueError(f"a linkage of {count} classes has {count - 1} rows; got {len(merges)}")
+    if cuts is None:
+        names = [*classes, *(f"merge:{number}" for number in range(count - 1))]
+        return LabelTree.from_edges(
+            (names[count + number], names[child]) for number in range(count - 2, -1, -1) for child in merges[number]
+        )
+    inner = [cut for cut in cuts if cut < count]
+    columns = [cut_linkage(linkage, cut) for cut in cuts][: len(inner)]
+    rows = [[*(str(column[label]) for column in columns), classes[label]] for label in range(count)]
+    return from_levels(rows, [*(f"cut{cut}" for cut in inner), "class"])
+
+
+def cut_linkage(linkage: Any, num_nodes: int) -> list[int]:
+    """Cut a SciPy linkage of K classes into so many nodes.
+
+    Returns:
+        The node of each class; nodes are numbered in the order of their first class.
+
+    Raises:
+        ValueError: if there cannot be so many.
+    """
+    # Not scipy's cut_tree, which gives one node (1.17.1) where as many nodes as classes are asked for.
+    count = len(linkage) + 1
+    if not 1 <= num_nodes <= count:
+        raise ValueError(f"cuts must be numbers in 1..{count}; got {num_nodes}")
+    members = {label: [label] for label in range(count)}
+    for number, (one, other, *_) in enumerate(linkage[: count - num_nodes], start=count):
+        members[number] = members.pop(int(one)) + members.pop(int(other))
+    labels = [0] * count
+    for number, below in enumerate(sorted(members.values(), key=min)):
+        for label in below:
+            labels[label] = number
+    return labels
+
+
+def _nested_edges(root: str, below: Any) -> Iterator[tuple[str, str]]:
+    stack = [(root, below)]
+    while stack:  # not recursive: trees may be deeper than Python's stack
+        node, below = stack.pop()
+        if below is None:
+            continue
+        if isinstance(below, Mapping):
+            children = list(below.items())
+        elif isinstance(below, list | tuple) and all(isinstance(leaf, str) for leaf in below):
+            children = [(leaf, None) for leaf in below]
+        else:
+            raise ValueError(f"below a node there is a dict, a list of names or nothing; got {below!r} below {node!r}")
+        for child, further in children:
+            yield node, child
+            stack.append((child, further))
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise ValueError(f"every node needs exactly one parent; {name!r} is given twice")
+    return dict(pairs)

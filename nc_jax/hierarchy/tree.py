@@ -1,0 +1,222 @@
+"""A label tree: checked once where it comes in, then a few integer arrays."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Float, Int
+
+DistanceRule = Literal["depth", "height"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class LabelTree:
+    """A rooted tree whose leaves are the classes.
+
+    Made by `from_edges` and by the readers of `nc_jax.hierarchy`, which check it; trees compare by identity.
+
+    Attributes:
+        nodes: names of all nodes, ancestors before their descendants; the first is the root.
+        parents: number of each node's parent, -1 for the root.
+        classes: names of the leaves in the order of all class-wise results; sorted unless `ordered` changed it.
+
+    Example:
+        >>> tree = LabelTree.from_edges([("any", "pet"), ("any", "car"), ("pet", "cat"), ("pet", "dog")])
+        >>> tree.classes, tree.height
+        (('car', 'cat', 'dog'), 2)
+        >>> tree.distances().tolist()
+        [[0, 2, 2], [2, 0, 1], [2, 1, 0]]
+    """
+
+    nodes: tuple[str, ...]
+    parents: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    @classmethod
+    def from_edges(cls, edges: Iterable[tuple[str, str]]) -> "LabelTree":
+        """Check (parent, child) pairs and make the tree; the leaves, sorted, are the classes.
+
+        Args:
+            edges: at least one pair of names.
+
+        Raises:
+            ValueError: if there is no edge, a node is its own parent or has a second one, an edge is given twice, there
+                are several roots, or some nodes form a cycle. The sentence names the node.
+        """
+        parent_of: dict[str, str] = {}
+        children: dict[str, list[str]] = {}
+        for parent, child in edges:
+            if parent == child:
+                raise ValueError(f"a node cannot be its own parent; got {parent!r} -> {child!r}")
+            if child in parent_of:
+                second = "the same edge twice" if parent_of[child] == parent else "a second parent"
+                raise ValueError(
+                    f"every node needs exactly one parent; {child!r} has {second}: {parent_of[child]!r} and {parent!r}"
+                )
+            parent_of[child] = parent
+            children.setdefault(parent, []).append(child)
+        if not parent_of:
+            raise ValueError("a label tree needs at least one edge; got none")
+        roots = [node for node in children if node not in parent_of]
+        if not roots:
+            raise ValueError(f"a label tree needs a root; {next(iter(parent_of))!r} is on a cycle or below one")
+        if len(roots) > 1:
+            raise ValueError(f"a label tree has one root; got {len(roots)}, among them {roots[0]!r} and {roots[1]!r}")
+        nodes, numbers = [roots[0]], {roots[0]: 0}
+        for node in nodes:  # grows while it is read: breadth first, so ancestors come first
+            for child in children.get(node, ()):
+                numbers[child] = len(nodes)
+                nodes.append(child)
+        if len(nodes) <= len(parent_of):
+            lost = next(node for node in parent_of if node not in numbers)
+            raise ValueError(f"every node must hang below the root {roots[0]!r}; {lost!r} is on a cycle or below one")
+        parents = [-1, *(numbers[parent_of[node]] for node in nodes[1:])]
+        leaves = sorted(node for node in nodes if node not in children)
+        return cls(tuple(nodes), tuple(parents), tuple(leaves))
+
+    def __repr__(self) -> str:
+        return f"LabelTree({len(self.classes)} classes, {len(self.nodes)} nodes, height {self.height})"
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Raise a ValueError, naming the offender, unless the leaves are exactly these classes."""
+        leaves = set(self.classes)
+        for name in classes:
+            if name not in leaves:
+                kind = "an inner node" if name in self.nodes else "no node"
+                raise ValueError(f"every class must be a leaf of the tree; {name!r} is {kind}")
+        extra = leaves.difference(classes)
+        if extra:
+            raise ValueError(f"every leaf of the tree must be a class; {min(extra)!r} is none")
+        if len(classes) != len(leaves):
+            twice = next(name for place, name in enumerate(classes) if name in classes[:place])
+            raise ValueError(f"every class has one leaf; {twice!r} is named twice")
+
+    def ordered(self, classes: Sequence[str]) -> "LabelTree":
+        """Return the same tree with its classes in another order, usually that of a data set's labels.
+
+        Raises:
+            ValueError: if they are not exactly the leaves; the sentence names the one that is not.
+        """
+        self.check_classes(classes)
+        return dataclasses.replace(self, classes=tuple(classes))
+
+    def shuffled(self, seed: int) -> "LabelTree":
+        """Return a tree of the same shape with the classes dealt to the leaves at random: a control.
+
+        Args:
+            seed: of the permutation.
+
+        Example:
+            >>> tree = LabelTree.from_edges([("r", "x"), ("r", "c"), ("x", "a"), ("x", "b")])
+            >>> sorted(tree.shuffled(0).distances().ravel()) == sorted(tree.distances().ravel())
+            True
+        """
+        order = np.random.default_rng(seed).permutation(len(self.classes))
+        renamed = dict(zip(self.classes, (self.classes[place] for place in order), strict=True))
+        nodes = tuple(renamed.get(node, node) for node in self.nodes)
+        return dataclasses.replace(self, nodes=nodes)
+
+    @cached_property
+    def depths(self) -> Int[np.ndarray, " nodes"]:
+        """Number of edges from the root to each node."""
+        depths = np.zeros(len(self.nodes), np.int32)
+        for node, parent in enumerate(self.parents[1:], start=1):
+            depths[node] = depths[parent] + 1
+        return depths
+
+    @cached_property
+    def heights(self) -> Int[np.ndarray, " nodes"]:
+        """Number of edges from each node to the deepest leaf below it."""
+        heights = np.zeros(len(self.nodes), np.int32)
+        for node in range(len(self.nodes) - 1, 0, -1):
+            heights[self.parents[node]] = max(heights[self.parents[node]], heights[node] + 1)
+        return heights
+
+    @property
+    def height(self) -> int:
+        """H, the depth of the deepest leaf."""
+        return int(self.heights[0])
+
+    @cached_property
+    def leaves(self) -> Int[np.ndarray, " classes"]:
+        """Number of the node of each class."""
+        numbers = {node: number for number, node in enumerate(self.nodes)}
+        return np.array([numbers[name] for name in self.classes], np.int32)
+
+    @cached_property
+    def membership(self) -> Float[np.ndarray, "nodes classes"]:
+        """1 where a class is below a node, or is it, else 0."""
+        members = np.zeros((len(self.nodes), len(self.classes)), np.float32)
+        members[self.leaves, np.arange(len(self.classes))] = 1
+        for node in range(len(self.nodes) - 1, 0, -1):
+            members[self.parents[node]] += members[node]
+        return members
+
+    def levels(self) -> Int[np.ndarray, "levels classes"]:
+        """Which of the nodes of each level a class belongs to: what methods with a classifier per level train on.
+
+        Level l = 1..H, coarsest first, holds each class's ancestor at depth l, or the class itself where its leaf is
+        not that deep; so the last level holds the classes, in their order.
+
+        Returns:
+            Numbers 0, 1, ... within each level, shape (H, K), in the order of their first class.
+
+        Example:
+            >>> tree = LabelTree.from_edges([("r", "x"), ("r", "c"), ("x", "a"), ("x", "b")])
+            >>> tree.levels().tolist()
+            [[0, 0, 1], [0, 1, 2]]
+        """
+        at = self.leaves.copy()
+        parents = np.array(self.parents)
+        rows = []
+        for depth in range(self.height, 0, -1):
+            at = np.where(self.depths[at] > depth, parents[at], at)
+            _, first, numbers = np.unique(at, return_index=True, return_inverse=True)
+            rows.append(np.argsort(np.argsort(first))[numbers])
+        return np.stack(rows[::-1]).astype(np.int32)
+
+    def distances(
+        self,
+        rule: DistanceRule = "depth",  # reproduces the distances of all four of HAFrame's data sets
+    ) -> Int[np.ndarray, "classes classes"]:
+        r"""Distances between all classes, from their lowest common ancestors.
+
+        .. math:: \text{depth: } d_{ij} = H - \operatorname{depth}(\operatorname{lca}(i, j)), \qquad
+            \text{height: } d_{ij} = \operatorname{height}(\operatorname{lca}(i, j))
+
+        The two agree where all leaves are equally deep. Both are ultrametric; only the first makes every pair that
+        parts at the same depth equally far apart.
+
+        Args:
+            rule: "depth" or "height".
+
+        Returns:
+            Integers in edges, shape (K, K), zero on the diagonal, in the order of `classes`. Time and memory grow
+            as K^2 whatever the tree: 4 s for K = 10,000.
+
+        Raises:
+            ValueError: if there is no such rule.
+
+        Reference: Bertinetto et al., Making better mistakes (2020), call it the height of the lowest common ancestor;
+        the distances they and Liang and Davis (2023) ship are H less its depth.
+        """
+        if rule not in get_args(DistanceRule):
+            raise ValueError(f"rule must be one of {', '.join(map(repr, get_args(DistanceRule)))}; got {rule!r}")
+        values = self.height - self.depths if rule == "depth" else self.heights
+        # Leaves in depth-first order: those below a node are contiguous. A child's leaves meet those of its elder
+        # siblings at their parent, so every pair is written once, however deep the tree.
+        sizes = np.zeros(len(self.nodes), np.int64)
+        sizes[self.leaves] = 1
+        for node in range(len(self.nodes) - 1, 0, -1):
+            sizes[self.parents[node]] += sizes[node]
+        starts, filled = np.zeros_like(sizes), np.zeros_like(sizes)
+        lower = np.zeros((len(self.classes),) * 2, np.int32)
+        for node, parent in enumerate(self.parents[1:], start=1):
+            first = starts[parent]
+            starts[node] = first + filled[parent]
+            filled[parent] += sizes[node]
+            lower[starts[node] : starts[node] + sizes[node], first : starts[node]] = values[parent]
+        places = starts[self.leaves]
+        return np.maximum(lower, lower.T)[np.ix_(places, places)]

@@ -1,0 +1,47 @@
+"""Losses: pure functions of arrays, one number per example; what to do with padding and means is the caller's."""
+
+from nc_jax.losses.alignment import (
+    MixingSchedule,
+    cosine_alignment,
+    cosine_embedding,
+    cross_entropy,
+    mixing_schedule,
+)
+from nc_jax.losses.label_trees import (
+    conditional_risk_scores,
+    hierarchical_cross_entropy,
+    level_weights,
+    soft_label_loss,
+    soft_targets,
+    tree_log_softmax,
+)
+from nc_jax.losses.levels import (
+    dissimilarity,
+    feature_slices,
+    hierarchy_aware_features,
+    jensen_shannon,
+    level_cross_entropies,
+    level_geometry,
+    summed_probabilities,
+)
+
+__all__ = [
+    "MixingSchedule",
+    "conditional_risk_scores",
+    "cosine_alignment",
+    "cosine_embedding",
+    "cross_entropy",
+    "dissimilarity",
+    "feature_slices",
+    "hierarchical_cross_entropy",
+    "hierarchy_aware_features",
+    "jensen_shannon",
+    "level_cross_entropies",
+    "level_geometry",
+    "level_weights",
+    "mixing_schedule",
+    "soft_label_loss",
+    "soft_targets",
+    "summed_probabilities",
+    "tree_log_softmax",
+]

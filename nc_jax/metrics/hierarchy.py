@@ -1,0 +1,185 @@
+"""How bad mistakes are, by distances between classes; and how close class vectors are to wanted cosines.
+
+Severity alone misleads: it falls when many mild mistakes are added. So accuracy always comes with it, and the average
+over all examples (AHD), which such mistakes raise.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Real
+
+from nc_jax.arrays import at_least_float32, matmul
+from nc_jax.frames.properties import cosines
+
+TOP = (1, 5, 20)  # the k of AHD@k and of the precision: Bertinetto et al. (2020), Liang and Davis (2023)
+
+
+class HierarchyStatistics(NamedTuple):
+    """Sums over ranked predictions, as a monoid: `from_batch`, `merge`, `all_reduce`, then `compute`.
+
+    Attributes:
+        histogram: examples whose first prediction lies at distance 0, 1, ..., d_max, shape (d_max + 1,).
+        distance_sums: for each k, the mean distance of the k first predictions, summed over examples.
+        precision_sums: for each k, the hierarchical precision, summed over examples.
+        rank_sum: the rank-aware severity, summed over examples.
+        chance_sum: mean distance of an example's class to the other classes, summed over the mistakes.
+
+    Example:
+        >>> distances = jnp.array([[0, 1, 2], [1, 0, 2], [2, 2, 0]])
+        >>> logits, labels = jnp.array([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]]), jnp.array([0, 1])
+        >>> found = HierarchyStatistics.from_batch(logits, labels, distances, top=(1, 2)).compute(top=(1, 2))
+        >>> float(found["top1"]), float(found["mistake_severity"]), float(found["ahd@2"])
+        (0.5, 1.0, 0.5)
+    """
+
+    histogram: Int[Array, " bins"]
+    distance_sums: Float[Array, " tops"]
+    precision_sums: Float[Array, " tops"]
+    rank_sum: Float[Array, ""]
+    chance_sum: Float[Array, ""]
+
+    @classmethod
+    def init(cls, max_distance: int, top: Sequence[int] = TOP) -> "HierarchyStatistics":
+        """Make the statistics of no examples, the identity of `merge`."""
+        zeros = jnp.zeros(len(top))
+        return cls(jnp.zeros(max_distance + 1, jnp.int32), zeros, zeros, jnp.zeros(()), jnp.zeros(()))
+
+    @classmethod
+    def from_batch(
+        cls,
+        scores: Float[Array, "batch classes"],
+        labels: Int[Array, " batch"],
+        distances: Int[Array, "classes classes"],
+        top: Sequence[int] = TOP,
+        max_distance: int | None = None,
+    ) -> "HierarchyStatistics":
+        """Take the statistics of one batch.
+
+        Args:
+            scores: logits, or any other scores that rank the classes, shape (N, K). Of equal ones the smaller class
+                number comes first.
+            labels: shape (N,). An example whose label is not in 0..K-1 is padding (by convention -1), and ignored.
+            distances: in whole edges, shape (K, K).
+            top: the k; a k above K counts as K.
+            max_distance: d_max, needed under jit; None reads it off.
+
+        Raises:
+            ValueError: if a k is below 1.
+        """
+        if min(top) < 1:
+            raise ValueError(f"top must hold numbers of at least 1; got {tuple(top)}")
+        num_classes = scores.shape[1]
+        bins = (int(jnp.max(distances)) if max_distance is None else max_distance) + 1
+        used = (labels >= 0) & (labels < num_classes)
+        own = distances[jnp.clip(labels, 0, num_classes - 1)].astype(jnp.float32)  # (N, K): distances from the truth
+        depth = min(max(top), num_classes)
+        _, ranked = jax.lax.top_k(at_least_float32(scores), depth)
+        found = jnp.take_along_axis(own, ranked, axis=1)  # (N, depth), best first
+        ordered = jnp.sort(own, axis=1)
+        largest = bins - 1
+        tops = [min(k, num_classes) for k in top]
+
+        def total(values: Array) -> Array:
+            return jnp.sum(jnp.where(used, values, 0))
+
+        precisions = [jnp.sum(largest - found[:, :k], 1) / jnp.sum(largest - ordered[:, :k], 1) for k in tops]
+        first = found[:, 0]
+        members = jax.nn.one_hot(jnp.where(used, first, -1).astype(jnp.int32), bins, dtype=jnp.int32)
+        chance = jnp.sum(own, axis=1) / max(num_classes - 1, 1)
+        return cls(
+            histogram=jnp.sum(members, axis=0, dtype=jnp.int32),
+            distance_sums=jnp.stack([total(jnp.mean(found[:, :k], axis=1)) for k in tops]),
+            precision_sums=jnp.stack([total(precision) for precision in precisions]),
+            rank_sum=total(_rank_severity(found, ordered)),
+            chance_sum=total(jnp.where(first > 0, chance, 0)),
+        )
+
+    def merge(self, other: "HierarchyStatistics") -> "HierarchyStatistics":
+        """Join the statistics of two disjoint sets of examples."""
+        return HierarchyStatistics(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def all_reduce(self, axis_name: str | tuple[str, ...]) -> "HierarchyStatistics":
+        """Merge over a mapped axis, as `ClassStatistics.all_reduce`."""
+        return HierarchyStatistics(*jax.lax.psum(tuple(self), axis_name))
+
+    def compute(self, top: Sequence[int] = TOP) -> dict[str, Array]:
+        r"""Derive the metrics.
+
+        Args:
+            top: as it was in `from_batch`.
+
+        Returns:
+            Scalars by name, distances in edges:
+
+            * "top1": accuracy, in [0, 1];
+            * "mistake_severity", "mistake_severity_std": mean and standard deviation of the distance to the truth, over
+              the mistakes alone (NaN without any);
+            * "ahd@k": average hierarchical distance, the mean over *all* examples of the mean distance of the k first
+              predictions;
+            * "hp@k": hierarchical precision, the mean over examples of :math:`\sum_{j \le k} s_j / \max \sum`, where s
+              is 1 - d / d_max and the maximum is over all choices of k classes;
+            * "rank_severity": discounted distances :math:`\sum_j d_j / \log_2(j + 1)` of the predictions up to the
+              largest k, 0 for the best order of classes and 1 for the worst: unlike AHD it knows the order in the k;
+            * "alignment": the mistakes' severity over that of random mistakes on the same examples: how well the
+              distances agree with what the classifier confuses; about 1 if they have nothing to do with it.
+
+        Reference: Bertinetto et al. (2020), section 4; Deng et al., What does classifying more than 10,000 image
+        categories tell us? (2010) for the precision; alignment and the rank-aware severity are derived here.
+        """
+        counts = self.histogram.astype(jnp.float32)
+        count, mistakes = jnp.sum(counts), jnp.sum(counts[1:])
+        edges = jnp.arange(len(counts), dtype=jnp.float32)
+        severity = jnp.sum(counts * edges) / mistakes
+        variance = jnp.sum(counts[1:] * (edges[1:] - severity) ** 2) / mistakes
+        found = {
+            "top1": counts[0] / count,
+            "mistake_severity": severity,
+            "mistake_severity_std": jnp.sqrt(variance),
+            "rank_severity": self.rank_sum / count,
+            "alignment": severity * mistakes / self.chance_sum,
+        }
+        for place, k in enumerate(top):
+            found[f"ahd@{k}"] = self.distance_sums[place] / count
+            found[f"hp@{k}"] = self.precision_sums[place] / count
+        return found
+
+
+def similarity_errors(
+    vectors: Float[Array, "dim classes"],
+    similarity: Real[Array, "classes classes"],
+    present: Bool[Array, " classes"] | None = None,
+) -> dict[str, Array]:
+    r"""Collapse onto a frame with given cosines: :math:`\cos(m_i, m_j) - S_{ij}` over the pairs i < j.
+
+    Args:
+        vectors: class means (not centred) or class vectors, as columns, shape (d, K).
+        similarity: S, shape (K, K).
+        present: which columns count, shape (K,); None: all.
+
+    Returns:
+        "mean", the mean absolute error, and "std", the standard deviation of the signed one; both without unit, 0 at
+        collapse. NaN if fewer than two columns count.
+
+    Reference: Liang and Davis (2023), released program. Self-duality, as there: `self_duality` with form="difference"
+    and centre="origin", squared.
+    """
+    present = jnp.ones(vectors.shape[1], bool) if present is None else present
+    pairs = jnp.triu(jnp.outer(present, present), 1)
+    gaps = cosines(vectors) - similarity
+    mean = jnp.mean(gaps, where=pairs)
+    return {
+        "mean": jnp.mean(jnp.abs(gaps), where=pairs),
+        "std": jnp.sqrt(jnp.mean((gaps - mean) ** 2, where=pairs)),
+    }
+
+
+def _rank_severity(found: Array, ordered: Array) -> Array:
+    """Discounted distance of the ranking, between those of the best and of the worst ranking; shape (N,)."""
+    depth = found.shape[1]
+    discounts = 1 / jnp.log2(jnp.arange(2, depth + 2, dtype=found.dtype))
+    best, worst = ordered[:, :depth], ordered[:, ::-1][:, :depth]
+    value, low, high = (matmul(distances, discounts) for distances in (found, best, worst))
+    return (value - low) / jnp.where(high > low, high - low, 1)

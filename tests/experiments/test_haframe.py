@@ -1,0 +1,161 @@
+"""The hierarchy experiments: what they write and resume, that every method has a gradient, what they refuse."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import haframe, haframe_methods, haframe_questions, harness
+from nc_jax.data import hierarchies
+
+FLAGS = ["--devices", "1", "--seeds", "2", "--epochs", "1"]
+TREE = hierarchies.load("digits")
+
+
+def config_of(*flags, preset="smoke"):
+    return harness.parse(haframe.PRESETS[preset], list(flags))
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir):
+    """The directory and the summary of a run."""
+    directory = tmp_path_factory.mktemp("runs") / "run"
+    return directory, haframe.run(config_of("--workdir", str(directory), "--data-dir", data_dir, *FLAGS))
+
+
+def test_a_run_writes_what_its_header_promises(finished):
+    directory, summary = finished
+    for name in ("config.json", "results.jsonl", "summary.md", "summary.json"):
+        assert (directory / name).stat().st_size > 0
+    for name in ("dendrogram.png", "severity.png", "cosines.png"):
+        assert (directory / "digits-digits" / name).stat().st_size > 0
+    assert "of the distance of random ones in the tree digits" in (directory / "summary.md").read_text()
+    methods = summary["tasks"]["digits, digits"]["methods"]
+    assert set(methods) == {"ce", "crm", "haframe", "haframe+crm"}
+    for values in methods.values():
+        assert len(values["top1"]) == 2
+        # Average distance = share of mistakes x severity, over all 360 test images.
+        expected = (1 - np.array(values["top1"])) * values["mistake_severity"]
+        np.testing.assert_allclose(values["ahd@1"], expected, rtol=1e-5)
+        images = 360 * np.array(values["histogram"])
+        np.testing.assert_allclose(images, np.rint(images), atol=1e-3)
+
+
+def test_a_lost_run_is_found_in_its_checkpoint(finished, monkeypatch):
+    directory, summary = finished
+    lines = (directory / "results.jsonl").read_text().splitlines()
+    (directory / "results.jsonl").write_text("\n".join(lines[:3]) + "\n")
+    trained, train = [], haframe.train
+    monkeypatch.setattr(haframe, "train", lambda *arguments: trained.append(arguments[-1]) or train(*arguments))
+    again = haframe.run(config_of("--resume", str(directory)))
+    assert trained == [1]
+    assert again["tasks"] == json.loads(json.dumps(summary["tasks"]))
+
+
+def test_a_backbone_comes_from_a_checkpoint_and_may_stand_still(finished, data_dir):
+    directory, _ = finished
+    checkpoint = directory / "digits-digits" / "checkpoints" / "ce-seed0"
+    flags = [*FLAGS, "--data-dir", data_dir, "--neck", "type1", "--backbone-rate", "0.0"]
+    config = config_of(*flags, "--backbone-checkpoint", str(checkpoint))
+    task = haframe.load(config, "digits")
+    trainer, other = (haframe.make_trainer(config, "haframe", task, TREE) for config in (config, config_of(*flags)))
+    params, drawn = (trainer.init(task.train, seed=1).params for trainer in (trainer, other))
+    kernel = lambda tree: tree["backbone"]["backbone"]["features"]["kernel"]  # noqa: E731
+    assert jnp.abs(kernel(params) - kernel(drawn)).max() > 0
+    updates, _ = trainer.optimizer.update(params, trainer.optimizer.init(params), params)
+    assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(updates["backbone"]["backbone"]))
+    assert jnp.abs(updates["backbone"]["necks_0"]["linear"]["kernel"]).max() > 0
+
+
+@pytest.mark.parametrize("method", [name for name in haframe_methods.TITLES if "crm" not in name])
+def test_every_method_has_a_gradient(method):
+    options = haframe_methods.MethodOptions()
+    head, loss = haframe_methods.make(method, options, TREE, epochs=2, epoch_steps=3)
+    head = dataclasses.replace(head, axis_name=None) if method.startswith("nearest") else head
+    features, labels = jax.random.normal(jax.random.key(0), (12, 16)), jnp.arange(12) % 10
+    variables = head.init(jax.random.key(1), features)
+    rest = {name: value for name, value in variables.items() if name != "params"}
+    if loss is None:
+        loss = lambda output, labels, step: -jax.nn.log_softmax(output.logits)[jnp.arange(12), labels]  # noqa: E731
+
+    @jax.jit
+    def gradients(features, params):
+        def mean(features, params):
+            output, _ = head.apply({"params": params, **rest}, features, labels, train=True, mutable=list(rest))
+            return jnp.mean(loss(output, labels, jnp.zeros((), jnp.int32)))
+
+        return jax.value_and_grad(mean, argnums=(0, 1))(features, params)
+
+    value, (by_feature, by_param) = gradients(features, variables.get("params", {}))
+    assert np.isfinite(value)
+    assert bool(by_param) == (method not in haframe_methods.FRAMES or method == "nearest-gamma")
+    for gradient in (by_feature, *jax.tree.leaves(by_param)):
+        assert np.isfinite(gradient).all()
+        assert jnp.abs(gradient).max() > 0
+
+
+def test_the_control_deals_the_classes_by_the_seed():
+    head, _ = haframe_methods.make("shuffled", haframe_methods.MethodOptions(), TREE, epochs=1, epoch_steps=1)
+    grams = [head.init(jax.random.key(seed), jnp.zeros((1, 16)))["frame"]["frame"] for seed in (0, 1)]
+    one, other = (np.asarray(frame.T @ frame) for frame in grams)
+    assert np.abs(one - other).max() > 0.1
+    np.testing.assert_allclose(np.sort(one.ravel()), np.sort(other.ravel()), atol=1e-5)
+
+
+def test_the_alignment_tells_what_to_expect():
+    assert "may help" in haframe.alignment_sentence("shape", [0.6, 0.7])
+    assert "expect no gain" in haframe.alignment_sentence("script", [1.0])
+
+
+def test_a_tree_of_confusions_is_made_without_the_test_set(data_dir):
+    config = config_of(*FLAGS, "--data-dir", data_dir)
+    task = haframe.load(config, "digits")
+    tree = haframe.confusion_tree(config, task._replace(test=None))
+    assert tree.classes == task.train.class_names
+    assert tree.height >= 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--trees", "digits", "digits"], "every data set needs a tree"),
+        (["--trees", "cifar100"], "'0' is no node"),
+        (["--seeds", "0"], "a seed and a method are needed"),
+        (["--dim", "8"], "dim >= 9; got dim=8"),
+    ],
+)
+def test_a_mistake_is_found_before_anything_is_written(flags, sentence, tmp_path, data_dir, capsys):
+    directory = tmp_path / "run"
+    arguments = ["smoke", "--data-dir", data_dir, "--workdir", str(directory), *flags]
+    with pytest.raises(SystemExit):
+        harness.main(haframe.run, haframe.PRESETS, arguments)
+    assert sentence in capsys.readouterr().err
+    assert not directory.exists()
+
+
+def test_intervals_and_paired_tests():
+    mean, half = harness.t_interval([1.0, 2.0, 3.0])
+    assert (mean, half) == (2.0, pytest.approx(4.302653 / 3**0.5, rel=1e-6))  # t of 2 degrees of freedom, ddof = 1
+    assert np.isnan(harness.t_interval([1.0])[1])
+    tests = harness.paired_tests([1.0, 2.0, 3.0, 4.0], [0.0, 1.5, 2.0, 2.0])
+    assert tests["difference"] == 1.125
+    assert tests["wilcoxon"] == pytest.approx(2 * 0.5**4)
+    assert np.isnan(harness.paired_tests([1.0], [1.0])["t"])
+
+
+def test_trees_always_have_a_frame_for_a_decreasing_map(tmp_path):
+    config = dataclasses.replace(haframe_questions.PRESETS["smoke"], workdir=tmp_path / "run")
+    summary = haframe_questions.run(config)
+    assert summary["negative"] == 0
+    for rule in ("depth", "height"):
+        assert set(summary["failures"][rule].values()) == {0}
+    for question in ("grid", "maps", "epochs", "transformation"):
+        assert len(haframe_questions.variants(dataclasses.replace(config, question=question))) > 3
