@@ -322,7 +322,7 @@ def confusion_tree(config: Config, task: Task) -> LabelTree:
         state = trainer.init(part.train, seed=1000)
         source = ResidentSet(part.train, config.batch_size, devices=trainer.devices)
         for epoch in range(config.epochs):
-            state = trainer.epoch((None, state), source.content, source.shuffled(1000, epoch, stratified=False))
+            state = trainer.epoch(state, None, source.content, source.shuffled(1000, epoch, stratified=False))
         for logits, labels in _logits(trainer, state, part.test, config.batch_size):
             np.add.at(confusion, labels, np.asarray(jax.nn.softmax(logits)))
     confusion /= confusion.sum(axis=1, keepdims=True)
