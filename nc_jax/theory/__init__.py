@@ -1,0 +1,48 @@
+"""Unconstrained features: the objective, its global minimum, a certificate for it, and the way down from saddles."""
+
+from nc_jax.theory.certificate import (
+    Certificate,
+    Escape,
+    certificate,
+    duality_gap,
+    escape_direction,
+    lower_bound,
+    nuclear_objective,
+)
+from nc_jax.theory.hessian import (
+    HessianExtremes,
+    curvature,
+    hessian_eigenvalues,
+    hessian_extremes,
+    hessian_product,
+)
+from nc_jax.theory.objective import Penalties, data_loss, logit_gradient, logits, objective, penalties
+from nc_jax.theory.optimum import optimal_margin, optimal_point, optimal_value
+from nc_jax.theory.problem import Loss, Point, UnconstrainedFeatures
+
+__all__ = [
+    "Certificate",
+    "Escape",
+    "HessianExtremes",
+    "Loss",
+    "Penalties",
+    "Point",
+    "UnconstrainedFeatures",
+    "certificate",
+    "curvature",
+    "data_loss",
+    "duality_gap",
+    "escape_direction",
+    "hessian_eigenvalues",
+    "hessian_extremes",
+    "hessian_product",
+    "logit_gradient",
+    "logits",
+    "lower_bound",
+    "nuclear_objective",
+    "objective",
+    "optimal_margin",
+    "optimal_point",
+    "optimal_value",
+    "penalties",
+]

@@ -1,0 +1,185 @@
+"""The problem of unconstrained features: what is minimised, and at which points."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from nc_jax.frames.simplex import check_num_classes
+
+Loss = Literal["cross_entropy", "mse"]
+
+
+class Point(NamedTuple):
+    """Where the objective is evaluated; also a direction, a gradient.
+
+    Attributes:
+        frame: class vectors as columns, (d, K).
+        features: one row per example, (N, d), class after class. Or (K, d), one row per class that stands for all of
+            its n_k examples: at a minimum they are equal, since the loss is convex in each.
+        bias: (K,); None for a problem without one.
+    """
+
+    frame: Float[Array, "dim classes"]
+    features: Float[Array, "rows dim"]
+    bias: Float[Array, " classes"] | None = None
+
+
+@dataclass(frozen=True)
+class UnconstrainedFeatures:
+    r"""A network that fits anything: its features are free, and only the last layer and weight decay give them form.
+
+    .. math::
+        f(W, H, b) = \frac1N \sum_i \ell(W^\top h_i + b, y_i) + \frac{\lambda_W}{2} \|W\|_F^2
+        + \frac{\lambda_H}{2} \|H\|_F^2 + \frac{\lambda_b}{2} \|b\|^2
+
+    with the cross-entropy, or with half of the squared distance to the one-hot label. With a temperature, class vectors
+    and features have unit length and no decay, and the logits are :math:`\tau w_k^\top h`.
+
+    Attributes:
+        counts: n_k, the number of examples of each of the K classes.
+        dim: feature dimension d.
+        weight_decay: :math:`\lambda_W > 0` (0 with a temperature).
+        feature_decay: :math:`\lambda_H > 0` (0 with a temperature).
+        bias_decay: :math:`\lambda_b \ge 0`; None is a problem without bias.
+        loss: "cross_entropy" or "mse".
+        temperature: :math:`\tau > 0`, the factor on the cosines; None leaves the vectors as they are.
+
+    Raises:
+        ValueError: if a count, a dimension or a decay is out of its range, or does not go with the temperature.
+
+    Example:
+        >>> UnconstrainedFeatures.balanced(3, 2, dim=4, weight_decay=0.01, feature_decay=0.01).num_examples
+        6
+
+    Reference: Zhu et al. (2021), section 2; Yaras et al. (2022) for the temperature.
+    """
+
+    counts: tuple[int, ...]
+    dim: int
+    weight_decay: float = 0.0
+    feature_decay: float = 0.0
+    bias_decay: float | None = None
+    loss: Loss = "cross_entropy"
+    temperature: float | None = None
+
+    def __post_init__(self):
+        check_num_classes(len(self.counts))
+        if min(self.counts) < 1:
+            raise ValueError(f"every class needs at least one example; got counts={self.counts}")
+        if self.dim < 1:
+            raise ValueError(f"dim must be at least 1; got {self.dim}")
+        if self.loss not in get_args(Loss):
+            raise ValueError(f"loss must be one of {', '.join(get_args(Loss))}; got {self.loss!r}")
+        if self.temperature is None:
+            for name in ("weight_decay", "feature_decay"):
+                if not 0 < getattr(self, name) < math.inf:
+                    raise ValueError(
+                        f"{name} must be positive and finite, or the infimum is not reached; got {getattr(self, name)}"
+                    )
+            if self.bias_decay is not None and not 0 <= self.bias_decay < math.inf:
+                raise ValueError(f"bias_decay must be at least 0 and finite, or None; got {self.bias_decay}")
+            return
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, or None; got {self.temperature}")
+        if self.weight_decay or self.feature_decay or self.bias_decay is not None or self.loss != "cross_entropy":
+            raise ValueError(
+                "a temperature goes with the cross-entropy of unit vectors, whose length no decay changes, without "
+                f"bias; got weight_decay={self.weight_decay}, feature_decay={self.feature_decay}, "
+                f"bias_decay={self.bias_decay}, loss={self.loss!r}"
+            )
+
+    @classmethod
+    def balanced(cls, num_classes: int, per_class: int, **options) -> "UnconstrainedFeatures":
+        """Return the problem with the same number n of examples in every class; options as of the class."""
+        return cls((per_class,) * num_classes, **options)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.counts)
+
+    @property
+    def num_examples(self) -> int:
+        """N."""
+        return sum(self.counts)
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether all classes have the same number of examples."""
+        return len(set(self.counts)) == 1
+
+    @property
+    def threshold(self) -> float:
+        r""":math:`\sqrt{\lambda_W \lambda_H}`, what a singular value of the logits costs."""
+        # Not the root of the product, which underflows at decays of 1e-162.
+        return math.sqrt(self.weight_decay) * math.sqrt(self.feature_decay)
+
+    @property
+    def aspect(self) -> float:
+        r""":math:`(\lambda_H / \lambda_W)^{1/4}`: the length of class vectors over what it would be at equal decays."""
+        return (self.feature_decay / self.weight_decay) ** 0.25
+
+    def row_counts(self, features: Float[Array, "rows dim"]) -> np.ndarray:
+        """Return how many examples each row of the features stands for: ones, or the counts of the classes.
+
+        Raises:
+            ValueError: if there is neither one row per example nor one per class.
+        """
+        if features.shape == (self.num_examples, self.dim):
+            return np.ones(self.num_examples)
+        if features.shape == (self.num_classes, self.dim):
+            return np.array(self.counts, float)
+        raise ValueError(
+            f"features must have shape {(self.num_examples, self.dim)}, one row per example, or "
+            f"{(self.num_classes, self.dim)}, one per class; got {features.shape}"
+        )
+
+    def labels(self, features: Float[Array, "rows dim"]) -> Int[Array, " rows"]:
+        """Return the class of each row of the features."""
+        repeats = self.counts if len(features) == self.num_examples else (1,) * self.num_classes
+        return jnp.asarray(np.repeat(np.arange(self.num_classes), repeats), jnp.int32)
+
+    def point_from(self, frame: Array, class_features: Array, bias: Array, dtype: DTypeLike | None = None) -> Point:
+        """Return the point whose examples all have the features (K, d) of their class."""
+        features = jnp.repeat(class_features, np.array(self.counts), axis=0, total_repeat_length=self.num_examples)
+        return Point(
+            jnp.asarray(frame, dtype),
+            jnp.asarray(features, dtype),
+            None if self.bias_decay is None else jnp.asarray(bias, dtype),
+        )
+
+    def origin(self, dtype: DTypeLike | None = None) -> Point:
+        """Return the point of zeros, critical for equal counts; `dtype` None is JAX's default."""
+        shapes = (self.dim, self.num_classes), (self.num_classes, self.dim), (self.num_classes,)
+        return self.point_from(*(jnp.zeros(shape, dtype) for shape in shapes))
+
+    def random_point(
+        self,
+        key: PRNGKeyArray,
+        *,
+        scale: float | Float[Array, ""] = 1.0,  # logits of the order of sqrt(d) then
+        per_class: bool = False,
+        dtype: DTypeLike | None = None,
+    ) -> Point:
+        """Draw independent normal entries of this standard deviation.
+
+        Args:
+            key: of the draw.
+            scale: the standard deviation.
+            per_class: one row of features per class, instead of one per example.
+            dtype: None is JAX's default.
+        """
+        wide = jnp.zeros((), dtype).dtype
+        frame_key, features_key, bias_key = jax.random.split(key, 3)
+        rows = self.num_classes if per_class else self.num_examples
+        return Point(
+            scale * jax.random.normal(frame_key, (self.dim, self.num_classes), wide),
+            scale * jax.random.normal(features_key, (rows, self.dim), wide),
+            None if self.bias_decay is None else scale * jax.random.normal(bias_key, (self.num_classes,), wide),
+        )
