@@ -22,4 +22,5 @@ class Classifier(nn.Module):
     ) -> HeadOutput:
         """Classify a batch; heads that need labels need them in training only."""
         mask = None if labels is None else labels >= 0  # padding must not enter a backbone's batch statistics
-        return self.head(self.backbone(inputs, train=train, mask=mask), labels, train=train)
+        features = self.backbone(inputs, train=train, mask=mask)
+        return self.head(features, labels, train=train)._replace(raw_features=features)

@@ -30,6 +30,8 @@ class HeadOutput(NamedTuple):
         solution: how the inner solve of this call went; None where there was none.
         levels: of heads with a classifier for every level of a label tree (`nc_jax.models.LevelsHead`), their logits
             and frames; None elsewhere.
+        raw_features: the features as the backbone gave them, which weight decay on features penalises; a head leaves
+            this to its `Classifier`.
     """
 
     logits: Float[Array, "batch classes"]
@@ -38,6 +40,7 @@ class HeadOutput(NamedTuple):
     bias: Float[Array, " classes"]
     solution: Solution | None = None
     levels: Any = None
+    raw_features: Float[Array, "batch dim"] | None = None
 
 
 class LearnedHead(nn.Module):
@@ -81,6 +84,7 @@ class FixedHead(nn.Module):
         num_classes: K.
         radius: features are scaled to this length; None leaves them as they are.
         frame: constructor (num_classes, dim, *, key, dtype) -> (d, K); the key is the module's "params" stream.
+        use_bias: learn a bias, as the released program of Zhu et al. does: the only parameters of this head.
 
     Reference: Zhu et al., A geometric analysis of neural collapse with unconstrained features (2021), section 3.3.
     """
@@ -88,6 +92,7 @@ class FixedHead(nn.Module):
     num_classes: int
     radius: float | None = None
     frame: Callable[..., Float[Array, "dim classes"]] = simplex_etf
+    use_bias: bool = False
 
     @nn.compact
     def __call__(
@@ -105,7 +110,10 @@ class FixedHead(nn.Module):
             return self.frame(self.num_classes, features.shape[-1], key=self.make_rng("params"), dtype=features.dtype)
 
         frame = self.variable("frame", "frame", draw).value
-        return HeadOutput(features @ frame, features, frame, jnp.zeros((self.num_classes,), frame.dtype))
+        if not self.use_bias:
+            return HeadOutput(features @ frame, features, frame, jnp.zeros((self.num_classes,), frame.dtype))
+        bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
+        return HeadOutput(features @ frame + bias, features, frame, bias)
 
 
 class NearestHead(nn.Module):

@@ -3,6 +3,7 @@
 from nc_jax.training import objectives
 from nc_jax.training.checkpoint import Checkpoints
 from nc_jax.training.evaluate import Evaluation, example_margins, make_evaluator
+from nc_jax.training.feature_decay import FeatureDecay
 from nc_jax.training.logging import MetricsLog, read_metrics
 from nc_jax.training.loop import LoopOptions, NonFiniteError, Trained, Trainer
 from nc_jax.training.optimizers import OptimizerOptions, agd, agd_init, make_optimizer, make_schedule, scaled_rate
@@ -18,6 +19,7 @@ __all__ = [
     "Checkpoints",
     "EpochTotals",
     "Evaluation",
+    "FeatureDecay",
     "LoopOptions",
     "MetricsLog",
     "NonFiniteError",

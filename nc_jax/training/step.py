@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from nc_jax.metrics import Agreement, ClassStatistics, MarginSums, cosine_margins, nearest_centre_agreement
 from nc_jax.models import HeadOutput
 from nc_jax.solvers import Status
+from nc_jax.training.feature_decay import FeatureDecay, feature_penalty
 from nc_jax.training.state import Model, TrainState, forward, random_key
 from nc_jax.training.summary import StepMetrics
 
@@ -79,6 +80,8 @@ class StepOptions:
         preprocess: applied to the features after that, in training and in evaluation.
         loss: (output of the head, labels, number of the step) -> one number per example, to be trained on; what it
             gives for padding is thrown away. None is the cross-entropy. Evaluation reports the latter in any case.
+        feature_decay: penalty on the raw features, added to what is differentiated, not to the loss that is reported;
+            None is none.
 
     Raises:
         ValueError: if `accumulate` or `average_decay` is out of its range.
@@ -89,6 +92,7 @@ class StepOptions:
     augment: Augment | None = None
     preprocess: Preprocess | None = None
     loss: Loss | None = None
+    feature_decay: FeatureDecay | None = None
 
     def __post_init__(self):
         if self.accumulate < 1:
@@ -107,7 +111,9 @@ def make_train_step(
     """Make the step (state, batch) -> (state, metrics): cross-entropy, gradient, optimiser.
 
     A step whose numbers are not all finite returns the state as it was, but for its totals, so that nothing good is
-    overwritten. Optimisers that search along a line (`optax.lbfgs`) are given the batch's loss as a function.
+    overwritten. Optimisers that search along a line (`optax.lbfgs`) are given the batch's cost as a function.
+
+    Weight decay is the optimiser's, but for that on features, which is the step's.
 
     Args:
         model: as in `create_state`; built with the same `axis_name` where its head or normalisation takes one.
@@ -124,7 +130,7 @@ def make_train_step(
         count = jnp.maximum(total(jnp.sum(batch["labels"] >= 0)), 1)
         batch = _prepared(batch, options, random_key(state), axis_name)
 
-        def loss_of(params: Any, variables: Any, part: Batch) -> tuple[Array, tuple[Array, _Solved, dict]]:
+        def cost_of(params: Any, variables: Any, part: Batch) -> tuple[Array, tuple[Array, Array, _Solved, dict]]:
             output, variables = forward(model, params, variables, part, train=True)
             correct = jnp.sum(_correct(output.logits, part["labels"]))
             # This device's part of the batch's mean: the parts are summed after differentiation. Had they been summed
@@ -134,41 +140,45 @@ def make_train_step(
             else:
                 losses = jnp.where(part["labels"] >= 0, options.loss(output, part["labels"], state.step), 0)
             loss = jnp.sum(losses) / count
-            return loss, (correct, _solved(output), variables)
+            cost = loss
+            if options.feature_decay is not None:
+                cost = loss + feature_penalty(options.feature_decay, output, part["labels"], count)
+            return cost, (loss, correct, _solved(output), variables)
 
-        def gradient_of(params: Any) -> tuple[Array, Any, Array, _Solved, dict]:
-            """Return the batch's loss, gradient and right answers on all devices, and what its parts left."""
+        def gradient_of(params: Any) -> tuple[Array, Any, Array, Array, _Solved, dict]:
+            """Return the batch's cost, gradient, loss and right answers on all devices, and what its parts left."""
 
             def add(carry: tuple, part: Batch) -> tuple[tuple, None]:
-                loss, gradients, correct, solved, variables = carry
-                (new_loss, (new_correct, new_solved, variables)), new = jax.value_and_grad(loss_of, has_aux=True)(
+                sums, gradients, solved, variables = carry
+                (cost, (loss, correct, new_solved, variables)), new = jax.value_and_grad(cost_of, has_aux=True)(
                     params, variables, part
                 )
                 gradients = jax.tree.map(jnp.add, gradients, new)
                 worst = jax.tree.map(jnp.maximum, solved, new_solved)
-                return (loss + new_loss, gradients, correct + new_correct, worst, variables), None
+                sums = jax.tree.map(jnp.add, sums, (cost, loss, correct))
+                return (sums, gradients, worst, variables), None
 
-            zero = jnp.zeros(())
-            start = (zero, jax.tree.map(jnp.zeros_like, params), jnp.zeros((), int), _Solved.none(), state.variables)
+            sums = jnp.zeros(()), jnp.zeros(()), jnp.zeros((), int)
+            start = (sums, jax.tree.map(jnp.zeros_like, params), _Solved.none(), state.variables)
             if options.accumulate == 1:
                 found, _ = add(start, batch)
             else:
                 found, _ = jax.lax.scan(add, start, _parts(batch, options.accumulate))
-            loss, gradients, correct, solved, variables = found
-            return *total((loss, gradients, correct)), solved, variables
+            (cost, loss, correct), gradients, solved, variables = found
+            return *total((cost, gradients, loss, correct)), solved, variables
 
         @jax.custom_vjp
-        def loss_at(params: Any) -> Array:  # for line searches: its derivative, too, is that on all devices
+        def cost_at(params: Any) -> Array:  # for line searches: its derivative, too, is that on all devices
             return gradient_of(params)[0]
 
-        loss_at.defvjp(
+        cost_at.defvjp(
             lambda params: gradient_of(params)[:2],
             lambda gradients, cotangent: (jax.tree.map(lambda leaf: cotangent * leaf, gradients),),
         )
 
-        loss, gradients, correct, solved, variables = gradient_of(state.params)
+        cost, gradients, loss, correct, solved, variables = gradient_of(state.params)
         updates, opt_state = optimizer.update(
-            gradients, state.opt_state, state.params, value=loss, grad=gradients, value_fn=loss_at
+            gradients, state.opt_state, state.params, value=cost, grad=gradients, value_fn=cost_at
         )
         params = optax.apply_updates(state.params, updates)
         average = state.average
@@ -179,7 +189,7 @@ def make_train_step(
         )
 
         grad_norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & _all_finite(new.replace(totals=None))
+        finite = jnp.isfinite(cost) & jnp.isfinite(grad_norm) & _all_finite(new.replace(totals=None))
         metrics = StepMetrics(
             loss=loss,
             accuracy=correct / count,

@@ -128,6 +128,16 @@ def test_a_fixed_head_takes_any_frame():
     np.testing.assert_allclose(evaluate(head, init(head), features).logits, features[:, :K], atol=F32_EXACT)
 
 
+def test_a_fixed_head_may_learn_a_bias_and_nothing_else():
+    head = FixedHead(K, use_bias=True)
+    variables = init(head)
+    assert jax.tree.map(jnp.shape, variables["params"]) == {"bias": (K,)}
+    shifted = {**variables, "params": {"bias": jnp.arange(float(K))}}
+    features, _ = batch(0)
+    moved = evaluate(head, shifted, features).logits - evaluate(head, variables, features).logits
+    np.testing.assert_allclose(moved, np.broadcast_to(np.arange(K), moved.shape), atol=F32_EXACT)
+
+
 # --- The nearest head, step by step. ---
 
 
