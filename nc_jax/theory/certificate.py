@@ -69,8 +69,7 @@ def certificate(problem: UnconstrainedFeatures, point: Point, *, tolerance: floa
     Raises:
         ValueError: if the problem has a temperature, or the shapes are not its own.
 
-    Reference: Zhu et al. (2021), proof of the theorem on the landscape; the equivalence with the nuclear norm is that
-    of Haeffele and Vidal (2015).
+    Reference: Zhu et al. (2021), proof of the theorem on the landscape.
     """
     _check_convex(problem)
     spectral_norm = jnp.linalg.norm(logit_gradient(problem, point), ord=2)

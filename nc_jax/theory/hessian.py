@@ -71,7 +71,7 @@ def hessian_extremes(
     Raises:
         ValueError: if there are no steps, or the point is empty.
 
-    Reference: Golub and Van Loan, Matrix Computations (2013), section 10.1 and 10.3.1.
+    Reference: Golub and Van Loan, Matrix Computations (2013).
     """
     flat, unravel = ravel_pytree(point)
     if steps < 1 or not flat.size:

@@ -57,7 +57,7 @@ class UnconstrainedFeatures:
         >>> UnconstrainedFeatures.balanced(3, 2, dim=4, weight_decay=0.01, feature_decay=0.01).num_examples
         6
 
-    Reference: Zhu et al. (2021), section 2; Yaras et al. (2022) for the temperature.
+    Reference: Zhu et al. (2021); Yaras et al. (2022) for the temperature.
     """
 
     counts: tuple[int, ...]

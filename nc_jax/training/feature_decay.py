@@ -35,8 +35,8 @@ class FeatureDecay:
         ValueError: if the weight is not positive, the reduction is unknown, or N is missing where it is needed, or
             given where it is not.
 
-    Reference: Zhu et al. (2021), eq. of the objective, for the sum over all examples; their released program adds the
-    "sum" over a batch, of scaled features; Hong and Ling's has "dataset".
+    Reference: Zhu et al. (2021) for the sum over all examples; their released program adds the "sum" over a batch, of
+    scaled features; Hong and Ling's has "dataset".
     """
 
     weight: float
