@@ -107,6 +107,8 @@ def test_pmap_is_called_in_its_one_file():
         ("nc_jax.__init__", "from nc_jax.models import NearestHead", "nc_jax comes before nc_jax.models"),
         ("nc_jax.metrics.collapse", "import optax", "the mathematics does without it"),
         ("nc_jax.losses", "from flax import linen as nn", "the mathematics does without it"),
+        ("nc_jax.theory.optimum", "import optax", "the mathematics does without it"),
+        ("nc_jax.theory.objective", "from nc_jax import training", "nc_jax.theory comes before nc_jax.training"),
         ("nc_jax.training.loop", "from flax import linen", "know Linen"),
         ("nc_jax.training.step", "import jax\nstep = jax.pmap(abs)", "nc_jax.training.step calls pmap"),
         ("nc_jax.data.pipeline", "from jax import pmap as parallel", "nc_jax.data.pipeline calls pmap"),
