@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")  # files only: no window system is needed
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import LogNorm
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; one per head, the same in every plot.
 COLOURS = {"learned": "#D55E00", "fixed": "#0072B2", "nearest": "#009E73"}
@@ -120,3 +121,57 @@ def _save(figure: Any, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def slice_of_a_landscape(
+    path: Path, along: Sequence[float], across: Sequence[float], gaps: Sequence[Sequence[float]]
+) -> None:
+    """Draw values on a plane through a saddle, at (0, 0), and two minima, at (1, 1) and (1, -1).
+
+    Args:
+        path: of the PNG.
+        along: coordinates from the saddle towards the minima, the horizontal axis.
+        across: coordinates along the saddle's way down.
+        gaps: values above the least one, (across, along).
+    """
+    values = np.maximum(np.asarray(gaps, float), 1e-6)  # the minima themselves are zero
+    figure, axis = plt.subplots(figsize=(6.2, 4.8))
+    levels = np.geomspace(1e-3, values.max(), 25)
+    filled = axis.contourf(
+        along, across, values, levels=levels, norm=LogNorm(1e-3, values.max()), cmap="viridis", extend="min"
+    )
+    axis.contour(along, across, values, levels=levels, colors="white", linewidths=0.4)
+    axis.plot(0, 0, "X", color=COLOURS["learned"], markersize=11, markeredgecolor="white", label="saddle")
+    axis.plot([1, 1], [1, -1], "*", color="white", markersize=14, markeredgecolor="black", label="minima")
+    axis.set_xlabel("from the saddle to the minima, within the saddle's dimensions")
+    axis.set_ylabel("in the dimension that the saddle leaves out")
+    axis.legend(loc="lower left")
+    ticks = [tick for tick in (1e-3, 1e-2, 1e-1, 1.0, 10.0) if tick <= values.max()]
+    figure.colorbar(filled, ax=axis, label="value above the least", ticks=ticks)
+    _save(figure, path)
+
+
+def minority_curves(
+    path: Path,
+    decays: Sequence[float],
+    angles: Mapping[str, Sequence[float | None]],
+    norms: Mapping[str, Sequence[float]],
+    **_: Any,
+) -> None:
+    """Draw angle and relative length of minority class vectors against the decay, a curve per number of examples."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.6))
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(angles)))
+    for colour, (count, series) in zip(colours, angles.items(), strict=True):
+        axes[0].plot(
+            decays, [np.nan if value is None else value for value in series], color=colour, label=f"n = {count}"
+        )
+        axes[1].plot(decays, norms[count], color=colour)
+    axes[0].axhline(np.degrees(np.arccos(-1 / 3)), color="black", linewidth=0.8, linestyle=":", label="simplex ETF")
+    axes[0].set_ylabel("angle between minority vectors, degrees")
+    axes[1].set_ylabel("their length over the majority's")
+    for axis in axes:
+        axis.set_xscale("log")
+        axis.set_xlabel("decay of class vectors and features")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    _save(figure, path)
