@@ -72,7 +72,6 @@ class Config(harness.RunOptions):
         weight_decay: likewise.
         train_batch_size: likewise.
         checkpoint_every: epochs between checkpoints.
-        resident: see `nc_jax.training.LoopOptions`; the result is the same.
     """
 
     heads: tuple[HeadName, ...] = ("learned", "fixed", "turned")
@@ -89,7 +88,6 @@ class Config(harness.RunOptions):
     weight_decay: float = 5e-4
     train_batch_size: int = 128
     checkpoint_every: int = 10
-    resident: bool = False  # on a CPU scanned epochs of this network take far longer
 
 
 PRESETS = {
@@ -305,7 +303,6 @@ def train(config: Config, directory: Path) -> dict[str, dict[str, list[float]]]:
                 epochs=config.epochs,
                 batch_size=config.train_batch_size,
                 checkpoint_every=config.checkpoint_every,
-                resident=config.resident,
                 step=task.step,
             )
             trainer = Trainer(
