@@ -87,7 +87,11 @@ def test_ablations_compare_variants_and_resume(data_dir, tmp_path, capsys):
     flags = ["--data-dir", data_dir, "--epochs", "1", "--tasks", "digits, MLP"]
     config = harness.parse(ablations.PRESETS["smoke"], [*flags, "--workdir", str(directory)])
     found = ablations.run(config)["tasks"]["digits, MLP"]
-    assert found.keys() == {"with the gradient", "without"}
+    early, late = "without, epochs 1 to 5", "without, epochs 6 to 20"
+    assert found.keys() == {"with the gradient", "without", early, late}
+    # In the one epoch there is, the phases are all or nothing.
+    assert found[early]["train/loss"] == pytest.approx(found["without"]["train/loss"], rel=1e-5)
+    assert found[late]["train/loss"] == pytest.approx(found["with the gradient"]["train/loss"], rel=1e-5)
     assert len(found["without"]["test/accuracy"]) == 2
     assert found["without"]["test/accuracy"] != found["with the gradient"]["train/loss"]
     assert (directory / "digits-MLP.png").stat().st_size > 0
