@@ -12,7 +12,6 @@ the others are tested against, seed by seed. An interrupted run resumes at the v
 import dataclasses
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 from experiments import harness, nearest_etf, plots
@@ -187,7 +186,7 @@ def run(config: Config) -> dict[str, Any]:
         rows, groups, found = [], {}, {}
         for name, variant in variants.items():
             below = directory / _slug(task) / _slug(name)
-            found[name] = _train(variant, below)
+            found[name] = harness.subrun(nearest_etf.run, variant, below)["heads"][variant.heads[0]]["values"]
             groups[name] = [f"{name}/{seed}" for seed in range(variant.seeds)]
             runs = {f"{variant.heads[0]}-seed{seed}": run for seed, run in enumerate(groups[name])}
             rows += [row | {"run": runs[row["run"]]} for row in read_metrics(below / "metrics.jsonl")]
@@ -220,15 +219,6 @@ def _tasks(config: Config) -> dict[str, Variants]:
         for task, variants in tasks.items()
         if not config.tasks or task in config.tasks
     }
-
-
-def _train(variant: nearest_etf.Config, directory: Path) -> dict[str, list[float]]:
-    """Run a variant, unless it has been run; go on if it was interrupted."""
-    path = directory / "summary.json"
-    if not path.exists():
-        where: dict[str, Any] = {"resume": directory} if directory.exists() else {"workdir": directory}
-        nearest_etf.run(dataclasses.replace(variant, **where))
-    return json.loads(path.read_text())["heads"][variant.heads[0]]["values"]
 
 
 def _table(task: str, variants: Variants, found: dict[str, dict[str, list[float]]], plot: str) -> str:

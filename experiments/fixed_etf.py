@@ -138,16 +138,9 @@ def run(config: Config) -> dict[str, Any]:
         check(config)
     directory, config = harness.open_run("fixed_etf", config)
     counts = {f"{model}, {stem} stem": count_cells(config.num_classes, model, stem) for model, stem in COUNTED}
-    path = directory / "costs.json"
-    if not path.exists():
-        write_atomically(path, json.dumps(measure_steps(config)) + "\n")
+    costs = harness.part(directory / "costs.json", lambda: measure_steps(config))
     training = train(config, directory)
-    summary = {
-        "counts": counts,
-        "costs": json.loads(path.read_text()),
-        "training": training,
-        "directory": str(directory),
-    }
+    summary = {"counts": counts, "costs": costs, "training": training, "directory": str(directory)}
     report(config, summary, directory)
     return summary
 

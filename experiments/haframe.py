@@ -16,47 +16,25 @@ How well the tree agrees with what cross-entropy confuses is printed before any 
 
 import dataclasses
 import json
-import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import scipy.cluster.hierarchy
-import scipy.spatial.distance
-from jaxtyping import Array
 
-from experiments import haframe_plots, harness, setups
-from experiments.haframe_methods import FRAMES, TITLES, MethodName, MethodOptions, make
-from experiments.setups import Task
+from experiments import haframe_plots, harness
+from experiments.haframe_methods import TITLES, MethodName
+from experiments.haframe_training import TrainingOptions, confusion_tree, load, make_trainer, train
 from nc_jax import hierarchy
-from nc_jax.data import LabelledArrays, hierarchies, steps_per_epoch
-from nc_jax.hierarchy import LabelTree, similarity
-from nc_jax.losses import conditional_risk_scores
-from nc_jax.losses.alignment import ScheduleName
-from nc_jax.metrics import HierarchyStatistics, similarity_errors
-from nc_jax.models import BatchNorm, Bottleneck, Classifier, Projection, Transformation, WithNeck
-from nc_jax.training import (
-    AXIS,
-    Checkpoints,
-    LoopOptions,
-    MetricsLog,
-    OptimizerOptions,
-    ResidentSet,
-    Trainer,
-    TrainState,
-    forward,
-    make_optimizer,
-    scaled_rate,
-)
+from nc_jax.data import hierarchies
+from nc_jax.hierarchy import similarity
+from nc_jax.training import MetricsLog, Trainer
 from nc_jax.training.logging import write_atomically
-from nc_jax.training.optimizers import ScheduleName as RateSchedule
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(harness.RunOptions):
-    """Settings of the experiment.
+class Config(TrainingOptions, harness.RunOptions):
+    """Settings of the experiment, beside those of training.
 
     Attributes:
         datasets: as `experiments.setups.load` names them.
@@ -64,33 +42,6 @@ class Config(harness.RunOptions):
             cross-entropy confuses on held-out halves of the training set.
         methods: see `experiments.haframe_methods`. CRM comes with cross-entropy and HAFrame, at no training.
         seeds: how many; a seed sets the initial state, the order of examples, the frame's rotation and the shuffling.
-        epochs: passes over the training set.
-        batch_size: examples per step.
-        gamma: of the hierarchy-aware frame.
-        alpha: weight of the alignment, a number or a schedule of `nc_jax.losses.mixing_schedule`.
-        mapping: of distances to cosines.
-        hardness: of soft labels.
-        hxe_alpha: of HXE.
-        learning_rate: of SGD, its highest.
-        frame_learning_rate: the same, of methods whose class vectors are not learned; None is `learning_rate`.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        clip_norm: gradients longer than this are scaled to it; None leaves them.
-        schedule: of the learning rate.
-        backbone_rate: learning rate of the backbone, as a share of the rest's.
-        backbone_checkpoint: folder of Orbax checkpoints of `nc_jax.training`, from whose newest one the backbone's
-            parameters are taken; batch statistics are estimated anew.
-        model: "mlp", or a network of `experiments.setups`.
-        width_multiplier: of networks other than the MLP.
-        hidden: of the MLP.
-        dim: the MLP's feature dimension; K - 1 is enough.
-        neck: what stands between backbone and head: "none"; "norm", batch normalisation; "type1", batch normalisation,
-            Linear, again and ELU; "type2", a projection on K channels and the transformation layer; "transformation",
-            the latter alone.
-        neck_dim: width of "type1".
-        augmentation: as in `experiments.setups.load`.
-        data_dir: where TFDS keeps prepared data.
-        devices: use only so many of the local devices; None uses all.
     """
 
     datasets: tuple[str, ...] = ("glyphs/low-data", "digits")
@@ -109,32 +60,6 @@ class Config(harness.RunOptions):
         "nearest",
     )
     seeds: int = 10  # issue 7: at least
-    epochs: int = 20  # the prototype of issue 7
-    batch_size: int = 64  # Liang and Davis (2023), CIFAR-100 and FGVC-Aircraft
-    gamma: float = 3.0  # the prototype of issue 7
-    alpha: float | ScheduleName = 0.5  # Liang and Davis (2023), FGVC-Aircraft and tieredImageNet-H
-    mapping: Literal["exponential", "linear"] = "exponential"
-    hardness: float = 10.0
-    hxe_alpha: float = 0.4
-    learning_rate: float = 0.4  # the prototype of issue 7; with 0.8 cross-entropy diverges
-    frame_learning_rate: float | None = None
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0  # without, one in ten runs of cross-entropy on glyphs diverged
-    schedule: RateSchedule = "cosine"  # Liang and Davis (2023)
-    backbone_rate: float = 1.0
-    backbone_checkpoint: Path | None = None
-    model: str = "mlp"
-    width_multiplier: float = 1.0
-    hidden: tuple[int, ...] = (256, 256)
-    dim: int = 128
-    # Without it an MLP's features keep a large common part, orthogonal to the frame, which the cosine loss, whose
-    # gradient falls with their length, does not take away: mean error of the cosines 0.62 on glyphs, and 0.05 with it.
-    neck: Literal["none", "norm", "type1", "type2", "transformation"] = "norm"
-    neck_dim: int = 600  # Garg et al. (2022)
-    augmentation: str = "none"
-    data_dir: str | None = None
-    devices: int | None = None
 
 
 # Liang and Davis (2023), section 5 and released scripts. Data and trees of three of the four are yours to bring: TFDS
@@ -193,7 +118,7 @@ PRESETS = {
         "paper-tiered-imagenet", "tiered_imagenet", "tiered_imagenet.parent_child.txt", gamma=3.0, batch_size=256
     ),
 }
-# Metric, title, digits, whether less is better.
+# Metric, title, digits.
 METRICS = [
     ("top1", "top-1", 4),
     ("mistake_severity", "severity", 3),
@@ -248,11 +173,6 @@ def check(config: Config) -> None:
             jax.eval_shape(lambda trainer=trainer, task=task: trainer.init(task.train, 0))
 
 
-def load(config: Config, dataset: str) -> Task:
-    """Return a data set."""
-    return setups.load(dataset, config.data_dir, flat=config.model == "mlp", augmentation=config.augmentation)
-
-
 def compare(config: Config, dataset: str, tree_name: str, directory: Path) -> tuple[dict[str, Any], str]:
     """Train all methods on one data set; return its part of summary.json and of summary.md."""
     task, slug = load(config, dataset), f"{dataset}-{Path(tree_name).stem}".replace("/", "-")
@@ -263,7 +183,7 @@ def compare(config: Config, dataset: str, tree_name: str, directory: Path) -> tu
     results = _Results(directory / "results.jsonl")
     trainers: dict[str, Trainer] = {}
     # Cross-entropy first, for the alignment; then seed by seed, so that an unfinished run has complete seeds.
-    runs = [(method, seed) for seed in range(config.seeds) for method in config.methods]
+    runs: list[tuple[MethodName, int]] = [(method, seed) for seed in range(config.seeds) for method in config.methods]
     runs.sort(key=lambda run: run[0] != "ce")
     told = "ce" not in config.methods
     with MetricsLog(directory / slug) as log:
@@ -306,119 +226,6 @@ def alignment_sentence(tree_name: str, values: list[float]) -> str:
     return f"mistakes of cross-entropy lie {distance}; {verdict}"
 
 
-def confusion_tree(config: Config, task: Task) -> LabelTree:
-    """Cluster the classes by what cross-entropy confuses on one half of the training set after learning the other.
-
-    Average linkage of 1 - (C + C^T) / 2, C the mean predicted probabilities per class; the test set plays no part.
-    """
-    train_set: LabelledArrays = task.train
-    flat = hierarchy.from_nested({"root": list(train_set.class_names)}).ordered(train_set.class_names)
-    count = train_set.num_classes
-    confusion = np.zeros((count, count))
-    halves = np.random.default_rng(0).permutation(len(train_set)) % 2
-    for half in (0, 1):
-        part = task._replace(train=train_set.subset(halves == half), test=train_set.subset(halves != half))
-        trainer = make_trainer(config, "ce", part, flat)
-        state = trainer.init(part.train, seed=1000)
-        source = ResidentSet(part.train, config.batch_size, devices=trainer.devices)
-        for epoch in range(config.epochs):
-            state = trainer.epoch(state, None, source.content, source.shuffled(1000, epoch, stratified=False))
-        for logits, labels in _logits(trainer, state, part.test, config.batch_size):
-            np.add.at(confusion, labels, np.asarray(jax.nn.softmax(logits)))
-    confusion /= confusion.sum(axis=1, keepdims=True)
-    distances = 1 - (confusion + confusion.T) / 2
-    np.fill_diagonal(distances, 0)
-    linkage = scipy.cluster.hierarchy.average(scipy.spatial.distance.squareform(distances, checks=False))
-    cuts = [cut for cut in (max(count // 10, 2), max(count // 3, 3)) if cut < count]
-    return hierarchy.from_linkage(linkage, train_set.class_names, cuts=[*cuts, count]).ordered(train_set.class_names)
-
-
-def make_trainer(config: Config, method: Any, task: Task, tree: LabelTree) -> Trainer:
-    """Return the compiled steps of a method; what differs between them is the head and the loss."""
-    count = task.train.num_classes
-    epoch_steps = steps_per_epoch(len(task.train), config.batch_size)
-    fields = {field.name for field in dataclasses.fields(MethodOptions)} & {f.name for f in dataclasses.fields(Config)}
-    options = MethodOptions(**{name: getattr(config, name) for name in fields})
-    head, loss = make(method, options, tree, epochs=config.epochs, epoch_steps=epoch_steps)
-    backbone = setups.make_backbone(
-        config.model, size=task.size, hidden=config.hidden, dim=config.dim, width_multiplier=config.width_multiplier
-    )
-    necks: dict[str, tuple[Any, ...]] = {
-        "none": (),
-        "norm": (BatchNorm(axis_name=AXIS),),
-        "type1": (Bottleneck(config.neck_dim, axis_name=AXIS),),
-        "type2": (Projection(count), Transformation(axis_name=AXIS)),
-        "transformation": (Transformation(axis_name=AXIS),),
-    }
-    path = "backbone/backbone" if necks[config.neck] else "backbone"
-    model = Classifier(WithNeck(backbone, necks[config.neck]) if necks[config.neck] else backbone, head)
-    learning_rate = config.frame_learning_rate if method in FRAMES else None
-    rate = OptimizerOptions(
-        learning_rate=learning_rate or config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-        schedule=config.schedule,
-    )
-    optimizer = make_optimizer(rate, epochs=config.epochs, epoch_steps=epoch_steps)
-    if config.backbone_rate != 1:
-        optimizer = scaled_rate(optimizer, path, config.backbone_rate)
-    loop = LoopOptions(
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        evaluate_every=config.epochs,
-        checkpoint_every=max(config.epochs // 2, 1),
-        keep_checkpoints=1,
-        step=dataclasses.replace(task.step, loss=loss),
-    )
-    return Trainer(
-        model,
-        optimizer,
-        loop,
-        devices=None if config.devices is None else jax.local_devices()[: config.devices],
-        initialise=None if config.backbone_checkpoint is None else _loader(config.backbone_checkpoint, path),
-    )
-
-
-def train(
-    config: Config,
-    trainer: Trainer,
-    method: str,
-    task: Task,
-    tree: LabelTree,
-    directory: Path,
-    log: MetricsLog,
-    seed: int,
-) -> dict[str, Any]:
-    """Train one method with one seed; return what it reached, over the whole test set."""
-    name = f"{method}-seed{seed}"
-    trained = trainer.fit(task.train, task.test, seed=seed, run=name, directory=directory, log=log)
-    distances = jnp.asarray(tree.distances())
-
-    @jax.jit
-    def statistics(logits: Array, labels: Array) -> tuple[HierarchyStatistics, HierarchyStatistics]:
-        rank = lambda scores: HierarchyStatistics.from_batch(scores, labels, distances, max_distance=tree.height)  # noqa: E731
-        return rank(logits), rank(conditional_risk_scores(logits, distances))
-
-    sums = HierarchyStatistics.init(tree.height), HierarchyStatistics.init(tree.height)
-    for logits, labels in _logits(trainer, trained.state, task.test, config.batch_size):
-        sums = tuple(one.merge(other) for one, other in zip(sums, statistics(logits, labels), strict=True))
-    found: dict[str, Any] = {}
-    names = [method] if method not in ("ce", "haframe") else [method, {"ce": "crm", "haframe": "haframe+crm"}[method]]
-    wanted = jnp.asarray(similarity(tree.distances(), config.gamma, mapping=config.mapping), jnp.float32)
-    errors = similarity_errors(trained.statistics.means, wanted, trained.statistics.present)
-    for title, part in zip(names, sums, strict=False):
-        metrics = {key: float(value) for key, value in part.compute().items()}
-        shares = (part.histogram / jnp.sum(part.histogram)).tolist()
-        found[title] = metrics | {"cosine_error": float(errors["mean"]), "histogram": shares}
-    vectors = np.asarray(trained.statistics.means)
-    units = vectors / np.maximum(np.linalg.norm(vectors, axis=0), 1e-12)
-    gamma = trained.state.params.get("head", {}).get("template", {}).get("log_gamma")
-    if gamma is not None:
-        found[method]["gamma"] = float(jnp.exp(gamma))
-    return found | {"mean_cosines": np.round(units.T @ units, 3).tolist() if len(units.T) <= 200 else []}
-
-
 def collect(config: Config, rows: dict[str, dict], slug: str) -> dict[str, dict[str, list]]:
     """Gather the metrics of each seed, per method and rule."""
     found: dict[str, dict[str, list]] = {}
@@ -434,10 +241,10 @@ def collect(config: Config, rows: dict[str, dict], slug: str) -> dict[str, dict[
 
 def table(config: Config, dataset: str, tree_name: str, slug: str, found: dict[str, dict[str, list]]) -> str:
     """Show a data set's tables; return them as Markdown."""
-    title = f"{dataset}, tree {tree_name}: {config.seeds} seeds, mean ± standard deviation"
+    title = f"{dataset}, tree {tree_name}: {config.seeds} seeds, mean ± half width of its 95 % interval (Student's t)"
     columns = ["", *(name for _, name, _ in METRICS)]
     rows = [
-        [TITLES[method], *(harness.mean_and_sd(values[metric], digits) for metric, _, digits in METRICS)]
+        [TITLES[method], *(harness.mean_and_interval(values[metric], digits) for metric, _, digits in METRICS)]
         for method, values in found.items()
     ]
     harness.show_table(title, columns, rows)
@@ -447,7 +254,10 @@ def table(config: Config, dataset: str, tree_name: str, slug: str, found: dict[s
         chosen = METRICS[:4]
         tests = []
         for other in found:
-            differences = [_test(found["haframe"], found[other], metric, digits) for metric, _, digits in chosen]
+            differences = [
+                harness.paired_difference(found["haframe"][metric], found[other][metric], digits, wilcoxon=True)
+                for metric, _, digits in chosen
+            ]
             tests += [[TITLES[other], *differences]] if other != "haframe" else []
         harness.show_table(head, ["", *(name for _, name, _ in chosen)], tests)
         text += f"{head}\n\n{harness.markdown_table(['', *(name for _, name, _ in chosen)], tests)}\n"
@@ -472,51 +282,6 @@ class _Results:
         with self.path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"run": name, "found": found}) + "\n")
         self.rows[name] = found
-
-
-def _test(ours: dict[str, list], theirs: dict[str, list], metric: str, digits: int) -> str:
-    tests = harness.paired_tests(ours[metric], theirs[metric])
-    if math.isnan(tests["t"]):
-        return f"{tests['difference']:+.{digits}f}"
-    return f"{tests['difference']:+.{digits}f} ({tests['t']:.2g}, {tests['wilcoxon']:.2g})"
-
-
-def _logits(trainer: Trainer, state: TrainState, examples: Any, batch_size: int) -> Any:
-    """Yield (logits, labels) over a set, every example once, in batches of at most 16 of training's."""
-    preprocess = trainer.options.step.preprocess
-
-    @jax.jit
-    def logits_of(state: TrainState, features: Array) -> Array:
-        features = features if preprocess is None else preprocess(features)
-        return forward(trainer.model, state.evaluated_params, state.variables, {"features": features}, train=False)[0][
-            0
-        ]
-
-    size = 16 * batch_size
-    for start in range(0, len(examples), size):
-        batch = examples.take(np.arange(start, min(start + size, len(examples))))
-        yield logits_of(state, jnp.asarray(batch["features"])), jnp.asarray(batch["labels"])
-
-
-def _loader(checkpoint: Path, path: str) -> Any:
-    """Return an `initialise` that puts a checkpoint's backbone in the place of the drawn one."""
-
-    def initialise(params: Any, key: Array) -> Any:
-        del key
-        with Checkpoints(checkpoint) as checkpoints:
-            loaded = checkpoints.read()["params"]["backbone"]
-        loaded = loaded.get("backbone", loaded)  # of a network with a neck
-        place = params
-        for name in path.split("/")[:-1]:
-            place = place[name]
-        last = path.split("/")[-1]
-        here, there = jax.tree.map(jnp.shape, place[last]), jax.tree.map(jnp.shape, loaded)
-        if here != there:
-            raise ValueError(f"the checkpoint in {checkpoint} has another backbone: {there} where {here} is needed")
-        place[last] = jax.tree.map(jnp.asarray, loaded)
-        return params
-
-    return initialise
 
 
 if __name__ == "__main__":

@@ -159,9 +159,7 @@ def _trained(config: Config, directory: Path) -> dict[str, Any]:
     rows, found = [], {}
     for name, variant in variants(config).items():
         below = directory / name.replace(", ", "-").replace(" ", "")
-        if not (below / "summary.json").exists():
-            haframe.run(dataclasses.replace(variant, **({"resume": below} if below.exists() else {"workdir": below})))
-        (part,) = json.loads((below / "summary.json").read_text())["tasks"].values()
+        (part,) = harness.subrun(haframe.run, variant, below)["tasks"].values()
         found[name] = part["methods"]
         for method, values in part["methods"].items():
             cells = [harness.mean_and_sd(values[metric], digits) for metric, _, digits in METRICS]

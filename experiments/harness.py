@@ -12,6 +12,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -138,6 +139,28 @@ def open_run(experiment: str, config: Config) -> tuple[Path, Config]:
     return config.resume, dataclasses.replace(config, **settings | here)
 
 
+def part(path: Path, compute: Callable[[], Any]) -> Any:
+    """Return a part's result: from its JSON file, if an earlier attempt at the run finished it."""
+    if not path.exists():
+        began = time.perf_counter()
+        write_atomically(path, json.dumps(compute()) + "\n")
+        print(f"{path.stem}: {time.perf_counter() - began:.1f} s", flush=True)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def subrun(run: Callable[[Any], dict], config: RunOptions, directory: Path) -> dict[str, Any]:
+    """Run an experiment in a folder of another's, unless that is done; go on if it was interrupted.
+
+    Returns:
+        Its summary.json.
+    """
+    path = directory / "summary.json"
+    if not path.exists():
+        where: dict[str, Any] = {"resume": directory} if directory.exists() else {"workdir": directory}
+        run(dataclasses.replace(config, **where))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
@@ -152,46 +175,39 @@ def mean_and_sd(values: Sequence[float], digits: int) -> str:
     return f"{np.mean(finite):.{digits}f}{spread}{missing}"
 
 
-def paired_difference(ours: Sequence[float], theirs: Sequence[float], digits: int) -> str:
-    """Return the mean difference over seeds with the p value of a two-sided paired t test."""
-    differences = np.asarray(ours, float) - np.asarray(theirs, float)
-    differences = differences[np.isfinite(differences)]
-    if len(differences) < 2:
-        return "-"
-    if np.all(differences == differences[0]):
-        return f"{differences[0]:+.{digits}f}"  # no spread, so no test
-    test: Any = stats.ttest_1samp(differences, 0)
-    return f"{differences.mean():+.{digits}f} (p = {test.pvalue:.2g})"
-
-
-def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Return the mean over seeds and the half width of its confidence interval, by Student's t with ddof = 1."""
-    finite = np.asarray(values, float)
-    finite = finite[np.isfinite(finite)]
+def mean_and_interval(values: Sequence[float], digits: int, level: float = 0.95) -> str:
+    """Return "mean ± half width" of the mean's confidence interval over seeds, by Student's t with ddof = 1."""
+    finite = np.asarray([value for value in values if math.isfinite(value)])
     if len(finite) < 2:
-        return (float(finite.mean()) if len(finite) else math.nan), math.nan
+        return mean_and_sd(values, digits)
     quantile = float(stats.t.ppf((1 + level) / 2, len(finite) - 1))
-    return float(finite.mean()), quantile * float(finite.std(ddof=1)) / math.sqrt(len(finite))
+    half = quantile * float(finite.std(ddof=1)) / math.sqrt(len(finite))
+    missing = f" ({len(finite)} of {len(values)})" if len(finite) < len(values) else ""
+    return f"{finite.mean():.{digits}f} ± {half:.{digits}f}{missing}"
 
 
-def paired_tests(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Return the mean difference over seeds and the two-sided p values of a paired t and a Wilcoxon signed-rank test.
+def paired_difference(ours: Sequence[float], theirs: Sequence[float], digits: int, *, wilcoxon: bool = False) -> str:
+    """Return the mean difference over seeds with the p value of a two-sided paired t test.
 
-    Seeds in which one of the two is not a number are left out. The p values are NaN with fewer than two differences, or
-    if all are equal. Wilcoxon's is exact; with n seeds it cannot fall below 2^(1 - n).
+    Seeds in which one of the two is not a number are left out; without spread there is no test.
+
+    Args:
+        ours: a number per seed.
+        theirs: the same.
+        digits: behind the point.
+        wilcoxon: add the p value of the signed-rank test. It is exact; with n seeds it cannot fall below 2^(1 - n).
     """
     differences = np.asarray(ours, float) - np.asarray(theirs, float)
     differences = differences[np.isfinite(differences)]
-    found = {
-        "difference": float(differences.mean()) if len(differences) else math.nan,
-        "t": math.nan,
-        "wilcoxon": math.nan,
-    }
-    if len(differences) > 1 and np.ptp(differences) > 0:
-        test: Any = stats.ttest_1samp(differences, 0)
-        rank: Any = stats.wilcoxon(differences)
-        found |= {"t": float(test.pvalue), "wilcoxon": float(rank.pvalue)}
-    return found
+    if not len(differences):
+        return "-"
+    mean = f"{differences.mean():+.{digits}f}"
+    if np.ptp(differences) == 0:
+        return mean
+    tests: list[Any] = [stats.ttest_1samp(differences, 0)]
+    if wilcoxon:
+        tests.append(stats.wilcoxon(differences))
+    return f"{mean} (p = {', '.join(f'{test.pvalue:.2g}' for test in tests)})"
 
 
 def paired_ratio(theirs: Sequence[float], ours: Sequence[float]) -> str:

@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import json
 import math
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -126,19 +125,25 @@ def run(config: Config) -> dict[str, Any]:
     if config.resume is None:
         check(config)
     directory, config = harness.open_run("landscape", config)
-    (directory / "parts").mkdir(exist_ok=True)
+    parts = directory / "parts"
+    parts.mkdir(exist_ok=True)
     with jax.enable_x64(True):
         descents, saddles = {}, {}
         for case in config.cases:
-            descents[case] = stage(directory, f"descents {case}", lambda case=case: descend_everywhere(config, case))
-            saddles[case] = stage(directory, f"saddles {case}", lambda case=case: find_saddles(config, case))
-        sliced = stage(directory, "slice", lambda: slice_through(problem_of(config, config.cases[0]), config.scale))
-        minority = stage(directory, "minority", lambda: minority_collapse(config))
+            descents[case] = harness.part(parts / _file("descents", case), partial(descend_everywhere, config, case))
+            saddles[case] = harness.part(parts / _file("saddles", case), partial(find_saddles, config, case))
+        first = problem_of(config, config.cases[0])
+        sliced = harness.part(parts / "slice.json", partial(slice_through, first, config.scale))
+        minority = harness.part(parts / "minority.json", partial(minority_collapse, config))
     plots.slice_of_a_landscape(directory / "slice.png", **sliced)
     plots.minority_curves(directory / "minority.png", **minority)
     summary = {"descents": descents, "saddles": saddles, "minority": minority, "directory": str(directory)}
     report(config, summary, directory)
     return summary
+
+
+def _file(part: str, case: str) -> str:
+    return f"{part}-{case.replace(':', '-')}.json"
 
 
 def check(config: Config) -> None:
@@ -183,18 +188,6 @@ def problem_of(config: Config, case: str) -> UnconstrainedFeatures:
         bias_decay=config.bias_decay if loss == "ce" else None,
         loss=LOSSES[loss],
     )
-
-
-def stage(directory: Path, name: str, compute: Callable[[], Any]) -> Any:
-    """Return a part's result, from its file if an earlier attempt finished it."""
-    path = directory / "parts" / f"{name.replace(':', '-').replace(' ', '-')}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    began = time.perf_counter()
-    result = compute()
-    write_atomically(path, json.dumps(result) + "\n")
-    print(f"{name}: {time.perf_counter() - began:.1f} s", flush=True)
-    return json.loads(path.read_text())
 
 
 @functools.cache

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments import harness, plots, setups
 from experiments.setups import Task
-from nc_jax.data import LabelledArrays, batches, eval_batches, steps_per_epoch
+from nc_jax.data import LabelledArrays, batches, steps_per_epoch
 from nc_jax.frames.properties import cosines
 from nc_jax.models import Classifier, FixedHead, LearnedHead, NearestHead
 from nc_jax.nearest import nearest_simplex_etf
@@ -236,7 +236,7 @@ def run(config: Config) -> dict[str, Any]:
     matrices = {head: np.asarray(cosines(trained.statistics.centred_means())) for head, trained in last.items()}
     plots.cosine_matrices(directory / "cosines.png", matrices, -1 / (train_set.num_classes - 1))
     if jax.process_count() == 1:
-        write_margins(directory, config, task, {groups[head][-1]: last[head] for head in groups}, trainers)
+        write_margins(directory, task, {groups[head][-1]: last[head] for head in groups}, trainers)
     report(config, summary, directory)
     return summary
 
@@ -335,25 +335,17 @@ def make_trainer(config: Config, head: HeadName, task: Task) -> Trainer:
         Classifier(backbone, heads[head]()),
         make_optimizer(optimizer, epochs=config.epochs, epoch_steps=epoch_steps),
         options,
-        devices=None if config.devices is None else jax.local_devices()[: config.devices],
+        devices=jax.local_devices()[: config.devices],
         initialise=agd_init if config.optimizer == "agd" else None,
     )
 
 
-def write_margins(
-    directory: Path, config: Config, task: Task, last: dict[str, Trained], trainers: dict[str, Trainer]
-) -> None:
+def write_margins(directory: Path, task: Task, last: dict[str, Trained], trainers: dict[str, Trainer]) -> None:
     """Write the distribution of all examples' final cosine margins: percentiles 0 to 100, a line per run and set."""
     lines = []
     for run, trained in last.items():
         for split, examples in (("train", task.train), ("test", task.test)):
-            margins = example_margins(
-                trainers[run].model,
-                trained.state,
-                eval_batches(examples, config.batch_size, threads=config.threads),
-                trained.statistics,
-                preprocess=task.step.preprocess,
-            )
+            margins = example_margins(trainers[run].outputs(trained.state, examples), trained.statistics)
             percentiles = np.percentile(margins, np.arange(101)).tolist()
             lines.append(json.dumps({"run": run, "split": split, "percentiles": percentiles}) + "\n")
     write_atomically(directory / "margins.jsonl", "".join(lines))

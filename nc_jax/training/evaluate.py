@@ -1,13 +1,13 @@
 """Evaluation of a state on a data set: loss, accuracy and the metrics of neural collapse."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from nc_jax.metrics import (
     ClassStatistics,
@@ -163,36 +163,45 @@ def make_evaluator(
     return evaluate
 
 
-def example_margins(
-    model: Model,
-    state: TrainState,
-    batches: Iterable[Batch],
-    centres: ClassStatistics,
-    *,
-    preprocess: Preprocess | None = None,
-) -> Float[np.ndarray, " examples"]:
-    """Return the centred cosine margin of every example, on one device, in the order of the batches.
+def make_outputs(
+    model: Model, *, preprocess: Preprocess | None = None
+) -> Callable[[TrainState, Iterable[Batch]], Iterator[tuple[HeadOutput, Array]]]:
+    """Compile the model as evaluation applies it, on one device, for what is wanted of every single example.
 
     Args:
         model: as in `create_state`.
-        state: of the model.
-        batches: of the examples; padding is left out.
-        centres: class statistics of the training features.
         preprocess: see `nc_jax.training.StepOptions`.
+
+    Returns:
+        A function (state, batches) -> iterator over the head's output and the labels of each batch, padding and all.
+    """
+
+    @jax.jit
+    def apply(state: TrainState, features: Any) -> HeadOutput:
+        batch = {"features": features if preprocess is None else preprocess(features)}
+        return forward(model, state.evaluated_params, state.variables, batch, train=False)[0]
+
+    def outputs(state: TrainState, batches: Iterable[Batch]) -> Iterator[tuple[HeadOutput, Array]]:
+        state = jax.tree.map(jnp.asarray, jax.device_get(state))  # from all devices to one
+        for batch in batches:
+            yield apply(state, jnp.asarray(batch["features"])), jnp.asarray(batch["labels"])
+
+    return outputs
+
+
+def example_margins(
+    outputs: Iterable[tuple[HeadOutput, Array]], centres: ClassStatistics
+) -> Float[np.ndarray, " examples"]:
+    """Return the centred cosine margin of every example, padding left out.
+
+    Args:
+        outputs: of the examples, see `Trainer.outputs`.
+        centres: class statistics of the training features.
 
     Returns:
         In [-2, 2], K / (K - 1) at collapse to a simplex; see `nc_jax.metrics.cosine_margins`.
     """
-
-    @jax.jit
-    def margins_of(state: TrainState, features: Any, labels: Any) -> jax.Array:
-        batch = {"features": features if preprocess is None else preprocess(features)}
-        output, _ = forward(model, state.evaluated_params, state.variables, batch, train=False)
-        return centred_margins(output, centres, labels)
-
-    state, centres = jax.tree.map(jnp.asarray, jax.device_get((state, centres)))  # from all devices to one
-    found = []
-    for batch in batches:
-        margins = margins_of(state, jnp.asarray(batch["features"]), jnp.asarray(batch["labels"]))
-        found.append(np.asarray(margins)[batch["labels"] >= 0])
+    centres = jax.tree.map(jnp.asarray, jax.device_get(centres))  # from all devices to one
+    margins_of = jax.jit(centred_margins)
+    found = [np.asarray(margins_of(output, centres, labels))[np.asarray(labels) >= 0] for output, labels in outputs]
     return np.concatenate(found)

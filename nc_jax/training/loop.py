@@ -13,8 +13,9 @@ import optax
 
 from nc_jax.data import ExampleSource, LabelledArrays, batches, eval_batches, steps_per_epoch
 from nc_jax.metrics import ClassStatistics
+from nc_jax.models import HeadOutput
 from nc_jax.training.checkpoint import Checkpoints
-from nc_jax.training.evaluate import Evaluation, Source, make_evaluator
+from nc_jax.training.evaluate import Evaluation, Source, make_evaluator, make_outputs
 from nc_jax.training.logging import MetricsLog
 from nc_jax.training.parallel import AXIS, Devices, check_divisible, data_parallel
 from nc_jax.training.preemption import PreemptedError, Preemption
@@ -111,6 +112,7 @@ class Trainer:
         self.evaluate = make_evaluator(
             model, devices=self.devices, preprocess=options.step.preprocess, slow=options.slow_metrics
         )
+        self._outputs = make_outputs(model, preprocess=options.step.preprocess)
 
     def init(self, train_set: ExampleSource, seed: int) -> TrainState:
         """Return the initial state of a run."""
@@ -217,6 +219,14 @@ class Trainer:
                     raise PreemptedError(f"{run} was asked to stop; step {int(state.step)} is saved in {folder}")
         assert evaluation is not None, "the last epoch ends with one"
         return Trained(state, evaluation.statistics)
+
+    def outputs(self, state: TrainState, examples: ExampleSource) -> Iterator[tuple[HeadOutput, jax.Array]]:
+        """Apply the model to every example once, in order, on one device.
+
+        Yields:
+            The head's output and the labels of a batch; padding, at the end, has labels -1.
+        """
+        return self._outputs(state, eval_batches(examples, self.options.batch_size, threads=self.options.threads))
 
     def _source(self, examples: ExampleSource) -> Source:
         """Where evaluation, and training on small sets, read a set from."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import haframe, haframe_methods, haframe_questions, harness
+from experiments import haframe, haframe_methods, haframe_questions, haframe_training, harness
 from nc_jax.data import hierarchies
 
 FLAGS = ["--devices", "1", "--seeds", "2", "--epochs", "1"]
@@ -65,8 +65,10 @@ def test_a_backbone_comes_from_a_checkpoint_and_may_stand_still(finished, data_d
     checkpoint = directory / "digits-digits" / "checkpoints" / "ce-seed0"
     flags = [*FLAGS, "--data-dir", data_dir, "--neck", "type1", "--backbone-rate", "0.0"]
     config = config_of(*flags, "--backbone-checkpoint", str(checkpoint))
-    task = haframe.load(config, "digits")
-    trainer, other = (haframe.make_trainer(config, "haframe", task, TREE) for config in (config, config_of(*flags)))
+    task = haframe_training.load(config, "digits")
+    trainer, other = (
+        haframe_training.make_trainer(config, "haframe", task, TREE) for config in (config, config_of(*flags))
+    )
     params, drawn = (trainer.init(task.train, seed=1).params for trainer in (trainer, other))
     kernel = lambda tree: tree["backbone"]["backbone"]["features"]["kernel"]  # noqa: E731
     assert jnp.abs(kernel(params) - kernel(drawn)).max() > 0
@@ -117,8 +119,8 @@ def test_the_alignment_tells_what_to_expect():
 
 def test_a_tree_of_confusions_is_made_without_the_test_set(data_dir):
     config = config_of(*FLAGS, "--data-dir", data_dir)
-    task = haframe.load(config, "digits")
-    tree = haframe.confusion_tree(config, task._replace(test=None))
+    task = haframe_training.load(config, "digits")
+    tree = haframe_training.confusion_tree(config, task._replace(test=None))
     assert tree.classes == task.train.class_names
     assert tree.height >= 2
 
@@ -139,16 +141,6 @@ def test_a_mistake_is_found_before_anything_is_written(flags, sentence, tmp_path
         harness.main(haframe.run, haframe.PRESETS, arguments)
     assert sentence in capsys.readouterr().err
     assert not directory.exists()
-
-
-def test_intervals_and_paired_tests():
-    mean, half = harness.t_interval([1.0, 2.0, 3.0])
-    assert (mean, half) == (2.0, pytest.approx(4.302653 / 3**0.5, rel=1e-6))  # t of 2 degrees of freedom, ddof = 1
-    assert np.isnan(harness.t_interval([1.0])[1])
-    tests = harness.paired_tests([1.0, 2.0, 3.0, 4.0], [0.0, 1.5, 2.0, 2.0])
-    assert tests["difference"] == 1.125
-    assert tests["wilcoxon"] == pytest.approx(2 * 0.5**4)
-    assert np.isnan(harness.paired_tests([1.0], [1.0])["t"])
 
 
 def test_trees_always_have_a_frame_for_a_decreasing_map(tmp_path):

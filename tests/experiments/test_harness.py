@@ -5,7 +5,15 @@ import math
 import pytest
 from scipy import stats
 
-from experiments.harness import markdown_table, mean_and_sd, paired_difference
+from experiments.harness import (
+    RunOptions,
+    markdown_table,
+    mean_and_interval,
+    mean_and_sd,
+    paired_difference,
+    part,
+    subrun,
+)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +34,44 @@ def test_the_paired_test_is_a_paired_t_test():
     expected = stats.ttest_rel(ours, theirs).pvalue
     assert paired_difference(ours, theirs, 3) == f"+0.450 (p = {expected:.2g})"
     assert paired_difference([1.0, 2.0], [0.5, 1.5], 1) == "+0.5"  # no spread, no test
-    assert paired_difference([1.0, math.nan], [0.5, 1.0], 1) == "-"
+    assert paired_difference([1.0, math.nan], [0.5, 1.0], 1) == "+0.5"
+    assert paired_difference([math.nan], [1.0], 1) == "-"
+
+
+def test_four_differences_of_one_sign_have_the_least_signed_rank_p_value():
+    text = paired_difference([1.0, 2.0, 3.0, 4.0], [0.0, 1.5, 2.0, 2.0], 3, wilcoxon=True)
+    assert text.startswith("+1.125 (p = ")
+    assert text.endswith(f", {2 * 0.5**4:.2g})")
+
+
+def test_the_interval_is_students():
+    half = 4.302653 / 3**0.5  # t of 2 degrees of freedom at 97.5 %, ddof = 1
+    assert mean_and_interval([1.0, 2.0, 3.0], 4) == f"2.0000 ± {half:.4f}"
+    assert mean_and_interval([1.0, math.nan], 1) == "1.0 (1 of 2)"
+
+
+def test_a_part_is_computed_once(tmp_path):
+    path = tmp_path / "part.json"
+    assert part(path, lambda: {"a": (1, 2)}) == {"a": [1, 2]}
+    assert part(path, lambda: pytest.fail("computed again")) == {"a": [1, 2]}
+
+
+def test_a_run_in_a_run_is_started_resumed_and_left_alone(tmp_path):
+    below, calls = tmp_path / "below", []
+
+    def run(config):
+        calls.append(config)
+        below.mkdir(exist_ok=True)
+        if len(calls) == 2:
+            (below / "summary.json").write_text('{"done": true}')
+        else:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        subrun(run, RunOptions(), below)
+    assert subrun(run, RunOptions(), below) == subrun(run, RunOptions(), below) == {"done": True}
+    assert [(config.workdir, config.resume) for config in calls] == [(below, None), (None, below)]
 
 
 def test_markdown():

@@ -66,7 +66,8 @@ def distance_to_the_nearest_simplex(vectors):
 @pytest.mark.parametrize("num_devices", [1, 8])
 @pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
 def test_metrics_are_those_of_numpy(one_device, state, train_set, test_set, num_devices, resident):
-    model = one_device.model if num_devices == 1 else make_trainer(8).model
+    trainer = one_device if num_devices == 1 else make_trainer(8)
+    model = trainer.model
     devices = jax.devices()[:num_devices]
     evaluate = make_evaluator(model, devices=devices, slow=True)
 
@@ -79,7 +80,7 @@ def test_metrics_are_those_of_numpy(one_device, state, train_set, test_set, num_
         expected = expected_of(model, state, train_set, arrays)
         for name, value in expected.items():
             assert found.metrics[name] == pytest.approx(value, abs=F32_SUMS), name
-        margins = example_margins(model, state, eval_batches(arrays, 24), train.statistics)
+        margins = example_margins(trainer.outputs(state, arrays), train.statistics)
         assert margins.shape == (len(arrays),)  # the last batch has padding
         assert np.mean(margins) == pytest.approx(expected["cosine_margin"], abs=F32_SUMS)
         assert np.min(margins) == pytest.approx(expected["cosine_margin_min"], abs=F32_SUMS)
