@@ -60,7 +60,8 @@ class NormalisedMLP(nn.Module):
 def fit(trainer: Trainer, train_set: ExampleSource, test_set: ExampleSource, directory: Path, **keywords):
     directory.mkdir(exist_ok=True)
     with MetricsLog(directory) as log:
-        return trainer.fit(train_set, test_set, seed=0, run="run", directory=directory, log=log, **keywords)
+        options = {"seed": 0, "run": "run"} | keywords
+        return trainer.fit(train_set, test_set, directory=directory, log=log, **options)
 
 
 def rows_of(directory: Path) -> list[dict]:

@@ -193,8 +193,9 @@ def _nested_edges(root: str, below: Any) -> Iterator[tuple[str, str]]:
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    for place, name in enumerate(names):
-        if name in names[:place]:
+    found: dict[str, Any] = {}
+    for name, below in pairs:
+        if name in found:
             raise ValueError(f"every node needs exactly one parent; {name!r} is given twice")
-    return dict(pairs)
+        found[name] = below
+    return found

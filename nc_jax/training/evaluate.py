@@ -18,7 +18,7 @@ from nc_jax.metrics import (
     variability_collapse_index,
 )
 from nc_jax.models import HeadOutput
-from nc_jax.training.parallel import AXIS, Devices, data_parallel
+from nc_jax.training.parallel import AXIS, Devices, data_parallel, replicate
 from nc_jax.training.resident import ResidentSet, resident_steps
 from nc_jax.training.state import Model, TrainState, forward
 from nc_jax.training.step import (
@@ -85,11 +85,15 @@ def make_evaluator(
         features = jnp.asarray(features) if preprocess is None else preprocess(jnp.asarray(features))
         return forward(model, state.evaluated_params, state.variables, {"features": features}, train=False)[0]
 
+    def placed(tree: Any) -> Any:
+        """Put a tree where the steps leave theirs: each is then compiled once, and a state may come from anywhere."""
+        return replicate(tree, devices) if jax.process_count() == 1 else tree
+
     empty: dict[tuple[int, ...], EvalSums] = {}  # by shape of the features: making one takes a third of an evaluation
 
     def no_sums(state: TrainState, features: Any) -> EvalSums:
         if features.shape not in empty:
-            empty[features.shape] = zero_sums(state, features)
+            empty[features.shape] = placed(zero_sums(state, features))
         return empty[features.shape]
 
     def zero_sums(state: TrainState, features: Any) -> EvalSums:
@@ -125,7 +129,7 @@ def make_evaluator(
             "cosine_margin_min": margins.minimum,
         }
 
-    no_centred_sums = CentredSums.init()
+    no_centred_sums = placed(CentredSums.init())
 
     def sums_of(state: TrainState, source: Source) -> tuple[EvalSums, Any]:
         """Return the sums, and the features of an example."""
@@ -153,6 +157,7 @@ def make_evaluator(
     def evaluate(
         state: TrainState, source: Source, collapse: bool = False, centres: ClassStatistics | None = None
     ) -> Evaluation:
+        state, centres = placed((state, centres))
         sums, example = sums_of(state, source)
         metrics = metrics_of(state, sums, example, collapse)
         if collapse:

@@ -17,7 +17,7 @@ from nc_jax.models import HeadOutput
 from nc_jax.training.checkpoint import Checkpoints
 from nc_jax.training.evaluate import Evaluation, Source, make_evaluator, make_outputs
 from nc_jax.training.logging import MetricsLog
-from nc_jax.training.parallel import AXIS, Devices, check_divisible, data_parallel
+from nc_jax.training.parallel import AXIS, Devices, check_divisible, data_parallel, replicate
 from nc_jax.training.preemption import PreemptedError, Preemption
 from nc_jax.training.resident import ResidentSet, fits, resident_steps
 from nc_jax.training.state import Model, TrainState, create_state
@@ -104,6 +104,7 @@ class Trainer:
         parts, total = options.step.accumulate, len(self.devices) * jax.process_count()
         check_divisible(options.batch_size, total * parts)
         self.model, self.optimizer, self.options = model, optimizer, options
+        self._init = jax.jit(model.init)
         step = make_train_step(model, optimizer, axis_name=AXIS, options=options.step)
         self.step = data_parallel(step, devices=self.devices, donate=True, parts=parts)
         self.epoch = resident_steps(
@@ -120,14 +121,16 @@ class Trainer:
         if self.options.step.preprocess is not None:
             features = self.options.step.preprocess(jnp.asarray(features))
         average = self.options.step.average_decay is not None
-        return create_state(
+        state = create_state(
             self.model,
             self.optimizer,
             jax.random.key(seed),
             features,
             average=average,
             initialise=self.initialise,
+            init=self._init,
         )
+        return self._placed(state)
 
     def fit(
         self,
@@ -203,14 +206,14 @@ class Trainer:
                 trained = jax.device_get(state.totals).summary()
                 trained["seconds"] = time.perf_counter() - began
                 if not trained["finite"]:
-                    state = state.replace(totals=EpochTotals.zero())
+                    state = state.replace(totals=self._placed(EpochTotals.zero()))
                     checkpoints.save(state)
                     raise NonFiniteError(
                         f"training needs finite numbers; {run} met a NaN or an infinity in epoch {epoch + 1}, "
                         f"and the last good state (step {int(state.step)}) is in {folder}"
                     )
                 if int(state.step) == (epoch + 1) * epoch_steps:
-                    state = state.replace(totals=EpochTotals.zero())
+                    state = state.replace(totals=self._placed(EpochTotals.zero()))
                     if (epoch + 1) % options.evaluate_every == 0 or epoch + 1 == options.epochs:
                         evaluation = self._report(state, sources, run, epoch + 1, trained, writer, on_epoch)
                 if stopping or (epoch + 1) % options.checkpoint_every == 0 or epoch + 1 == options.epochs:
@@ -219,6 +222,10 @@ class Trainer:
                     raise PreemptedError(f"{run} was asked to stop; step {int(state.step)} is saved in {folder}")
         assert evaluation is not None, "the last epoch ends with one"
         return Trained(state, evaluation.statistics)
+
+    def _placed(self, tree: Any) -> Any:
+        """Put new arrays where the steps leave theirs: elsewhere, they would have each step compiled once more."""
+        return replicate(tree, self.devices) if jax.process_count() == 1 else tree
 
     def outputs(self, state: TrainState, examples: ExampleSource) -> Iterator[tuple[HeadOutput, jax.Array]]:
         """Apply the model to every example once, in order, on one device.

@@ -59,25 +59,27 @@ def resident_steps(
         A function (carry, constant, content of a ResidentSet, example numbers of the batches) -> carry.
     """
 
-    def one(carry: Any, constant: Any, content: dict, chosen: Any) -> Any:
-        return step(carry, constant, _take(content, chosen))
-
     def scan(carry: Any, constant: Any, content: dict, batches: Any) -> Any:
-        return jax.lax.scan(lambda carry, chosen: (one(carry, constant, content, chosen), None), carry, batches)[0]
+        def body(carry: Any, chosen: Any) -> tuple[Any, None]:
+            return step(carry, constant, _take(content, chosen)), None
 
-    mapped_one = data_parallel(one, devices=devices, donate=donate, split=(None, None, 0), parts=parts)
+        return jax.lax.scan(body, carry, batches)[0]
+
+    # It does not see the size of the set, so sets share the compiled step.
+    mapped_one = data_parallel(step, devices=devices, donate=donate, split=(None, 0), parts=parts)
+    take = jax.jit(_take)
     mapped_scan = data_parallel(scan, devices=devices, donate=donate, split=(None, None, 1), parts=parts)
     in_one_program: list[bool] = []  # known once there are arguments
 
     def run(carry: Any, constant: Any, content: dict, batches: Int[np.ndarray, "steps batch"]) -> Any:
         if not in_one_program:
             on_cpu = (devices or jax.local_devices())[0].platform == "cpu"
-            slow = on_cpu and _convolves(mapped_one, carry, constant, content, batches[0])
+            slow = on_cpu and _convolves(mapped_one, carry, constant, take(content, batches[0]))
             in_one_program.append(not slow)
         if in_one_program[0]:
             return mapped_scan(carry, constant, content, batches)
         for chosen in batches:
-            carry = mapped_one(carry, constant, content, chosen)
+            carry = mapped_one(carry, constant, take(content, chosen))
         return carry
 
     return run

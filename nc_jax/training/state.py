@@ -53,6 +53,7 @@ def create_state(
     *,
     average: bool = False,
     initialise: Callable[[Any, PRNGKeyArray], Any] | None = None,
+    init: Callable[..., Any] | None = None,
 ) -> TrainState:
     """Draw the initial parameters.
 
@@ -63,11 +64,12 @@ def create_state(
         inputs: any batch of the right shape and dtype.
         average: keep a moving average of the parameters.
         initialise: (params, key) -> params, in place of the modules' own initial values (`nc_jax.training.agd_init`).
+        init: the model's `init`, compiled; None compiles it here. Several states of a model then share it.
 
     Raises:
         ValueError: if the head does not fit the features (d < K - 1, say).
     """
-    variables = jax.jit(model.init)(key, inputs)
+    variables = (init or jax.jit(model.init))(key, inputs)
     params = variables.pop("params", {})
     if initialise is not None:
         params = initialise(params, key)

@@ -79,7 +79,7 @@ def _no_steps() -> EpochTotals:
         loss=jnp.zeros(()),
         accuracy=jnp.zeros(()),
         grad_norm=jnp.zeros(()),
-        solve_status=jnp.full((), Status.CONVERGED, jnp.int32),
+        solve_status=jnp.array(Status.CONVERGED, jnp.int32),  # not jnp.full, whose type is weak for an enumeration
         solve_grad_norm=jnp.zeros(()),
         finite=jnp.ones((), bool),
     )

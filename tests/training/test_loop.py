@@ -83,3 +83,16 @@ def test_options_are_checked(name):
     settings = {"epochs": 1, "batch_size": 1} | {name: 0}
     with pytest.raises(ValueError, match=f"{name} must be at least 1; got 0"):
         LoopOptions(**settings)
+
+
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
+def test_each_program_is_compiled_once(train_set, test_set, tmp_path, caplog, resident):
+    """A state that lies elsewhere than steps leave it, or is of a weak type, has them compiled again, seed by seed."""
+    trainer = make_trainer(1, resident=resident)
+    with jax.log_compiles():
+        for seed in (0, 1):
+            fit(trainer, train_set, test_set, tmp_path, seed=seed, run=f"run{seed}")
+    compiled = [message.split()[1] for message in caplog.messages if message.startswith("Compiling jit(")]
+    assert compiled.count("jit(init)") == 1
+    # The step, and two passes of evaluation; of resident sets the latter know the number of batches, so twice.
+    assert compiled.count("jit(_fun)") == (5 if resident else 3)

@@ -57,7 +57,7 @@ def test_shard_map_gives_the_same_step(one_device, train_set):
     twin = jax.jit(
         partial(jax.shard_map, mesh=mesh, in_specs=(replicated, split), out_specs=replicated, check_vma=False)(step)
     )
-    state = one_device.init(train_set, seed=0)
+    state = jax.device_get(one_device.init(train_set, seed=0))
     batch = next(batches(train_set, 24, seed=0, num_steps=1))
     ours = data_parallel(step)(state, batch)
     chex.assert_trees_all_close(jax.device_get(ours), jax.device_get(twin(state, batch)), rtol=1e-6, atol=1e-7)
