@@ -42,8 +42,8 @@ def curves(
             low, high = mean - sd, mean + sd
             if scale == "log":
                 low = np.maximum(low, values.min(axis=0))  # a band must not reach below zero on a log axis
-            axis.plot(epochs, mean, color=COLOURS.get(head), label=head)
-            axis.fill_between(epochs, low, high, color=COLOURS.get(head), alpha=0.2, linewidth=0)
+            (line,) = axis.plot(epochs, mean, color=COLOURS.get(head), label=head)
+            axis.fill_between(epochs, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         axis.set_title(title, fontsize=10)
         axis.set_yscale(scale)
         if scale == "linear":
