@@ -114,16 +114,16 @@ class HierarchyStatistics(NamedTuple):
         Returns:
             Scalars by name, distances in edges:
 
-            * "top1": accuracy, in [0, 1];
-            * "mistake_severity", "mistake_severity_std": mean and standard deviation of the distance to the truth, over
+            - "top1": accuracy, in [0, 1];
+            - "mistake_severity", "mistake_severity_std": mean and standard deviation of the distance to the truth, over
               the mistakes alone (NaN without any);
-            * "ahd@k": average hierarchical distance, the mean over *all* examples of the mean distance of the k first
+            - "ahd@k": average hierarchical distance, the mean over *all* examples of the mean distance of the k first
               predictions;
-            * "hp@k": hierarchical precision, the mean over examples of :math:`\sum_{j \le k} s_j / \max \sum`, where s
+            - "hp@k": hierarchical precision, the mean over examples of :math:`\sum_{j \le k} s_j / \max \sum`, where s
               is 1 - d / d_max and the maximum is over all choices of k classes;
-            * "rank_severity": discounted distances :math:`\sum_j d_j / \log_2(j + 1)` of the predictions up to the
+            - "rank_severity": discounted distances :math:`\sum_j d_j / \log_2(j + 1)` of the predictions up to the
               largest k, 0 for the best order of classes and 1 for the worst: unlike AHD it knows the order in the k;
-            * "alignment": the mistakes' severity over that of random mistakes on the same examples: how well the
+            - "alignment": the mistakes' severity over that of random mistakes on the same examples: how well the
               distances agree with what the classifier confuses; about 1 if they have nothing to do with it.
 
         Reference: Bertinetto et al. (2020), section 4; Deng et al., What does classifying more than 10,000 image

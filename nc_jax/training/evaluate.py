@@ -38,15 +38,13 @@ class Evaluation(NamedTuple):
     """What evaluation found.
 
     Attributes:
-        metrics: by name: "loss", "accuracy"; with collapse metrics also
-            - those of `nc_jax.metrics.collapse_metrics`;
-            - "nc4", the share of examples on which the classifier decides as the nearest class centre of the training
-              features does (1 - nc4 is the mismatch);
-            - "cosine_margin", "cosine_margin_sd" and "cosine_margin_min" of centred features and class vectors;
-            - where d >= K - 1, "nearest_etf_means" and "nearest_etf_classifier": the distance of centred class means,
-              and of the classifier, to the nearest simplex ETF;
-            and with the slow ones "vci", the variability collapse index, and "rank_means" and "effective_rank_means",
-            of the centred class means.
+        metrics: by name: "loss", "accuracy"; with collapse metrics also those of `nc_jax.metrics.collapse_metrics`;
+            "nc4", the share of examples on which the classifier decides as the nearest class centre of the training
+            features does (1 - nc4 is the mismatch); "cosine_margin", "cosine_margin_sd" and "cosine_margin_min" of
+            centred features and class vectors; where d >= K - 1, "nearest_etf_means" and "nearest_etf_classifier", the
+            distance of centred class means, and of the classifier, to the nearest simplex ETF; and with the slow ones
+            "vci", the variability collapse index, and "rank_means" and "effective_rank_means", of the centred class
+            means.
         statistics: class statistics of the features.
     """
 
