@@ -1,15 +1,13 @@
 """Densely connected networks of Huang et al. (2017), as backbones: images -> features."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float
 
-from nc_jax.arrays import at_least_float32
-from nc_jax.models.normalization import BatchNorm
+from nc_jax.models.convolutional import FAN_IN, layers, mean_over_pixels
 
 LAYOUTS = {  # layers per dense block, by depth: Huang et al. (2017), table 1
     121: (6, 12, 24, 16),
@@ -83,17 +81,9 @@ class DenseNet(nn.Module):
             mask: which rows are examples; None: all. The others count for nothing in the batch statistics.
         """
         layout = self._layout(*inputs.shape[1:3])
-        convolution = partial(
-            nn.Conv,
-            use_bias=False,
-            dtype=self.dtype,
-            # He et al., Delving deep into rectifiers (2015); fan-in as in torchvision: the fan-out of a layer counts
-            # `growth` channels only, though all layers after it are its outputs.
-            kernel_init=nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
-        )
-        norm = partial(
-            BatchNorm, use_scale=self.use_scale, use_bias=self.use_bias, dtype=self.dtype, axis_name=self.axis_name
-        )
+        # Fan-in as in torchvision: the fan-out of a layer counts `growth` channels only, though all layers after it are
+        # its outputs.
+        convolution, norm = layers(self, kernel_init=FAN_IN)
 
         activations = inputs.astype(self.dtype)
         width = 2 * self.growth if self.bottleneck else PLAIN_STEM_WIDTH
@@ -121,8 +111,7 @@ class DenseNet(nn.Module):
                 added = layer(activations, train=train, mask=mask)
                 activations = jnp.concatenate([activations, added], axis=-1)
         activations = nn.relu(norm(name="last_norm")(activations, train=train, mask=mask))
-        # A mean of many bfloat16 values needs more digits than they have, and so do the class means after it.
-        return jnp.mean(at_least_float32(activations), axis=(1, 2))
+        return mean_over_pixels(activations)
 
     def _layout(self, height: int, width: int) -> Sequence[int]:
         if self.stem not in MIN_SIDE:

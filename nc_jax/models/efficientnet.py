@@ -1,7 +1,6 @@
 """EfficientNets of Tan and Le (2019), as backbones: images -> features."""
 
 import math
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float
 
 from nc_jax.arrays import at_least_float32
-from nc_jax.models.normalization import BatchNorm
+from nc_jax.models.convolutional import FAN_IN, layers, mean_over_pixels
 
 
 class _Stage(NamedTuple):
@@ -95,16 +94,7 @@ class EfficientNet(nn.Module):
             mask: which rows are examples; None: all. The others count for nothing in the batch statistics.
         """
         self._validate()
-        convolution = partial(
-            nn.Conv,
-            use_bias=False,
-            dtype=self.dtype,
-            # He et al., Delving deep into rectifiers (2015); fan-out as in the released program.
-            kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        )
-        norm = partial(
-            BatchNorm, use_scale=self.use_scale, use_bias=self.use_bias, dtype=self.dtype, axis_name=self.axis_name
-        )
+        convolution, norm = layers(self)
 
         activations = inputs.astype(self.dtype)
         width, stride = _rounded(STEM_WIDTH * self.width_multiplier), 2 if self.stem == "imagenet" else 1
@@ -124,8 +114,7 @@ class EfficientNet(nn.Module):
                 )(activations, train=train, mask=mask)
         activations = convolution(self.final_dim or TOP * width, (1, 1), 1, 0, name="last")(activations)
         activations = nn.silu(norm(name="last_norm")(activations, train=train, mask=mask))
-        # A mean of many bfloat16 values needs more digits than they have, and so do the class means after it.
-        return jnp.mean(at_least_float32(activations), axis=(1, 2))
+        return mean_over_pixels(activations)
 
     def _validate(self) -> None:
         for name in ("width_multiplier", "depth_multiplier"):
@@ -175,7 +164,7 @@ class _InvertedBottleneck(nn.Module):
             self.size // 2,
             feature_group_count=width,
             # A pixel of a channel reaches that channel only: Flax's fan-out counts the others too, its fan-in does not.
-            kernel_init=nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
+            kernel_init=FAN_IN,
             name="depthwise",
         )
         branch = nn.silu(self.norm(name="depthwise_norm")(depthwise(branch), **keywords))

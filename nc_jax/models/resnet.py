@@ -1,15 +1,13 @@
 """Residual networks of He et al. (2016), as backbones: images -> features."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float
 
-from nc_jax.arrays import at_least_float32
-from nc_jax.models.normalization import BatchNorm
+from nc_jax.models.convolutional import layers, mean_over_pixels
 
 
 class _Layout(NamedTuple):
@@ -89,16 +87,7 @@ class ResNet(nn.Module):
             mask: which rows are examples; None: all. The others count for nothing in the batch statistics.
         """
         layout, width = self._layout(), round(BASE_WIDTH * self.width_multiplier)
-        convolution = partial(
-            nn.Conv,
-            use_bias=False,
-            dtype=self.dtype,
-            # He et al., Delving deep into rectifiers (2015); fan-out as in torchvision: it preserves the gradient.
-            kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        )
-        norm = partial(
-            BatchNorm, use_scale=self.use_scale, use_bias=self.use_bias, dtype=self.dtype, axis_name=self.axis_name
-        )
+        convolution, norm = layers(self)
         block = _Bottleneck if layout.bottleneck else _BasicBlock
 
         activations = inputs.astype(self.dtype)
@@ -120,8 +109,7 @@ class ResNet(nn.Module):
                     norm=norm,
                     name=f"stage{stage + 1}_block{index + 1}",
                 )(activations, train=train, mask=mask)
-        # A mean of many bfloat16 values needs more digits than they have, and so do the class means after it.
-        return jnp.mean(at_least_float32(activations), axis=(1, 2))
+        return mean_over_pixels(activations)
 
     def _layout(self) -> _Layout:
         if self.depth not in LAYOUTS:

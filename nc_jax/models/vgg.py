@@ -1,7 +1,6 @@
 """VGG networks of Simonyan and Zisserman (2015) with BatchNorm, as backbones: images -> features."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float
 
 from nc_jax.arrays import at_least_float32
-from nc_jax.models.normalization import BatchNorm
+from nc_jax.models.convolutional import layers, mean_over_pixels
 
 LAYOUTS = {  # convolutions per stage, by depth: Simonyan and Zisserman (2015), table 1, columns A, B, D and E
     11: (1, 1, 2, 2, 2),
@@ -80,16 +79,7 @@ class VGG(nn.Module):
             mask: which rows are examples; None: all. The others count for nothing in the batch statistics.
         """
         layout = self._layout(*inputs.shape[1:3])
-        convolution = partial(
-            nn.Conv,
-            use_bias=self.use_bias,
-            dtype=self.dtype,
-            # He et al., Delving deep into rectifiers (2015); fan-out as in torchvision: it preserves the gradient.
-            kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        )
-        norm = partial(
-            BatchNorm, use_scale=self.use_scale, use_bias=self.use_bias, dtype=self.dtype, axis_name=self.axis_name
-        )
+        convolution, norm = layers(self, use_bias=self.use_bias)
 
         activations = inputs.astype(self.dtype)
         for stage, (num_convolutions, width) in enumerate(zip(layout, WIDTHS, strict=True), start=1):
@@ -103,8 +93,7 @@ class VGG(nn.Module):
                 activations = nn.relu(activations)
             activations = nn.max_pool(activations, (2, 2), (2, 2))
         if self.top == "cifar":
-            # A mean of many bfloat16 values needs more digits than they have, and so do the class means after it.
-            return jnp.mean(at_least_float32(activations), axis=(1, 2))
+            return mean_over_pixels(activations)
 
         activations = activations.reshape(activations.shape[0], -1)
         width = round(DENSE_WIDTH * self.width_multiplier)

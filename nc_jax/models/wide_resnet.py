@@ -1,14 +1,12 @@
 """Wide residual networks of Zagoruyko and Komodakis (2016), as backbones: images -> features."""
 
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float
 
-from nc_jax.arrays import at_least_float32
-from nc_jax.models.normalization import BatchNorm
+from nc_jax.models.convolutional import layers, mean_over_pixels
 
 BASE_WIDTH = 16  # channels of the stem, and of the first stage times k, Zagoruyko and Komodakis (2016), table 1
 NUM_STAGES = 3  # as there
@@ -70,16 +68,7 @@ class WideResNet(nn.Module):
             mask: which rows are examples; None: all. The others count for nothing in the batch statistics.
         """
         num_blocks, width = self._num_blocks(), round(BASE_WIDTH * self.width_multiplier)
-        convolution = partial(
-            nn.Conv,
-            use_bias=False,
-            dtype=self.dtype,
-            # He et al., Delving deep into rectifiers (2015); fan-out as in ResNet.
-            kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        )
-        norm = partial(
-            BatchNorm, use_scale=self.use_scale, use_bias=self.use_bias, dtype=self.dtype, axis_name=self.axis_name
-        )
+        convolution, norm = layers(self)
 
         activations = convolution(BASE_WIDTH, (3, 3), 1, 1, name="stem")(inputs.astype(self.dtype))
         for stage in range(NUM_STAGES):
@@ -94,8 +83,7 @@ class WideResNet(nn.Module):
                     name=f"stage{stage + 1}_block{index + 1}",
                 )(activations, train=train, mask=mask)
         activations = nn.relu(norm(name="last_norm")(activations, train=train, mask=mask))
-        # A mean of many bfloat16 values needs more digits than they have, and so do the class means after it.
-        return jnp.mean(at_least_float32(activations), axis=(1, 2))
+        return mean_over_pixels(activations)
 
     def _num_blocks(self) -> int:
         """Blocks per stage."""
