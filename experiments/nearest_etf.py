@@ -12,12 +12,8 @@ Data      scikit-learn's handwritten digits: 1437 training and 360 test images o
 """
 
 import dataclasses
-import json
 import math
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -26,12 +22,11 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments import harness, plots, setups
+from experiments.nearest_etf_report import METRICS, report, solve_share, summarise, write_margins
 from experiments.setups import Task
-from nc_jax.data import LabelledArrays, batches, steps_per_epoch
+from nc_jax.data import LabelledArrays, steps_per_epoch
 from nc_jax.frames.properties import cosines
 from nc_jax.models import Classifier, FixedHead, LearnedHead, NearestHead
-from nc_jax.nearest import nearest_simplex_etf
-from nc_jax.solvers import describe
 from nc_jax.training import (
     AXIS,
     LoopOptions,
@@ -40,11 +35,9 @@ from nc_jax.training import (
     Trained,
     Trainer,
     agd_init,
-    example_margins,
     make_optimizer,
     read_metrics,
 )
-from nc_jax.training.logging import write_atomically
 from nc_jax.training.optimizers import OptimizerName, ScheduleName
 
 HeadName = Literal["learned", "fixed", "nearest"]
@@ -174,17 +167,6 @@ PRESETS = {
     },
 }
 
-# Metric, title in the table, digits, title in the plot, scale of the plot.
-METRICS = [
-    ("test/accuracy", "test accuracy", 4, "test accuracy", "linear"),
-    ("train/loss", "train loss", 4, "training loss", "log"),
-    ("train/nc1", "NC1", 4, "NC1: within-class variability", "log"),
-    ("train/nc2_means", "NC2 means", 3, "NC2: class means to a simplex ETF", "log"),
-    ("train/nc2_classifier", "NC2 classifier", 3, "NC2: classifier to a simplex ETF", "linear"),
-    ("train/nc3", "NC3", 3, "NC3: classifier to class means", "log"),
-    ("train/nc4", "NC4", 4, "NC4: agreement with nearest centre", "linear"),
-]
-
 
 def run(config: Config) -> dict[str, Any]:
     """Train every head with every seed; write and show the comparison.
@@ -224,20 +206,29 @@ def run(config: Config) -> dict[str, Any]:
                 )
                 bar.update(line, visible=seed == len(runs) - 1)
             if head == "nearest" and jax.process_count() == 1 and config.model == "mlp":
-                share = solve_share(config, trainer, train_set)
+                share = solve_share(trainer, train_set)
     if jax.process_index() > 0:  # the log, and what is made from it, are the first process's
         return {}
     rows = read_metrics(directory / "metrics.jsonl")
-    summary = summarise(config, rows, groups, share)
-    summary["absent_classes"] = list(train_set.absent_classes()) if isinstance(train_set, LabelledArrays) else []
-    summary["directory"] = str(directory)
+    heads = summarise(rows, groups, config.target_accuracy)
+    if "nearest" in heads:
+        heads["nearest"]["solve_share"] = share
+    summary = {
+        "heads": heads,
+        "preset": config.preset,
+        "epochs": config.epochs,
+        "target_accuracy": config.target_accuracy,
+        "absent_classes": list(train_set.absent_classes()) if isinstance(train_set, LabelledArrays) else [],
+        "directory": str(directory),
+    }
     panels = [(metric, title, scale) for metric, _, _, title, scale in METRICS if metric != "train/nc2_classifier"]
     plots.curves(directory / "convergence.png", rows, groups, panels)
     matrices = {head: np.asarray(cosines(trained.statistics.centred_means())) for head, trained in last.items()}
     plots.cosine_matrices(directory / "cosines.png", matrices, -1 / (train_set.num_classes - 1))
     if jax.process_count() == 1:
-        write_margins(directory, task, {groups[head][-1]: last[head] for head in groups}, trainers)
-    report(config, summary, directory)
+        sets = {"train": train_set, "test": test_set}
+        write_margins(directory / "margins.jsonl", sets, {groups[head][-1]: last[head] for head in groups}, trainers)
+    report(f"{config.dataset}, {config.model}, {config.seeds} seeds", summary, directory)
     return summary
 
 
@@ -340,110 +331,6 @@ def make_trainer(config: Config, head: HeadName, task: Task) -> Trainer:
     )
 
 
-def write_margins(directory: Path, task: Task, last: dict[str, Trained], trainers: dict[str, Trainer]) -> None:
-    """Write the distribution of all examples' final cosine margins: percentiles 0 to 100, a line per run and set."""
-    lines = []
-    for run, trained in last.items():
-        for split, examples in (("train", task.train), ("test", task.test)):
-            margins = example_margins(trainers[run].outputs(trained.state, examples), trained.statistics)
-            percentiles = np.percentile(margins, np.arange(101)).tolist()
-            lines.append(json.dumps({"run": run, "split": split, "percentiles": percentiles}) + "\n")
-    write_atomically(directory / "margins.jsonl", "".join(lines))
-
-
-def solve_share(config: Config, trainer: Trainer, train_set: LabelledArrays) -> float:
-    """Measure the part of a training step that the inner solve and its derivative take, as a ratio of medians."""
-    state = trainer.init(train_set, seed=0)
-    stream = batches(train_set, config.batch_size, seed=0)
-    means = jax.random.normal(jax.random.key(0), (config.dim, train_set.num_classes))
-    previous = nearest_simplex_etf(means, solver=config.solver, reduced=not config.full_template).rotation
-
-    @jax.jit
-    @jax.grad
-    def solve(means: jax.Array) -> jax.Array:
-        found = nearest_simplex_etf(
-            means,
-            prox_point=previous,
-            prox_weight=config.prox_weight,
-            solver=config.solver,
-            init=previous,
-            reduced=not config.full_template,
-        )
-        return jnp.sum(found.frame**3)
-
-    steps, solves = [], []
-    for _ in range(40):  # medians of 40 agree to a few percent between runs
-        batch = next(stream)
-        began = time.perf_counter()
-        state, _ = jax.block_until_ready(trainer.step(state, batch))
-        middle = time.perf_counter()
-        jax.block_until_ready(solve(means))
-        steps.append(middle - began)
-        solves.append(time.perf_counter() - middle)
-    return statistics.median(solves) / statistics.median(steps)
-
-
-def summarise(config: Config, rows: list[dict], groups: dict[HeadName, list[str]], share: float) -> dict[str, Any]:
-    """Collect the numbers of the last epoch, of the first, and the epochs to the target, per head and seed."""
-    heads: dict[str, dict[str, Any]] = {}
-    for head, runs in groups.items():
-        histories = [sorted((row for row in rows if row["run"] == name), key=lambda row: row["epoch"]) for name in runs]
-        values = {metric: [history[-1][metric] for history in histories] for metric, *_ in METRICS}
-        values["accuracy_epoch_1"] = [_at_epoch(history, 1) for history in histories]
-        values["epochs_to_target"] = [_first_epoch(history, config.target_accuracy) for history in histories]
-        values["seconds_per_epoch"] = [
-            statistics.median(row["step/seconds"] for row in history[1:]) for history in histories
-        ]
-        worst = max(row["step/solve_status"] for history in histories for row in history[1:])
-        heads[head] = {"values": values, "solve_status": int(worst), "solve_share": share if head == "nearest" else 0.0}
-    return {"heads": heads, "epochs": config.epochs, "target_accuracy": config.target_accuracy}
-
-
-def report(config: Config, summary: dict[str, Any], directory: Path) -> None:
-    """Write summary.json and summary.md and show the table."""
-    heads = summary["heads"]
-    lines = [
-        ("test accuracy after epoch 1", "accuracy_epoch_1", 4),
-        (f"epochs to {config.target_accuracy:.0%} test accuracy", "epochs_to_target", 1),
-        *((f"{title} after epoch {config.epochs}", metric, digits) for metric, title, digits, _, _ in METRICS),
-        ("seconds per epoch", "seconds_per_epoch", 3),
-    ]
-    columns = ["", *heads]
-    others = [head for head in heads if head != "nearest"] if "nearest" in heads else []
-    columns += [f"nearest - {head}" for head in others]
-    table = []
-    for title, name, precision in lines:
-        values = {head: heads[head]["values"][name] for head in heads}
-        row = [title, *(harness.mean_and_sd(values[head], precision) for head in heads)]
-        timed = name == "seconds_per_epoch"  # the machine's, not the method's: a test over seeds would say nothing
-        row += [
-            "" if timed else harness.paired_difference(values["nearest"], values[head], precision) for head in others
-        ]
-        table.append(row)
-    blank = [""] * len(others)
-    table.append(["share of the step in the solve", *(f"{heads[head]['solve_share']:.1%}" for head in heads), *blank])
-    table.append(["worst solver status", *(_status(head, heads[head]["solve_status"]) for head in heads), *blank])
-    write_atomically(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
-
-    title = (
-        f"{config.dataset}, {config.model}, {config.seeds} seeds, mean ± standard deviation; "
-        "differences with a paired t test"
-    )
-    notes = [describe(heads[head]["solve_status"]) for head in heads if head == "nearest"]
-    text = f"# nearest_etf, preset {config.preset}\n\n{title}\n\n{harness.markdown_table(columns, table)}\n"
-    text += "".join(f"Inner solves of the nearest head, worst of all steps: {note}.\n" for note in notes)
-    if summary["absent_classes"]:
-        note = f"Classes without a training example, left out of all NC metrics: {summary['absent_classes']}."
-        text += note + "\n"
-        notes.append(note)
-    text += "\n![curves](convergence.png)\n\n![cosines](cosines.png)\n"
-    write_atomically(directory / "summary.md", text)
-    harness.show_table(title, columns, table)
-    for note in notes:
-        print(note)
-    print(f"written to {directory}")
-
-
 def progress(config: Config) -> Progress:
     """Return the progress bar."""
     return Progress(
@@ -458,18 +345,6 @@ def progress(config: Config) -> Progress:
 
 def _updater(bar: Progress, task: Any) -> Callable[[int, dict[str, float]], None]:
     return lambda epoch, metrics: bar.update(task, completed=epoch, accuracy=metrics["test/accuracy"])
-
-
-def _at_epoch(history: list[dict], epoch: int) -> float:
-    return next((row["test/accuracy"] for row in history if row["epoch"] == epoch), math.nan)
-
-
-def _first_epoch(history: list[dict], target: float) -> float:
-    return next((row["epoch"] for row in history if row["test/accuracy"] >= target), math.nan)
-
-
-def _status(head: str, status: int) -> str:
-    return describe(status).split(":")[0] if head == "nearest" else "no solve"
 
 
 if __name__ == "__main__":

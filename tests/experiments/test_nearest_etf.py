@@ -46,6 +46,7 @@ def test_a_run_writes_what_its_header_promises(tmp_path, data_dir):
     summary = nearest_etf.run(config_of("--workdir", str(directory), "--data-dir", data_dir, "--devices", "1"))
     for name in ("config.json", "summary.md", "summary.json", "convergence.png", "cosines.png", "margins.jsonl"):
         assert (directory / name).stat().st_size > 0
+    assert "digits, mlp, 2 seeds, mean ± standard deviation" in (directory / "summary.md").read_text()
     assert len(list((directory / "tensorboard").glob("*/events*"))) == 6
     assert len(list((directory / "checkpoints").iterdir())) == 6
     assert {row["epoch"] for row in rows_of(directory)} == {0, 1, 2}
