@@ -7,27 +7,22 @@ TFDS's own format, and PIL decodes the images.
 """
 
 import contextlib
-import dataclasses
 import http.client
 import importlib.util
-import io
-import operator
 import os
 import shlex
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any
 
-import numpy as np
-import PIL.Image
 import tensorflow_datasets as tfds
-from jaxtyping import Float, Integer
 
 from nc_jax.data import digits, glyphs
 from nc_jax.data.arrays import LabelledArrays
+from nc_jax.data.images import ImageSource
 
 # Only the splits that have labels: STL-10's "unlabelled" and the "test" of ImageNet and Places are not for classifiers.
 SPLITS = {
@@ -64,125 +59,7 @@ HOMES = {
     "places365_small": "http://data.csail.mit.edu/places/places365/",
 }
 REACH_TIMEOUT = 3.0  # seconds; a server that takes longer for its first line will not deliver gigabytes
-
-READ_AT_ONCE = 1024  # records per call: 3 MB of CIFAR as Python objects, where a whole set would be gigabytes
 IMAGE_SIZE = 224  # of the large sets' crops: He et al. (2016)
-CENTRAL_SHARE = 224 / 256  # the centre of an image whose shorter side is 256: He et al. (2016)
-CROP_AREA = (0.08, 1.0)  # share of the image's area: Szegedy et al. (2015)
-CROP_ASPECT = (3 / 4, 4 / 3)  # width over height: Szegedy et al. (2015)
-CROP_ATTEMPTS = 10  # torchvision, RandomResizedCrop
-MODES = {1: "L", 3: "RGB"}  # PIL's names
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ImageSource:
-    """Random access to images that are decoded, one by one, when they are asked for.
-
-    What example i looks like depends on (seed, i) alone, whatever was read before and by whichever thread. `batches`
-    and Grain (`grain.MapDataset.source`) take an `ImageSource` as it is.
-
-    Attributes:
-        records: examples as stored: `image` as encoded bytes (JPEG, PNG) or as an array, and `label`.
-        channels: 1 or 3; images that are stored otherwise are converted.
-        num_classes: K.
-        class_names: K names.
-        size: height and width to which images are cropped and resized; None leaves them as they are stored.
-        seed: None crops the central square, for evaluation; a seed draws a random crop for each example, for training.
-
-    Raises:
-        ValueError: if size or seed are out of their ranges, or there is a seed without a size.
-    """
-
-    records: Sequence[Any]
-    channels: int
-    num_classes: int
-    class_names: tuple[str, ...]
-    size: int | None = None
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"size must be at least 1, or None for images as they are stored; got {self.size}")
-        if self.seed is not None and not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed must lie in 0..2^64-1, or be None for central crops; got {self.seed}")
-        if self.seed is not None and self.size is None:
-            raise ValueError(f"random crops need a size; got seed={self.seed} with size=None")
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        return self._example(operator.index(index), 0)
-
-    def __repr__(self) -> str:
-        size = "stored sizes" if self.size is None else f"{self.size}x{self.size}"
-        return f"ImageSource({len(self)} images of {size}, {self.channels} channels, {self.num_classes} classes)"
-
-    def take(self, indices: Integer[np.ndarray, " chosen"], seed: int = 0) -> dict[str, np.ndarray]:
-        """Decode a batch, as `batches` asks for it.
-
-        Args:
-            indices: example numbers in 0..N-1, of shape (M,).
-            seed: of this visit, 0..2^64-1: random crops depend on it, on the source's own seed and on the example.
-
-        Returns:
-            `features` (M, height, width, channels), uint8, and `labels` (M,), int32.
-
-        Raises:
-            ValueError: if the images have no common size.
-
-        Example:
-            >>> records = [{"image": np.zeros((20, 30, 3), np.uint8), "label": 0}]
-            >>> source = ImageSource(records, channels=3, num_classes=1, class_names=("black",), size=8)
-            >>> source.take(np.array([0, 0]))["features"].shape
-            (2, 8, 8, 3)
-        """
-        examples = [self._example(int(index), seed) for index in indices]
-        shapes = {example["image"].shape for example in examples}
-        if len(shapes) > 1:
-            raise ValueError(
-                f"images must have one size to make a batch (see `cropped`); got {_listed(sorted(shapes))}"
-            )
-        return {
-            "features": np.stack([example["image"] for example in examples]),
-            "labels": np.array([example["label"] for example in examples], np.int32),
-        }
-
-    def cropped(self, size: int, seed: int | None = None) -> "ImageSource":
-        """The same images in another size, from the centre or at random.
-
-        Args:
-            size: height and width.
-            seed: None for the centre: the square of 7/8 of the shorter side, resized. A seed for a random rectangle
-                of 8 to 100 % of the area and an aspect ratio of 3/4 to 4/3, resized.
-
-        Returns:
-            A source over the same records.
-
-        Raises:
-            ValueError: if size or seed are out of their ranges.
-
-        Example:
-            >>> records = [{"image": np.zeros((20, 30, 3), np.uint8), "label": 0}]
-            >>> source = ImageSource(records, channels=3, num_classes=1, class_names=("black",))
-            >>> source[0]["image"].shape, source.cropped(8, seed=1)[0]["image"].shape
-            ((20, 30, 3), (8, 8, 3))
-
-        Reference: central crop as in He et al. (2016), random crop as in Szegedy et al. (2015).
-        """
-        return dataclasses.replace(self, size=size, seed=seed)
-
-    def _example(self, index: int, visit: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index must lie in 0..{len(self) - 1}; got {index}")
-        record = self.records[index]
-        image = _decode(record["image"], self.channels)
-        if self.size is not None:
-            box = _central_box(*image.size)
-            if self.seed is not None:
-                box = _random_box(*image.size, seed=self.seed, index=index, visit=visit)
-            image = image.resize((self.size, self.size), PIL.Image.Resampling.BILINEAR, box=box)
-        return {"image": _pixels(image, self.channels), "label": int(record["label"])}
 
 
 def load(
@@ -247,7 +124,7 @@ def load(
     if None in shape:
         raise ValueError(f"images must have one size to come into memory; got {base} with shape {shape}")
     with _damage_in_one_sentence(folder, root):
-        return _read(source, shape)
+        return source.in_memory(shape)
 
 
 def prepare(name: str, data_dir: str | Path | None = None) -> Path:
@@ -352,59 +229,6 @@ def _check_readable(info: tfds.core.DatasetInfo, split: str, folder: Path, root:
         )
     if split not in info.splits:
         raise RuntimeError(f"{where} must hold the split {split!r}; got {_listed(info.splits)}")
-
-
-def _read(source: ImageSource, shape: tuple[int, ...]) -> LabelledArrays:
-    shape = shape if len(shape) == 3 else (*shape, 1)
-    images = np.empty((len(source), *shape), np.uint8)
-    labels = np.empty(len(source), np.int32)
-    for start in range(0, len(source), READ_AT_ONCE):
-        chosen = range(start, min(start + READ_AT_ONCE, len(source)))
-        # TFDS's sources read many records in one call.
-        for index, record in zip(chosen, source.records.__getitems__(chosen), strict=True):  # pyright: ignore[reportAttributeAccessIssue]
-            images[index] = _pixels(_decode(record["image"], source.channels), source.channels)
-            labels[index] = record["label"]
-    return LabelledArrays(images, labels, source.num_classes, source.class_names)
-
-
-def _decode(stored: bytes | np.ndarray, channels: int) -> PIL.Image.Image:
-    if isinstance(stored, np.ndarray):
-        image = PIL.Image.fromarray(stored.reshape(stored.shape[:2]) if channels == 1 else stored)
-    else:
-        image = PIL.Image.open(io.BytesIO(stored))
-    return image.convert(MODES[channels])
-
-
-def _pixels(image: PIL.Image.Image, channels: int) -> np.ndarray:
-    pixels = np.array(image)  # a copy: PIL's own memory is read-only
-    return pixels[..., None] if channels == 1 else pixels
-
-
-def _central_box(width: int, height: int) -> tuple[float, float, float, float]:
-    side = min(width, height) * CENTRAL_SHARE
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
-
-
-def _random_box(width: int, height: int, *, seed: int, index: int, visit: int = 0) -> tuple[float, float, float, float]:
-    draws = _uniform(seed, index, visit, (CROP_ATTEMPTS, 4))
-    areas = width * height * (CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * draws[:, 0])
-    log_low, log_high = np.log(CROP_ASPECT)
-    aspects = np.exp(log_low + (log_high - log_low) * draws[:, 1])
-    widths, heights = np.rint(np.sqrt(areas * aspects)), np.rint(np.sqrt(areas / aspects))
-    fitting = np.flatnonzero((widths <= width) & (heights <= height) & (widths >= 1) & (heights >= 1))
-    if not fitting.size:  # a panorama, or bad luck
-        return _central_box(width, height)
-    attempt = fitting[0]
-    left = float((draws[attempt, 2] * (width - widths[attempt] + 1)) // 1)
-    top = float((draws[attempt, 3] * (height - heights[attempt] + 1)) // 1)
-    return left, top, left + float(widths[attempt]), top + float(heights[attempt])
-
-
-def _uniform(seed: int, index: int, visit: int, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-    # The raw stream, as in the pipeline: NumPy promises it for all versions. Each number has its own word of Philox.
-    raw = np.random.Philox(key=seed + (index << 64), counter=visit << 192).random_raw(shape)
-    return (raw >> np.uint64(11)) * 2.0**-53
 
 
 def _answers(url: str) -> bool:

@@ -15,7 +15,8 @@ import tensorflow_datasets as tfds
 from prepared import encoded, smooth, written
 
 from nc_jax.data import LabelledArrays, batches, glyphs, sources
-from nc_jax.data.sources import ImageSource
+from nc_jax.data import images as image_sources
+from nc_jax.data.images import ImageSource
 
 CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -84,7 +85,7 @@ def test_grey_images_keep_a_channel_and_variants_have_names(tmp_path):
 
 
 def test_a_set_of_many_reads_is_in_order(tmp_path, monkeypatch, cifar10, pixels):
-    monkeypatch.setattr(sources, "READ_AT_ONCE", 3)
+    monkeypatch.setattr(image_sources, "READ_AT_ONCE", 3)
     np.testing.assert_array_equal(sources.load("cifar10", "train", tmp_path).features, pixels[:8])
 
 
@@ -176,7 +177,7 @@ def test_images_of_many_sizes_make_no_batch():
 
 
 def test_random_crops_keep_their_promises():
-    boxes = np.array([sources._random_box(500, 375, seed=0, index=index) for index in range(4000)])
+    boxes = np.array([image_sources._random_box(500, 375, seed=0, index=index) for index in range(4000)])
     widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert (boxes >= 0).all()
     assert (boxes[:, 2] <= 500).all()
@@ -192,7 +193,7 @@ def test_random_crops_keep_their_promises():
 
 
 def test_a_panorama_falls_back_to_its_centre():
-    assert sources._random_box(100000, 1, seed=0, index=0) == sources._central_box(100000, 1)
+    assert image_sources._random_box(100000, 1, seed=0, index=0) == image_sources._central_box(100000, 1)
 
 
 REFUSED = [
