@@ -158,6 +158,8 @@ def subrun(run: Callable[[Any], dict], config: RunOptions, directory: Path) -> d
     if not path.exists():
         where: dict[str, Any] = {"resume": directory} if directory.exists() else {"workdir": directory}
         run(dataclasses.replace(config, **where))
+        # No other run uses its programs, which hold up to gigabytes, and memory maps, of which Linux allows 65,530.
+        jax.clear_caches()
     return json.loads(path.read_text(encoding="utf-8"))
 
 
