@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nc_jax import hierarchy
+from nc_jax.data.characters import CHARACTERS, script_tree, shape_levels
 from nc_jax.hierarchy import LabelTree
 
 # Krizhevsky, Learning multiple layers of features from tiny images (2009): 20 superclasses of five classes each. Names
@@ -76,19 +77,17 @@ def _read(path: Path) -> LabelTree:
 
 
 def _glyphs(kind: str, classes: tuple[str, ...] | None) -> LabelTree:
-    from nc_jax.data import glyphs  # it brings TensorFlow Datasets, which other trees can do without
-
-    if classes is None or tuple(classes) != tuple(glyphs.CHARACTERS[: len(classes)]):
+    if classes is None or tuple(classes) != tuple(CHARACTERS[: len(classes)]):
         raise ValueError("a tree of glyphs needs the set's class names, which are the first so many characters")
     if kind == "script":
         # An inner node is a path, and so never has the name of a character; each character ends one.
         nested = {
             script: {f"{script} {case}": below for case, below in cases.items()}
-            for script, cases in glyphs.script_tree(len(classes)).items()
+            for script, cases in script_tree(len(classes)).items()
         }
         return hierarchy.from_nested({"glyph": nested})
     cuts = [cut for cut in (10, 35) if cut < len(classes)]  # as `shape_levels`
-    levels = glyphs.shape_levels(len(classes), cuts) if cuts else []
+    levels = shape_levels(len(classes), cuts) if cuts else []
     rows = [[*(str(level[label]) for level in levels), name] for label, name in enumerate(classes)]
     return hierarchy.from_levels(rows, [*(f"cut{cut}" for cut in cuts), "glyph"])
 

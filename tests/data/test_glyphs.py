@@ -3,17 +3,15 @@
 import dataclasses
 import itertools
 import re
-import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import scipy.ndimage
 
-from nc_jax.data import glyphs
+from nc_jax.data import characters, glyphs
 from nc_jax.data.glyphs import GlyphOptions
 
-COUNT, EVERYWHERE = 1000, 338  # as the module says
 STILL = GlyphOptions(train_images=40, test_images=1, rotation=0.0, scale=0.0, shear=0.0, shift=0.0, noise=0.0)
 
 
@@ -75,7 +73,7 @@ def test_every_face_occurs_about_as_often():
     images = glyphs.render("train", 3, options=clean(train_images=4000)).features.reshape(3, 4000, -1)
     for of_class in images:
         _, counts = np.unique(of_class, axis=0, return_counts=True)
-        assert len(counts) == len(glyphs.FACES)
+        assert len(counts) == len(characters.FACES)
         assert np.abs(counts - 250).max() < 5 * 16  # binomial, 4000 draws at 1/16: standard deviation 15.3
 
 
@@ -138,66 +136,8 @@ def test_noise_changes_no_geometry():
     assert np.abs(mild - hard).mean() < 0.03 * 255
 
 
-def test_characters_are_distinct_named_and_covered():
-    assert len(glyphs.CHARACTERS) == len(set(glyphs.CHARACTERS)) == COUNT
-    covered = glyphs._coverage(glyphs.FACES)
-    assert min(covered[character].sum() for character in glyphs.CHARACTERS) >= glyphs.FEWEST_FACES
-    assert all(covered[character].all() for character in glyphs.CHARACTERS[:EVERYWHERE])
-    assert all(unicodedata.name(character) for character in glyphs.CHARACTERS)
-
-
-def test_no_two_characters_look_alike():
-    # The list was chosen with Matplotlib 3.11.2; another FreeType may move a correlation a little.
-    characters = glyphs.CHARACTERS[:300]
-    for font in glyphs._fonts(glyphs.REGULAR):
-        having = [character for character in characters if font.get_char_index(ord(character))]
-        images = np.concatenate([glyphs._shrunk(glyphs._templates(character, [font], 28)) for character in having])
-        vectors = glyphs._standardised(images)
-        assert np.triu(vectors @ vectors.T, 1).max() < glyphs.LOOK_ALIKE + 0.02
-
-
-@pytest.mark.parametrize("pair", ["0O", "lI", "AА", "AΑ", "cC", "sS", "oO", "oο", "PР", "xX", "ωѡ"], ids=str)
-def test_look_alikes_are_not_both_classes(pair):
-    assert not set(pair) <= set(glyphs.CHARACTERS)
-
-
-def test_the_list_is_what_the_selection_gives():
-    assert glyphs.select_characters(limit=120) == glyphs.CHARACTERS[:120]
-
-
-def test_the_script_tree_has_every_class_once():
-    tree = glyphs.script_tree(100)
-    assert {"digit", "Latin", "Greek", "Cyrillic"} <= set(tree) <= {"digit", "Latin", "Greek", "Cyrillic", "other"}
-    leaves = [character for cases in tree.values() for characters in cases.values() for character in characters]
-    assert sorted(leaves) == sorted(glyphs.CHARACTERS[:100])
-    assert {"upper", "lower"} <= set(tree["Latin"])
-    assert tree["digit"]["uncased"] == list("0123456789")
-    assert "Ж" in tree["Cyrillic"]["upper"]
-
-
-def test_the_script_tree_has_every_class_of_the_largest_set():
-    tree = glyphs.script_tree(COUNT)
-    assert sum(len(characters) for cases in tree.values() for characters in cases.values()) == COUNT
-
-
-def test_shape_levels_are_nested_cuts():
-    levels = glyphs.shape_levels(100)
-    assert [len(set(level)) for level in levels] == [10, 35, 100]
-    assert levels[-1] == list(range(100))
-    for coarse, fine in itertools.pairwise(levels):
-        assert len(set(zip(coarse, fine, strict=True))) == len(set(fine))  # each fine node has one parent
-    assert all(isinstance(node, int) for level in levels for node in level)
-
-
-def test_shape_levels_put_like_by_like():
-    coarse, _ = glyphs.shape_levels(100, cuts=(10, 35))
-    names = glyphs.CHARACTERS
-    for pair in ("8B", "PR", "2Z", "5S", "1!", "Kκ", "mω"):
-        assert coarse[names.index(pair[0])] == coarse[names.index(pair[1])], pair
-
-
 def test_class_means_are_means_of_the_undistorted_faces():
-    means = glyphs.class_means(3)
+    means = characters.class_means(3)
     assert means.shape == (3, 28, 28)
     assert 0 <= means.min() < means.max() <= 1
     still = glyphs.render("train", 3, options=clean(train_images=4000)).features.reshape(3, 4000, 28, 28) / 255
@@ -220,13 +160,11 @@ REFUSED = [
     (lambda: glyphs.load("train", preset="easy"), "preset must be one of 'default', 'low-data', 'hard'; got 'easy'"),
     (
         lambda: glyphs.load("train", 5000),
-        f"num_classes must lie in 2..{len(glyphs.CHARACTERS)}, the characters that do not look alike; got 5000",
+        f"num_classes must lie in 2..{len(characters.CHARACTERS)}, the characters that do not look alike; got 5000",
     ),
     (lambda: glyphs.load("train", size=4), "size must be at least 8; got 4"),
     (lambda: glyphs.load("train", seed=-1), "seed must lie in 0..2^64-1; got -1"),
     (lambda: GlyphOptions(noise=-0.1), "noise must be at least 0; got -0.1"),
-    (lambda: glyphs.shape_levels(10, cuts=(5, 2)), "cuts must be ascending numbers in 1..10; got (5, 2)"),
-    (lambda: glyphs.shape_levels(10, cuts=(5, 11)), "cuts must be ascending numbers in 1..10; got (5, 11)"),
 ]
 
 

@@ -126,12 +126,12 @@ def test_bundled_trees_have_the_classes_of_their_sets():
 
 
 def test_glyph_trees_are_in_the_order_of_the_labels():
-    from nc_jax.data import glyphs
+    from nc_jax.data import characters
 
-    names = tuple(glyphs.CHARACTERS[:40])
+    names = tuple(characters.CHARACTERS[:40])
     shape, script = (hierarchies.load(f"glyphs/{kind}", names) for kind in ("shape", "script"))
     assert shape.classes == script.classes == names
-    fine = np.array(glyphs.shape_levels(40, (10, 35))[1])
+    fine = np.array(characters.shape_levels(40, (10, 35))[1])
     np.testing.assert_array_equal(shape.distances() <= 1, fine[:, None] == fine)
     assert script.distances()[names.index("0"), names.index("9")] == 1
     assert script.distances()[names.index("0"), names.index("A")] == 3
