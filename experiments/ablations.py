@@ -106,7 +106,7 @@ def proximal(config: Config) -> dict[str, Variants]:
             for initial in ("unregularised", "canonical", "random")
         }
         del starts["unregularised, previous"]
-        changes = weights | starts | {"initial, random, weight 1": {**starts["random, initial"], "prox_weight": 1.0}}
+        changes = weights | starts | {"random, initial, weight 1": {**starts["random, initial"], "prox_weight": 1.0}}
         return {"weight 0.001": base} | {name: dataclasses.replace(base, **change) for name, change in changes.items()}
 
     return {"digits, MLP": all_of(DIGITS), "glyphs, MLP": all_of(GLYPHS)}
