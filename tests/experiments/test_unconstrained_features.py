@@ -9,7 +9,8 @@ import pytest
 from scipy.optimize import minimize
 
 from experiments import harness, unconstrained_features
-from experiments.unconstrained_features import Config, Descent, least_loss
+from experiments.free_features import Descent, least_loss
+from experiments.unconstrained_features import Config
 from nc_jax.training import read_metrics
 
 
