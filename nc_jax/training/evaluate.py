@@ -74,9 +74,9 @@ def make_evaluator(
     one_centred_step = data_parallel(
         lambda carry, batch: carry[1].merge(centred_step(carry[0], batch)), devices=devices
     )
-    all_eval_steps = resident_steps(lambda sums, state, batch: eval_step((state, sums), batch), devices=devices)
+    all_eval_steps = resident_steps(lambda sums, state, batch: (eval_step((state, sums), batch), ()), devices=devices)
     all_centred_steps = resident_steps(
-        lambda sums, constant, batch: sums.merge(centred_step(constant, batch)), devices=devices
+        lambda sums, constant, batch: (sums.merge(centred_step(constant, batch)), ()), devices=devices
     )
 
     def output_of(state: TrainState, features: Any) -> HeadOutput:

@@ -108,7 +108,7 @@ class Trainer:
         step = make_train_step(model, optimizer, axis_name=AXIS, options=options.step)
         self.step = data_parallel(step, devices=self.devices, donate=True, parts=parts)
         self.epoch = resident_steps(
-            lambda state, _, batch: step(state, batch)[0], devices=self.devices, donate=True, parts=parts
+            lambda state, _, batch: step(state, batch), devices=self.devices, donate=True, parts=parts
         )
         self.evaluate = make_evaluator(
             model, devices=self.devices, preprocess=options.step.preprocess, slow=options.slow_metrics
@@ -175,8 +175,9 @@ class Trainer:
             resumed = checkpoints.restore(state)
             if resumed is not None:
                 state = resumed
-                if writer is not None:
-                    writer.drop_after(run, int(state.step))
+            if writer is not None:
+                # A run that was killed before its first checkpoint has lines, too, and starts again.
+                writer.drop_after(run, -1 if resumed is None else int(state.step))
             evaluation = None
             if int(state.step) in (0, total_steps):
                 evaluation = self._report(

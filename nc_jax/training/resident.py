@@ -42,7 +42,7 @@ class ResidentSet:
 
 
 def resident_steps(
-    step: Callable[[Any, Any, dict], Any], *, devices: Devices = None, donate: bool = False, parts: int = 1
+    step: Callable[[Any, Any, dict], tuple[Any, Any]], *, devices: Devices = None, donate: bool = False, parts: int = 1
 ) -> Callable[[Any, Any, dict, Int[np.ndarray, "steps batch"]], Any]:
     """Compile step after step, as one program where that is quicker.
 
@@ -50,7 +50,9 @@ def resident_steps(
     ResNet-18 of width 1/4 took 17 s in a scan and 1.0 s out of it): such steps are started one by one there.
 
     Args:
-        step: (carry, constant, batch) -> carry, of replicated trees as for `data_parallel`.
+        step: (carry, constant, batch) -> (carry, report), of replicated trees as for `data_parallel`. Nobody reads the
+            report, but a compiled step should return it: without, XLA took 315 s instead of 22 for an EfficientNet's on
+            a CPU (JAX 0.10.2).
         devices: see `data_parallel`.
         donate: reuse the memory of the carry.
         parts: see `data_parallel`.
@@ -61,7 +63,7 @@ def resident_steps(
 
     def scan(carry: Any, constant: Any, content: dict, batches: Any) -> Any:
         def body(carry: Any, chosen: Any) -> tuple[Any, None]:
-            return step(carry, constant, _take(content, chosen)), None
+            return step(carry, constant, _take(content, chosen))[0], None
 
         return jax.lax.scan(body, carry, batches)[0]
 
@@ -79,7 +81,7 @@ def resident_steps(
         if in_one_program[0]:
             return mapped_scan(carry, constant, content, batches)
         for chosen in batches:
-            carry = mapped_one(carry, constant, take(content, chosen))
+            carry, _ = mapped_one(carry, constant, take(content, chosen))
         return carry
 
     return run

@@ -31,6 +31,19 @@ def test_resuming_gives_the_unbroken_run_bit_for_bit(one_device, train_set, test
     assert rows_of(tmp_path / "broken") == rows_of(tmp_path / "unbroken")
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_has_each_line_once(
+    one_device, train_set, test_set, tmp_path
+):
+    def interrupt(epoch, metrics):
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        fit(one_device, train_set, test_set, tmp_path, on_epoch=interrupt)
+    assert [row["epoch"] for row in rows_of(tmp_path)] == [0]
+    fit(one_device, train_set, test_set, tmp_path)
+    assert [row["epoch"] for row in rows_of(tmp_path)] == [0, 1, 2, 3]
+
+
 def test_a_finished_run_is_not_trained_again(one_device, train_set, test_set, tmp_path):
     first = fit(one_device, train_set, test_set, tmp_path)
     again = fit(one_device, train_set, test_set, tmp_path)
