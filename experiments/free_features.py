@@ -114,7 +114,8 @@ def make_model(config: DescentOptions, num_classes: int, dim: int, head: HeadNam
         "nearest": lambda: NearestHead(
             num_classes,
             radius=config.radius,
-            min_alpha=1.0,  # the means of the moment: a running average is for batches
+            # The means of the moment, unless a batch shows but a part of the features: its means are then averaged.
+            min_alpha=0.0 if config.optimizer == "sgd" else 1.0,
             prox_weight=config.prox_weight,
             solver=config.solver,
             reduced=not config.full_template,

@@ -10,7 +10,7 @@ Writes    runs/unconstrained_features/<time>-<preset>/: config.json, metrics.jso
 
 The N = n K feature vectors are parameters themselves. All heads have unit class vectors without bias and features of
 length tau, so that the least possible loss is known: log(1 + (K - 1) exp(-tau K / (K - 1))). The class means of the
-nearest head are those of the moment, as in a full batch.
+nearest head are those of the moment, as in a full batch, but for the preset sgd, which averages those of its batches.
 """
 
 import collections
