@@ -115,7 +115,7 @@ def make_model(config: DescentOptions, num_classes: int, dim: int, head: HeadNam
             num_classes,
             radius=config.radius,
             # The means of the moment, unless a batch shows but a part of the features: its means are then averaged.
-            min_alpha=0.0 if config.optimizer == "sgd" else 1.0,
+            min_alpha=NearestHead.min_alpha if config.optimizer == "sgd" else 1.0,
             prox_weight=config.prox_weight,
             solver=config.solver,
             reduced=not config.full_template,
