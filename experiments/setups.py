@@ -148,13 +148,21 @@ def make_backbone(
     if model == "vit":
         if only_matrices:
             raise ValueError('the ViT has biases, for which AGD has no rule; got model="vit"')
-        return NETWORKS[model](patch=max(size // 8, 1), **options)
+        return NETWORKS[model](patch=_patch(size), **options)
     if model == "wide-resnet28":
         options["width_multiplier"] *= 10  # WRN-28-10
     elif model != "densenet121":  # which has the ImageNet stem only
         options["top" if model.startswith("vgg") else "stem"] = stem or ("cifar" if size <= SMALL else "imagenet")
     scales = {"use_scale": False, "use_bias": False} if only_matrices else {}
     return NETWORKS[model](axis_name=AXIS, **options, **scales)
+
+
+def _patch(size: int) -> int:
+    """Return the ViT's patch: 16 pixels (Dosovitskiy et al., 2021), of small images so that about 8 make a side."""
+    if size > SMALL:
+        return 16
+    # A patch of one pixel says nothing by itself, and attention costs the square of their number.
+    return min((patch for patch in range(2, size + 1) if size % patch == 0), key=lambda patch: abs(size / patch - 8))
 
 
 def _with_features(arrays: LabelledArrays, features: np.ndarray) -> LabelledArrays:

@@ -25,6 +25,12 @@ def test_digits_come_flat_or_as_images(data_dir):
     np.testing.assert_array_equal(flat.test.features, images.test.features.reshape(360, 64))
 
 
+@pytest.mark.parametrize(("size", "patch"), [(8, 2), (28, 4), (32, 4), (64, 8), (96, 16), (224, 16)])
+def test_the_vits_patches_tile_every_set_of_images(size, patch):
+    assert setups.make_backbone("vit", size=size).patch == patch
+    assert size % patch == 0
+
+
 def test_glyphs_come_in_any_number_and_are_preprocessed_on_the_device():
     task = setups.load("glyphs/low-data", num_classes=4, per_class=3, augmentation="shift", seed=1)
     assert (task.train.features.shape, task.train.num_classes, task.size) == ((12, 28, 28, 1), 4, 28)
