@@ -148,7 +148,7 @@ def backbones(config: Config) -> dict[str, Variants]:
     # A simplex of 100 classes needs 99 dimensions, which this width has; the stem is that of quarter resolution, which
     # takes a tenth of the time.
     glyphs = dataclasses.replace(
-        RESNET, dataset="glyphs/low-data", width_multiplier=1 / 4, stem="imagenet", target_accuracy=0.7, epochs=20
+        RESNET, dataset="glyphs/low-data", width_multiplier=1 / 4, stem="imagenet", target_accuracy=0.7
     )
     return tasks | {"glyphs, resnet18": _heads(_half(glyphs, config)), "glyphs, MLP": _heads(GLYPHS)}
 
