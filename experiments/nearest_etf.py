@@ -1,7 +1,7 @@
 """Does the nearest simplex ETF train faster than a fixed one and a learned classifier?
 
 Claim     Markou et al. (2024), section 4: fewer epochs to the same accuracy, and closer to neural collapse.
-Command   python -m experiments.nearest_etf        (8 seeds of 3 heads: about a minute on two CPU cores)
+Command   python -m experiments.nearest_etf        (8 seeds of 3 heads: a minute or two on two CPU cores)
 Expected  test accuracy after epoch 1: nearest 0.92, fixed 0.85, learned 0.85 (sd 0.02); epochs to 95 %: 2.6, 4.2, 4.4;
           NC3 after 20 epochs: 0.040, 0.079, 0.22
 Writes    runs/nearest_etf/<time>-<preset>/: config.json, metrics.jsonl, tensorboard/, checkpoints/, summary.md,
