@@ -1,7 +1,7 @@
 """What do a fixed simplex ETF and features of only K dimensions save: parameters, memory, time, or accuracy?
 
 Claim     Zhu et al. (2021), abstract: more than 20 % of the memory of ResNet-18, without loss of generalisation.
-Command   python -m experiments.fixed_etf        (9 minutes on two CPU cores that did other work, too)
+Command   python -m experiments.fixed_etf        (14 minutes on two CPU cores that did other work, too)
 Expected  parameters saved on ResNet-18: 0.05 % by fixing, 20.7 % by d = K; of a step's memory in batches of 32, 0.02 %
           and 9.4 %; accuracy on digits 0.962 learned with d = 64, 0.973 fixed with d = K, 0.952 turned (sd 0.01)
 Writes    runs/fixed_etf/<time>-<preset>/: config.json, metrics.jsonl, tensorboard/, checkpoints/, summary.md,

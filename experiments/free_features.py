@@ -14,6 +14,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from experiments import setups
+from experiments.setups import HeadName
 from nc_jax.data import epoch_indices
 from nc_jax.metrics import (
     ClassStatistics,
@@ -23,11 +25,10 @@ from nc_jax.metrics import (
     self_duality,
     within_class_collapse,
 )
-from nc_jax.models import Classifier, FixedHead, LearnedHead, NearestHead
+from nc_jax.models import Classifier, NearestHead
 from nc_jax.models.heads import scale_features
 from nc_jax.training import agd, agd_init, forward
 
-HeadName = Literal["learned", "fixed", "nearest"]
 OptimizerName = Literal["gd", "sgd", "agd"]
 
 
@@ -108,21 +109,18 @@ def least_loss(num_classes: int, radius: float) -> float:
 
 def make_model(config: DescentOptions, num_classes: int, dim: int, head: HeadName) -> Classifier:
     """Return free features under one of the heads."""
-    heads: dict[str, Callable[[], Any]] = {
-        "learned": lambda: LearnedHead(num_classes, radius=config.radius, normalize_columns=True, use_bias=False),
-        "fixed": lambda: FixedHead(num_classes, radius=config.radius),
-        "nearest": lambda: NearestHead(
-            num_classes,
-            radius=config.radius,
-            # The means of the moment, unless a batch shows but a part of the features: its means are then averaged.
-            min_alpha=NearestHead.min_alpha if config.optimizer == "sgd" else 1.0,
-            prox_weight=config.prox_weight,
-            solver=config.solver,
-            reduced=not config.full_template,
-            stop_gradient=config.stop_gradient,
-        ),
-    }
-    return Classifier(FreeFeatures(config.per_class * num_classes, dim), heads[head]())
+    classifier = setups.make_head(
+        head,
+        num_classes,
+        radius=config.radius,
+        # The means of the moment, unless a batch shows but a part of the features: its means are then averaged.
+        min_alpha=NearestHead.min_alpha if config.optimizer == "sgd" else 1.0,
+        prox_weight=config.prox_weight,
+        solver=config.solver,
+        reduced=not config.full_template,
+        stop_gradient=config.stop_gradient,
+    )
+    return Classifier(FreeFeatures(config.per_class * num_classes, dim), classifier)
 
 
 def make_optimizer(config: DescentOptions, number: int) -> optax.GradientTransformation:

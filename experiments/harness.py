@@ -169,23 +169,22 @@ def _plain(value: Any) -> Any:
 
 def mean_and_sd(values: Sequence[float], digits: int) -> str:
     """Return "mean ± standard deviation" over seeds, or "-" if no value is a number."""
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
-        return "-"
-    spread = f" ± {np.std(finite, ddof=1):.{digits}f}" if len(finite) > 1 else ""
-    missing = f" ({len(finite)} of {len(values)})" if len(finite) < len(values) else ""
-    return f"{np.mean(finite):.{digits}f}{spread}{missing}"
+    return _mean_and(values, digits, lambda finite: float(finite.std(ddof=1)))
 
 
 def mean_and_interval(values: Sequence[float], digits: int, level: float = 0.95) -> str:
     """Return "mean ± half width" of the mean's confidence interval over seeds, by Student's t with ddof = 1."""
-    finite = np.asarray([value for value in values if math.isfinite(value)])
-    if len(finite) < 2:
-        return mean_and_sd(values, digits)
-    quantile = float(stats.t.ppf((1 + level) / 2, len(finite) - 1))
-    half = quantile * float(finite.std(ddof=1)) / math.sqrt(len(finite))
+    quantile = (1 + level) / 2
+    return _mean_and(values, digits, lambda finite: stats.t.ppf(quantile, len(finite) - 1) * stats.sem(finite))
+
+
+def _mean_and(values: Sequence[float], digits: int, spread_of: Callable[[np.ndarray], float]) -> str:
+    finite = np.array([value for value in values if math.isfinite(value)])
+    if not len(finite):
+        return "-"
+    spread = f" ± {spread_of(finite):.{digits}f}" if len(finite) > 1 else ""
     missing = f" ({len(finite)} of {len(values)})" if len(finite) < len(values) else ""
-    return f"{finite.mean():.{digits}f} ± {half:.{digits}f}{missing}"
+    return f"{finite.mean():.{digits}f}{spread}{missing}"
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float], digits: int, *, wilcoxon: bool = False) -> str:

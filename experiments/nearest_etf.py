@@ -23,10 +23,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments import harness, plots, setups
 from experiments.nearest_etf_report import METRICS, report, solve_share, summarise, write_margins
-from experiments.setups import Task
+from experiments.setups import HeadName, Task
 from nc_jax.data import LabelledArrays, steps_per_epoch
 from nc_jax.frames.properties import cosines
-from nc_jax.models import Classifier, FixedHead, LearnedHead, NearestHead
+from nc_jax.models import Classifier
 from nc_jax.training import (
     AXIS,
     LoopOptions,
@@ -39,8 +39,6 @@ from nc_jax.training import (
     read_metrics,
 )
 from nc_jax.training.optimizers import OptimizerName, ScheduleName
-
-HeadName = Literal["learned", "fixed", "nearest"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,23 +275,19 @@ def make_trainer(config: Config, head: HeadName, task: Task) -> Trainer:
     if config.stop_gradient_epochs is not None and not config.stop_gradient:
         start, stop = config.stop_gradient_epochs
         stop_gradient = (start * epoch_steps, stop * epoch_steps)
-    heads: dict[str, Callable[[], Any]] = {
-        # Unit class vectors and no bias, as the other two have: what remains is who moves them.
-        "learned": lambda: LearnedHead(num_classes, radius=config.radius, normalize_columns=True, use_bias=False),
-        "fixed": lambda: FixedHead(num_classes, radius=config.radius),
-        "nearest": lambda: NearestHead(
-            num_classes,
-            radius=config.radius,
-            averaging=config.averaging,
-            prox_weight=config.prox_weight,
-            initial=config.initial,
-            prox_point=config.prox_point,
-            solver=config.solver,
-            reduced=not config.full_template,
-            stop_gradient=stop_gradient,
-            axis_name=AXIS,
-        ),
-    }
+    classifier = setups.make_head(
+        head,
+        num_classes,
+        radius=config.radius,
+        averaging=config.averaging,
+        prox_weight=config.prox_weight,
+        initial=config.initial,
+        prox_point=config.prox_point,
+        solver=config.solver,
+        reduced=not config.full_template,
+        stop_gradient=stop_gradient,
+        axis_name=AXIS,
+    )
     backbone = setups.make_backbone(
         config.model,
         size=task.size,
@@ -323,7 +317,7 @@ def make_trainer(config: Config, head: HeadName, task: Task) -> Trainer:
         step=task.step,
     )
     return Trainer(
-        Classifier(backbone, heads[head]()),
+        Classifier(backbone, classifier),
         make_optimizer(optimizer, epochs=config.epochs, epoch_steps=epoch_steps),
         options,
         devices=jax.local_devices()[: config.devices],

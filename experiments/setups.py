@@ -11,7 +11,7 @@ from jaxtyping import DTypeLike
 
 from nc_jax.data import LabelledArrays, digits, glyphs, sources, take_per_class
 from nc_jax.data.augment import AUGMENTATIONS, make, make_preprocess
-from nc_jax.models import MLP, VGG, DenseNet, EfficientNet, ResNet, ViT, WideResNet
+from nc_jax.models import MLP, VGG, DenseNet, EfficientNet, FixedHead, LearnedHead, NearestHead, ResNet, ViT, WideResNet
 from nc_jax.training import AXIS, StepOptions
 
 # Stem "cifar" for images of up to 64 pixels, the ImageNet one beyond.
@@ -29,6 +29,7 @@ NETWORKS: dict[str, Callable[..., Any]] = {
     "vit": partial(ViT, layout="tiny"),
 }
 MODELS = ("mlp", *NETWORKS)
+HeadName = Literal["learned", "fixed", "nearest"]
 
 
 class Task(NamedTuple):
@@ -155,6 +156,23 @@ def make_backbone(
         options["top" if model.startswith("vgg") else "stem"] = stem or ("cifar" if size <= SMALL else "imagenet")
     scales = {"use_scale": False, "use_bias": False} if only_matrices else {}
     return NETWORKS[model](axis_name=AXIS, **options, **scales)
+
+
+def make_head(name: HeadName, num_classes: int, *, radius: float, **nearest: Any) -> Any:
+    """Return one of the heads that the experiments compare; only who moves the class vectors differs between them.
+
+    Args:
+        name: "learned" has unit class vectors and no bias, as "fixed" and "nearest" have.
+        num_classes: K.
+        radius: tau, the length to which features are scaled.
+        nearest: settings of `nc_jax.models.NearestHead`; the others do not look at them.
+    """
+    heads: dict[HeadName, Callable[[], Any]] = {
+        "learned": lambda: LearnedHead(num_classes, radius=radius, normalize_columns=True, use_bias=False),
+        "fixed": lambda: FixedHead(num_classes, radius=radius),
+        "nearest": lambda: NearestHead(num_classes, radius=radius, **nearest),
+    }
+    return heads[name]()
 
 
 def _patch(size: int) -> int:

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from experiments import harness, plots
-from experiments.free_features import Descent, DescentOptions, HeadName, parse
+from experiments.free_features import Descent, DescentOptions, parse
+from experiments.setups import HeadName
 from nc_jax.frames.simplex import check_room_for_simplex
 from nc_jax.solvers import describe
 from nc_jax.training import MetricsLog, read_metrics

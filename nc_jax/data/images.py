@@ -124,6 +124,12 @@ class ImageSource:
         Args:
             shape: of the images: (height, width), or with the channels.
 
+        Returns:
+            `features` (N, height, width, channels), uint8, and `labels` (N,), int32.
+
+        Raises:
+            ValueError: if an image has another shape.
+
         Example:
             >>> records = [{"image": np.zeros((20, 30), np.uint8), "label": 0}]
             >>> source = ImageSource(records, channels=1, num_classes=1, class_names=("black",))

@@ -79,19 +79,12 @@ def make_evaluator(
         lambda sums, constant, batch: (sums.merge(centred_step(constant, batch)), ()), devices=devices
     )
 
-    def output_of(state: TrainState, features: Any) -> HeadOutput:
-        features = jnp.asarray(features) if preprocess is None else preprocess(jnp.asarray(features))
-        return forward(model, state.evaluated_params, state.variables, {"features": features}, train=False)[0]
-
-    def placed(tree: Any) -> Any:
-        """Put a tree where the steps leave theirs: each is then compiled once, and a state may come from anywhere."""
-        return replicate(tree, devices) if jax.process_count() == 1 else tree
-
+    output_of = _evaluated(model, preprocess)
     empty: dict[tuple[int, ...], EvalSums] = {}  # by shape of the features: making one takes a third of an evaluation
 
     def no_sums(state: TrainState, features: Any) -> EvalSums:
         if features.shape not in empty:
-            empty[features.shape] = placed(zero_sums(state, features))
+            empty[features.shape] = replicate(zero_sums(state, features), devices)
         return empty[features.shape]
 
     def zero_sums(state: TrainState, features: Any) -> EvalSums:
@@ -127,7 +120,7 @@ def make_evaluator(
             "cosine_margin_min": margins.minimum,
         }
 
-    no_centred_sums = placed(CentredSums.init())
+    no_centred_sums = replicate(CentredSums.init(), devices)
 
     def sums_of(state: TrainState, source: Source) -> tuple[EvalSums, Any]:
         """Return the sums, and the features of an example."""
@@ -155,7 +148,7 @@ def make_evaluator(
     def evaluate(
         state: TrainState, source: Source, collapse: bool = False, centres: ClassStatistics | None = None
     ) -> Evaluation:
-        state, centres = placed((state, centres))
+        state, centres = replicate((state, centres), devices)  # they may come from anywhere
         sums, example = sums_of(state, source)
         metrics = metrics_of(state, sums, example, collapse)
         if collapse:
@@ -178,11 +171,7 @@ def make_outputs(
     Returns:
         A function (state, batches) -> iterator over the head's output and the labels of each batch, padding and all.
     """
-
-    @jax.jit
-    def apply(state: TrainState, features: Any) -> HeadOutput:
-        batch = {"features": features if preprocess is None else preprocess(features)}
-        return forward(model, state.evaluated_params, state.variables, batch, train=False)[0]
+    apply = jax.jit(_evaluated(model, preprocess))
 
     def outputs(state: TrainState, batches: Iterable[Batch]) -> Iterator[tuple[HeadOutput, Array]]:
         state = jax.tree.map(jnp.asarray, jax.device_get(state))  # from all devices to one
@@ -208,3 +197,13 @@ def example_margins(
     margins_of = jax.jit(centred_margins)
     found = [np.asarray(margins_of(output, centres, labels))[np.asarray(labels) >= 0] for output, labels in outputs]
     return np.concatenate(found)
+
+
+def _evaluated(model: Model, preprocess: Preprocess | None) -> Callable[[TrainState, Any], HeadOutput]:
+    """Return the model as evaluation applies it: (state, features as stored) -> the head's output."""
+
+    def output_of(state: TrainState, features: Any) -> HeadOutput:
+        features = jnp.asarray(features) if preprocess is None else preprocess(jnp.asarray(features))
+        return forward(model, state.evaluated_params, state.variables, {"features": features}, train=False)[0]
+
+    return output_of

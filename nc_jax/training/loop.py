@@ -130,7 +130,7 @@ class Trainer:
             initialise=self.initialise,
             init=self._init,
         )
-        return self._placed(state)
+        return replicate(state, self.devices)
 
     def fit(
         self,
@@ -207,14 +207,14 @@ class Trainer:
                 trained = jax.device_get(state.totals).summary()
                 trained["seconds"] = time.perf_counter() - began
                 if not trained["finite"]:
-                    state = state.replace(totals=self._placed(EpochTotals.zero()))
+                    state = state.replace(totals=replicate(EpochTotals.zero(), self.devices))
                     checkpoints.save(state)
                     raise NonFiniteError(
                         f"training needs finite numbers; {run} met a NaN or an infinity in epoch {epoch + 1}, "
                         f"and the last good state (step {int(state.step)}) is in {folder}"
                     )
                 if int(state.step) == (epoch + 1) * epoch_steps:
-                    state = state.replace(totals=self._placed(EpochTotals.zero()))
+                    state = state.replace(totals=replicate(EpochTotals.zero(), self.devices))
                     if (epoch + 1) % options.evaluate_every == 0 or epoch + 1 == options.epochs:
                         evaluation = self._report(state, sources, run, epoch + 1, trained, writer, on_epoch)
                 if stopping or (epoch + 1) % options.checkpoint_every == 0 or epoch + 1 == options.epochs:
@@ -223,10 +223,6 @@ class Trainer:
                     raise PreemptedError(f"{run} was asked to stop; step {int(state.step)} is saved in {folder}")
         assert evaluation is not None, "the last epoch ends with one"
         return Trained(state, evaluation.statistics)
-
-    def _placed(self, tree: Any) -> Any:
-        """Put new arrays where the steps leave theirs: elsewhere, they would have each step compiled once more."""
-        return replicate(tree, self.devices) if jax.process_count() == 1 else tree
 
     def outputs(self, state: TrainState, examples: ExampleSource) -> Iterator[tuple[HeadOutput, jax.Array]]:
         """Apply the model to every example once, in order, on one device.

@@ -74,11 +74,13 @@ def data_parallel(
 
 
 def replicate(tree: Any, devices: Devices = None) -> Any:
-    """Copy a tree of arrays to every device of this process, once.
+    """Copy a tree of arrays to every device of this process, once; with several processes leave it as it is.
 
     What `data_parallel` returns lies there like this, so a function compiles once if its first arguments do, too; new
-    arrays, which lie elsewhere, would have it compiled twice.
+    arrays, which lie elsewhere, would have it compiled twice. (With several processes pmap places its arguments.)
     """
+    if jax.process_count() > 1:
+        return tree
     mesh = jax.sharding.Mesh(np.array(jax.local_devices() if devices is None else list(devices)), (AXIS,))
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
