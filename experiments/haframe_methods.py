@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from nc_jax.frames import hierarchical_constructor
@@ -54,6 +56,13 @@ TITLES: dict[str, str] = {
     "nearest": "nearest HAFrame",
     "nearest-gamma": "nearest HAFrame, gamma learned",
 }
+# Maps f(u) of u = d / d_max beside the two that `nc_jax.hierarchy.similarity` knows, Liang and Davis's (2023).
+MAPPINGS: dict[str, Callable[..., np.ndarray]] = {
+    "reciprocal": lambda u, gamma: 1 / (1 + gamma * u),
+    "gaussian": lambda u, gamma: np.exp(-gamma * u**2),
+    "cosine": lambda u, gamma: np.cos(np.pi * u / 2),
+}
+MappingName = Literal["exponential", "linear", "reciprocal", "gaussian", "cosine"]
 # Those whose class vectors are not learned.
 FRAMES = ("barz-denzler", "etf", "haframe-ce", "shuffled", "haframe", "nearest", "nearest-gamma")
 
@@ -65,7 +74,7 @@ class MethodOptions:
     Attributes:
         gamma: of the hierarchy-aware frame.
         alpha: weight of the alignment, a number or the name of a schedule.
-        mapping: of distances to cosines, "exponential" or "linear".
+        mapping: of distances to cosines: one of `nc_jax.hierarchy.similarity` or of `MAPPINGS`.
         hardness: of the soft labels.
         hxe_alpha: of HXE.
         spread: see `nc_jax.losses.feature_slices`, of Flamingo.
@@ -74,11 +83,22 @@ class MethodOptions:
 
     gamma: float = 3.0  # the prototype of issue 7
     alpha: float | ScheduleName = 0.5  # Liang and Davis (2023), FGVC-Aircraft and tieredImageNet-H
-    mapping: Literal["exponential", "linear"] = "exponential"
+    mapping: MappingName = "exponential"
     hardness: float = 10.0  # Bertinetto et al. (2020), between 4 and 30
     hxe_alpha: float = 0.4  # Bertinetto et al. (2020), between 0.1 and 0.6
     spread: bool = False
     radius: float | None = None
+
+
+def mapping_of(options: MethodOptions) -> Any:
+    """Return the map of distances to cosines as `nc_jax.hierarchy.similarity` takes it."""
+    found = MAPPINGS.get(options.mapping)
+    return options.mapping if found is None else partial(found, gamma=options.gamma)
+
+
+def wanted_cosines(options: MethodOptions, tree: LabelTree) -> np.ndarray:
+    """Return the cosines that HAFrame's class vectors have, (K, K)."""
+    return similarity(tree.distances(), options.gamma, mapping=mapping_of(options))
 
 
 def make(
@@ -95,15 +115,14 @@ def make(
     """
     count = len(tree.classes)
     align = objectives.aligned(mixing_schedule(options.alpha, epochs), epoch_steps)
-
-    construct = hierarchical_constructor(similarity(tree.distances(), options.gamma, mapping=options.mapping))
+    construct = hierarchical_constructor(wanted_cosines(options, tree))
 
     def shuffled(*shape: int, key: PRNGKeyArray, **options: Any) -> Array:
         # The classes are dealt to the leaves by the run's seed: by the key, so that all seeds share a compiled program.
         return jax.random.permutation(jax.random.fold_in(key, 1), construct(*shape, key=key, **options), axis=1)
 
     def nearest(learn: bool) -> NearestHead:
-        template = HierarchicalTemplate(tree, options.gamma, learn=learn)
+        template = HierarchicalTemplate(tree, options.gamma, learn=learn, mapping=mapping_of(options))
         # The frame's vectors do not sum to zero, so the means are not centred.
         return NearestHead(count, radius=options.radius, template=template, centred=False, axis_name=AXIS)
 

@@ -11,12 +11,14 @@ The other questions train variants of HAFrame on glyphs. A run that was interrup
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from experiments import haframe, haframe_plots, harness
+from experiments.haframe_methods import MappingName, MethodOptions, mapping_of
 from nc_jax.hierarchy import LabelTree, similarity
 from nc_jax.training.logging import write_atomically
 
@@ -53,13 +55,14 @@ PRESETS = {
     "smoke": Config(preset="smoke", trees=20),
 }
 GAMMAS, ALPHAS = (1.0, 3.0, 5.0), (0.1, 0.5, 0.9)
-MAPS: dict[str, Any] = {
+# Name and gamma of the maps of u = d / d_max.
+MAPS: dict[str, tuple[MappingName, float]] = {
     "exp(-3 u)": ("exponential", 3.0),
     "exp(-0.5 u)": ("exponential", 0.5),
     "1 - u": ("linear", 1.0),
-    "1 / (1 + 3 u)": (lambda u: 1 / (1 + 3 * u), 1.0),
-    "exp(-3 u^2)": (lambda u: np.exp(-3 * u**2), 1.0),
-    "cos(pi u / 2)": (lambda u: np.cos(np.pi * u / 2), 1.0),
+    "1 / (1 + 3 u)": ("reciprocal", 3.0),
+    "exp(-3 u^2)": ("gaussian", 3.0),
+    "cos(pi u / 2)": ("cosine", 1.0),
 }
 METRICS = haframe.METRICS[:4]
 
@@ -106,6 +109,10 @@ def path_lengths(tree: LabelTree) -> np.ndarray:
 def _trees(config: Config, directory: Path) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     failures = {kind: dict.fromkeys(MAPS, 0) for kind in ("depth", "height", "path")}
+    maps = {
+        name: (mapping_of(MethodOptions(mapping=mapping, gamma=gamma)), gamma)
+        for name, (mapping, gamma) in MAPS.items()
+    }
     below, count, sizes = 0, 0, []
     while count < config.trees:
         tree = random_tree(rng)
@@ -115,7 +122,7 @@ def _trees(config: Config, directory: Path) -> dict[str, Any]:
         sizes.append(len(tree.classes))
         distances = {"depth": tree.distances("depth"), "height": tree.distances("height"), "path": path_lengths(tree)}
         for kind, matrix in distances.items():
-            for name, (mapping, gamma) in MAPS.items():
+            for name, (mapping, gamma) in maps.items():
                 try:
                     found = similarity(matrix, gamma, mapping=mapping)
                     below += bool(np.linalg.eigvalsh(found)[0] < -1e-8)
@@ -144,8 +151,8 @@ def variants(config: Config) -> dict[str, haframe.Config]:
     if config.question == "grid":
         changes = {f"gamma {g:g}, alpha {a:g}": {"gamma": g, "alpha": a} for g in GAMMAS for a in ALPHAS}
     elif config.question == "maps":
-        changes = {f"exponential, gamma {g:g}": {"gamma": g} for g in (0.5, 1.0, 3.0, 5.0, 10.0)}
-        changes["linear"] = {"mapping": "linear"}
+        sharper = {f"exp(-{gamma:g} u)": ("exponential", gamma) for gamma in (1.0, 5.0, 10.0)}
+        changes = {name: {"mapping": mapping, "gamma": gamma} for name, (mapping, gamma) in (MAPS | sharper).items()}
     elif config.question == "epochs":
         both: dict[str, Any] = {"methods": ("ce", "haframe")}
         changes = {f"{epochs} epochs": both | {"epochs": epochs} for epochs in (5, 10, 20, 40)}
@@ -158,7 +165,7 @@ def variants(config: Config) -> dict[str, haframe.Config]:
 def _trained(config: Config, directory: Path) -> dict[str, Any]:
     rows, found = [], {}
     for name, variant in variants(config).items():
-        below = directory / name.replace(", ", "-").replace(" ", "")
+        below = directory / re.sub(r"[^\w.]+", "-", name).strip("-")
         (part,) = harness.subrun(haframe.run, variant, below)["tasks"].values()
         found[name] = part["methods"]
         for method, values in part["methods"].items():

@@ -12,11 +12,11 @@ import scipy.spatial.distance
 from jaxtyping import Array
 
 from experiments import setups
-from experiments.haframe_methods import FRAMES, MethodName, MethodOptions, make
+from experiments.haframe_methods import FRAMES, MethodName, MethodOptions, make, wanted_cosines
 from experiments.setups import Task
 from nc_jax import hierarchy
 from nc_jax.data import LabelledArrays, steps_per_epoch
-from nc_jax.hierarchy import LabelTree, similarity
+from nc_jax.hierarchy import LabelTree
 from nc_jax.losses import conditional_risk_scores
 from nc_jax.metrics import HierarchyStatistics, similarity_errors
 from nc_jax.models import BatchNorm, Bottleneck, Classifier, Projection, Transformation, WithNeck
@@ -47,7 +47,8 @@ class TrainingOptions(MethodOptions):
         weight_decay: of SGD.
         clip_norm: gradients longer than this are scaled to it; None leaves them.
         schedule: of the learning rate.
-        backbone_rate: learning rate of the backbone, as a share of the rest's.
+        backbone_rate: learning rate of what is `slow`, as a share of the rest's.
+        slow: "backbone", with the projection of "type2" if there is one, or "all" but the classifier.
         backbone_checkpoint: folder of Orbax checkpoints of `nc_jax.training`, from whose newest one the backbone's
             parameters are taken; batch statistics are estimated anew.
         model: "mlp", or a network of `experiments.setups`.
@@ -59,7 +60,9 @@ class TrainingOptions(MethodOptions):
             the latter alone.
         neck_dim: width of "type1".
         augmentation: as in `experiments.setups.load`.
-        data_dir: where TFDS keeps prepared data.
+        train_crop: as there.
+        test_crop: as there.
+        data_dir: where TFDS keeps prepared data, and folders of images are looked for.
         devices: use only so many of the local devices; None uses all.
     """
 
@@ -72,6 +75,7 @@ class TrainingOptions(MethodOptions):
     clip_norm: float | None = 1.0  # without, one in ten runs of cross-entropy on glyphs diverged
     schedule: RateSchedule = "cosine"  # Liang and Davis (2023)
     backbone_rate: float = 1.0
+    slow: Literal["backbone", "all"] = "backbone"
     backbone_checkpoint: Path | None = None
     model: str = "mlp"
     width_multiplier: float = 1.0
@@ -82,13 +86,22 @@ class TrainingOptions(MethodOptions):
     neck: Literal["none", "norm", "type1", "type2", "transformation"] = "norm"
     neck_dim: int = 600  # Garg et al. (2022)
     augmentation: str = "none"
+    train_crop: setups.TrainCrop = "random"
+    test_crop: setups.TestCrop = "centre"
     data_dir: str | None = None
     devices: int | None = None
 
 
 def load(config: TrainingOptions, dataset: str) -> Task:
     """Return a data set."""
-    return setups.load(dataset, config.data_dir, flat=config.model == "mlp", augmentation=config.augmentation)
+    return setups.load(
+        dataset,
+        config.data_dir,
+        flat=config.model == "mlp",
+        augmentation=config.augmentation,
+        train_crop=config.train_crop,
+        test_crop=config.test_crop,
+    )
 
 
 def make_trainer(config: TrainingOptions, method: MethodName, task: Task, tree: LabelTree) -> Trainer:
@@ -118,7 +131,9 @@ def make_trainer(config: TrainingOptions, method: MethodName, task: Task, tree: 
     )
     optimizer = make_optimizer(rate, epochs=config.epochs, epoch_steps=epoch_steps)
     if config.backbone_rate != 1:
-        optimizer = scaled_rate(optimizer, path, config.backbone_rate)
+        slow = [path, "backbone/necks_0"] if config.neck == "type2" else [path]
+        for part in ["backbone"] if config.slow == "all" else slow:
+            optimizer = scaled_rate(optimizer, part, config.backbone_rate)
     loop = LoopOptions(
         epochs=config.epochs,
         batch_size=config.batch_size,
@@ -161,7 +176,7 @@ def train(
         sums = tuple(one.merge(other) for one, other in zip(sums, statistics(output.logits, labels), strict=True))
     found: dict[str, Any] = {}
     names = [method] if method not in ("ce", "haframe") else [method, {"ce": "crm", "haframe": "haframe+crm"}[method]]
-    wanted = jnp.asarray(similarity(tree.distances(), config.gamma, mapping=config.mapping), jnp.float32)
+    wanted = jnp.asarray(wanted_cosines(config, tree), jnp.float32)
     errors = similarity_errors(trained.statistics.means, wanted, trained.statistics.present)
     for title, part in zip(names, sums, strict=False):
         metrics = {key: float(value) for key, value in part.compute().items()}

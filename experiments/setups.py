@@ -11,6 +11,7 @@ from jaxtyping import DTypeLike
 
 from nc_jax.data import LabelledArrays, digits, glyphs, sources, take_per_class
 from nc_jax.data.augment import AUGMENTATIONS, make, make_preprocess
+from nc_jax.data.images import ImageSource
 from nc_jax.models import MLP, VGG, DenseNet, EfficientNet, FixedHead, LearnedHead, NearestHead, ResNet, ViT, WideResNet
 from nc_jax.training import AXIS, StepOptions
 
@@ -29,6 +30,8 @@ NETWORKS: dict[str, Callable[..., Any]] = {
     "vit": partial(ViT, layout="tiny"),
 }
 MODELS = ("mlp", *NETWORKS)
+TrainCrop = Literal["random", "stretch"]
+TestCrop = Literal["centre", "stretch"]
 HeadName = Literal["learned", "fixed", "nearest"]
 
 
@@ -56,6 +59,8 @@ def load(
     num_classes: int | None = None,
     per_class: int | None = None,
     augmentation: str = "none",
+    train_crop: TrainCrop = "random",
+    test_crop: TestCrop = "centre",
     seed: int = 0,
 ) -> Task:
     """Load a data set by name.
@@ -69,7 +74,9 @@ def load(
         num_classes: of the glyphs, 2 to 1000; other sets have the classes that they have.
         per_class: training images to keep of each class; None keeps all.
         augmentation: of `nc_jax.data.augment`.
-        seed: of the choice that `per_class` makes.
+        train_crop: of images that have no common size: "random", or "stretch", which resizes the whole image.
+        test_crop: likewise, "centre" or "stretch".
+        seed: of the choice that `per_class` makes, and of random crops.
 
     Raises:
         ValueError: if there is no such set or augmentation, or it cannot be had that way.
@@ -91,10 +98,14 @@ def load(
         options: dict[str, Any] = {"preset": preset or "default", "num_classes": num_classes or glyphs.NUM_CLASSES}
         train, test = (glyphs.load(split, **options) for split in ("train", "test"))
     else:
-        splits = sources.SPLITS.get(base, ("train", "test"))
+        splits = sources.splits(dataset, data_dir)
+        if len(splits) < 2:
+            raise ValueError(f"{dataset} must have a split to train on and one to test on; got {', '.join(splits)}")
         train, test = (sources.load(dataset, split, data_dir) for split in splits[:2])
-        if base in sources.LARGE:
-            train = train.cropped(sources.IMAGE_SIZE, seed=seed)
+        if isinstance(train, ImageSource):
+            size = sources.IMAGE_SIZE
+            train = train.stretched(size) if train_crop == "stretch" else train.cropped(size, seed=seed)
+            test = test.stretched(size) if test_crop == "stretch" else test.cropped(size)
     if per_class is not None:
         if not isinstance(train, LabelledArrays):
             raise ValueError(f"per_class needs a set in memory; got {dataset}")

@@ -8,6 +8,7 @@ since the padding of a crop and the limits of a colour are those of pixels. So a
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import dm_pix
@@ -39,6 +40,10 @@ STATISTICS = {
     "stl10": PixelStatistics((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
     "imagenet2012": PixelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision
     "places365_small": PixelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's, as is usual
+    # Folders of images with these names; released code of HAFrame, the last being ImageNet's.
+    "fgvc_aircraft": PixelStatistics((0.4881, 0.5192, 0.5438), (0.2148, 0.2068, 0.2394)),
+    "inaturalist19": PixelStatistics((0.454, 0.474, 0.367), (0.237, 0.230, 0.249)),
+    "tiered_imagenet": PixelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
 
@@ -96,7 +101,8 @@ def make_preprocess(name: str) -> Callable[[Array], Array]:
     """What a network is to be given of a set's images, stored or augmented: pixels in [0, 1], each channel normalised.
 
     Args:
-        name: of the set, possibly with a variant ("glyphs/hard"). A set without `STATISTICS` is scaled only.
+        name: of the set, possibly with a variant ("glyphs/hard"), or a folder of images, whose last part counts. A set
+            without `STATISTICS` is scaled only.
 
     Returns:
         A function of images (..., H, W, C), bytes or floats in [0, 1].
@@ -105,7 +111,7 @@ def make_preprocess(name: str) -> Callable[[Array], Array]:
         >>> round(float(make_preprocess("mnist")(jnp.zeros((1, 2, 2, 1), jnp.uint8))[0, 0, 0, 0]), 4)
         -0.4242
     """
-    statistics = STATISTICS.get(name.partition("/")[0])
+    statistics = STATISTICS.get(name.partition("/")[0]) or STATISTICS.get(name.rpartition("/")[2])
 
     def preprocess(images: Array) -> Array:
         images = to_unit_range(images)
@@ -292,20 +298,27 @@ def _shift(key: PRNGKeyArray, image: Array) -> Array:
     return random_shift(key, image, padding=2)
 
 
-def _cifar(key: PRNGKeyArray, image: Array) -> Array:
+def _cifar(key: PRNGKeyArray, image: Array, mode: str = "constant") -> Array:
     crop_key, flip_key = jax.random.split(key)
-    return random_flip(flip_key, random_shift(crop_key, image))
+    return random_flip(flip_key, random_shift(crop_key, image, mode=mode))
 
 
-AUGMENTATIONS: dict[str, Augmentation] = {"none": _none, "shift": _shift, "cifar": _cifar}
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "none": _none,
+    "shift": _shift,
+    "flip": random_flip,
+    "cifar": _cifar,
+    "cifar-reflect": partial(_cifar, mode="reflect"),
+}
 
 
 def make(name: str) -> Augmentation:
     """A usual augmentation by name.
 
     Args:
-        name: "none"; "shift", a shift by up to 2 pixels, for digits and glyphs; "cifar", a shift by up to 4 pixels and
-            a flip, for small photographs.
+        name: "none"; "shift", a shift by up to 2 pixels, for digits and glyphs; "flip", for photographs that were
+            cropped at random; "cifar", a shift by up to 4 pixels and a flip, for small photographs, and
+            "cifar-reflect", the same with the image mirrored at its borders instead of zeros.
 
     Returns:
         A function of a key and images, bytes or floats in [0, 1], one (H, W, C) or a batch (N, H, W, C), in which

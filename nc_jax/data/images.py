@@ -1,4 +1,4 @@
-"""Images that are decoded when they are asked for, and cropped at random or at their centre."""
+"""Images that are decoded when they are asked for: cropped at random or at their centre, or resized as a whole."""
 
 import dataclasses
 import io
@@ -34,9 +34,10 @@ class ImageSource:
         class_names: K names.
         size: height and width to which images are cropped and resized; None leaves them as they are stored.
         seed: None crops the central square, for evaluation; a seed draws a random crop for each example, for training.
+        stretch: resize the whole image instead, whatever its aspect ratio.
 
     Raises:
-        ValueError: if size or seed are out of their ranges, or there is a seed without a size.
+        ValueError: if size or seed are out of their ranges, there is a seed or a stretch without a size, or both.
     """
 
     records: Sequence[Any]
@@ -45,6 +46,7 @@ class ImageSource:
     class_names: tuple[str, ...]
     size: int | None = None
     seed: int | None = None
+    stretch: bool = False
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
@@ -53,6 +55,8 @@ class ImageSource:
             raise ValueError(f"seed must lie in 0..2^64-1, or be None for central crops; got {self.seed}")
         if self.seed is not None and self.size is None:
             raise ValueError(f"random crops need a size; got seed={self.seed} with size=None")
+        if self.stretch and (self.size is None or self.seed is not None):
+            raise ValueError(f"stretching needs a size and no seed; got size={self.size}, seed={self.seed}")
 
     def __len__(self) -> int:
         return len(self.records)
@@ -116,7 +120,27 @@ class ImageSource:
 
         Reference: central crop as in He et al. (2016), random crop as in Szegedy et al. (2015).
         """
-        return dataclasses.replace(self, size=size, seed=seed)
+        return dataclasses.replace(self, size=size, seed=seed, stretch=False)
+
+    def stretched(self, size: int) -> "ImageSource":
+        """The same images resized as a whole, their aspect ratio lost and nothing of them.
+
+        Args:
+            size: height and width.
+
+        Returns:
+            A source over the same records.
+
+        Raises:
+            ValueError: if the size is below 1.
+
+        Example:
+            >>> records = [{"image": np.eye(3, 8, dtype=np.uint8)[..., None], "label": 0}]
+            >>> source = ImageSource(records, channels=1, num_classes=1, class_names=("line",))
+            >>> source.stretched(8)[0]["image"].shape
+            (8, 8, 1)
+        """
+        return dataclasses.replace(self, size=size, seed=None, stretch=True)
 
     def in_memory(self, shape: tuple[int, ...]) -> LabelledArrays:
         """Decode all of it, as stored, into arrays.
@@ -153,10 +177,17 @@ class ImageSource:
         if not 0 <= index < len(self):
             raise IndexError(f"index must lie in 0..{len(self) - 1}; got {index}")
         record = self.records[index]
-        image = _decode(record["image"], self.channels)
+        try:
+            image = _decode(record["image"], self.channels)
+        except OSError as error:  # PIL's for what is no image or half of one
+            name = record.get("file", f"number {index}")
+            raise RuntimeError(f"image {name} must be readable; got {type(error).__name__}: {error}") from error
         if self.size is not None:
-            box = _central_box(*image.size)
-            if self.seed is not None:
+            if self.stretch:
+                box = (0.0, 0.0, float(image.width), float(image.height))
+            elif self.seed is None:
+                box = _central_box(*image.size)
+            else:
                 box = _random_box(*image.size, seed=self.seed, index=index, visit=visit)
             image = image.resize((self.size, self.size), PIL.Image.Resampling.BILINEAR, box=box)
         return {"image": _pixels(image, self.channels), "label": int(record["label"])}

@@ -1,4 +1,4 @@
-"""One door to the data sets: the image sets of TensorFlow Datasets and our own embedded ones.
+"""One door to the data sets: those of TensorFlow Datasets, our own embedded ones, and folders of images.
 
 `load` reads what is on disk and never downloads: a set that has not been prepared is an error at once, whose sentence
 holds the command that prepares it. (TFDS itself tries a download again and again for more than three minutes.)
@@ -20,7 +20,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from nc_jax.data import digits, glyphs
+from nc_jax.data import digits, folders, glyphs
 from nc_jax.data.arrays import LabelledArrays
 from nc_jax.data.images import ImageSource
 
@@ -71,11 +71,12 @@ def load(
     `digits.load` gives: vectors in [0, 1], not bytes.
 
     Args:
-        name: one of `SPLITS`, possibly with one of its `CONFIGS`: "cifar10", "emnist/letters", "glyphs/hard".
-        split: one of the set's `SPLITS`.
+        name: one of `SPLITS`, possibly with one of its `CONFIGS`: "cifar10", "emnist/letters", "glyphs/hard"; or else
+            a folder of images as `nc_jax.data.folders` reads them, below `data_dir` or anywhere.
+        split: one of the set's `splits`.
         data_dir: root folder of prepared sets; None is the TFDS default, `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-        in_memory: True gives `LabelledArrays`, False an `ImageSource`; None decides by the set: a source for the
-            `LARGE` ones, which crops to 224 x 224 from the centre (see `ImageSource.cropped` for training).
+        in_memory: True gives `LabelledArrays`, False an `ImageSource`; None decides by the set: a source for folders
+            and the `LARGE` ones, which crops to 224 x 224 from the centre (see `ImageSource.cropped` for training).
 
     Returns:
         Images (N, H, W, C), uint8, with labels; or the source of such images.
@@ -91,6 +92,9 @@ def load(
         ...     load("digits", "test", folder)
         LabelledArrays(360 examples of shape (64,) float32, 10 classes)
     """
+    if not _is_named(name):
+        source = folders.load(_folder(name, data_dir), split)
+        return source.in_memory(source[0]["image"].shape) if in_memory else source.cropped(IMAGE_SIZE)
     base, config = _parse(name)
     if split not in SPLITS[base]:
         raise ValueError(f"split of {base} must be one of {_listed(SPLITS[base])}; got {split!r}")
@@ -125,6 +129,24 @@ def load(
         raise ValueError(f"images must have one size to come into memory; got {base} with shape {shape}")
     with _damage_in_one_sentence(folder, root):
         return source.in_memory(shape)
+
+
+def splits(name: str, data_dir: str | Path | None = None) -> tuple[str, ...]:
+    """Names of a set's splits that have labels: what to train on first, what to test on second.
+
+    Args:
+        name: as in `load`.
+        data_dir: as in `load`; it matters for folders of images only.
+
+    Raises:
+        ValueError: if there is no such set.
+        FileNotFoundError: if a folder of images has no "train".
+
+    Example:
+        >>> splits("imagenet2012")
+        ('train', 'validation')
+    """
+    return SPLITS[_parse(name)[0]] if _is_named(name) else folders.splits(_folder(name, data_dir))
 
 
 def prepare(name: str, data_dir: str | Path | None = None) -> Path:
@@ -175,6 +197,18 @@ def prepare(name: str, data_dir: str | Path | None = None) -> Path:
     folder = _newest_version(base, config, root)
     assert folder is not None  # else download_and_prepare has raised
     return folder
+
+
+def _is_named(name: str) -> bool:
+    return name.partition("/")[0] in SPLITS
+
+
+def _folder(name: str, data_dir: str | Path | None) -> Path:
+    root = _root(data_dir)
+    for folder in (root / name, Path(name).expanduser()):
+        if folder.is_dir():
+            return folder
+    raise ValueError(f"name must be one of {_listed(SPLITS)}, or a folder of images here or in {root}; got {name!r}")
 
 
 def _parse(name: str) -> tuple[str, str | None]:

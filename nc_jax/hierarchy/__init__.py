@@ -17,6 +17,7 @@ from nc_jax.hierarchy.readers import (
 )
 from nc_jax.hierarchy.similarity import (
     GammaRange,
+    Mapping,
     check_ultrametric,
     kernel,
     max_separation,
@@ -28,6 +29,7 @@ from nc_jax.hierarchy.tree import LabelTree
 __all__ = [
     "GammaRange",
     "LabelTree",
+    "Mapping",
     "check_ultrametric",
     "cut_linkage",
     "draw_dendrogram",

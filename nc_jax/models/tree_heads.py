@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from nc_jax.arrays import safe_norm
 from nc_jax.frames import hierarchical_template, separated_template
-from nc_jax.hierarchy import LabelTree, similarity
+from nc_jax.hierarchy import LabelTree, Mapping, similarity
 from nc_jax.losses import feature_slices, tree_log_softmax
 from nc_jax.models.heads import HeadOutput
 
@@ -115,7 +115,7 @@ class HierarchicalTemplate(nn.Module):
     gamma: float = 3.0  # as `nc_jax.hierarchy.similarity`
     learn: bool = False
     min_similarity: float | Literal["max-separation", "grid"] = "max-separation"
-    mapping: Literal["exponential", "linear"] = "exponential"
+    mapping: Mapping = "exponential"
 
     @nn.compact
     def __call__(self) -> Float[Array, "rank classes"]:

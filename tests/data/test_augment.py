@@ -191,7 +191,7 @@ def test_stored_images_are_augmented_in_the_unit_range_and_then_normalised(image
 
 
 REFUSED = [
-    (lambda: augment.make("crop"), "name must be one of 'none', 'shift', 'cifar'; got 'crop'"),
+    (lambda: augment.make("crop"), "name must be one of 'none', 'shift', 'flip', 'cifar', 'cifar-reflect'; got 'crop'"),
     (lambda: augment.random_shift(KEY, jnp.ones((4, 4, 1)), padding=-1), "padding must be at least 0; got -1"),
     (lambda: augment.cutout(KEY, jnp.ones((4, 4, 1)), length=-1), "length must be at least 0; got -1"),
     (lambda: augment.to_unit_range(jnp.ones(3, jnp.int32)), "images must be uint8 or floating; got int32"),

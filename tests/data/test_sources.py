@@ -200,7 +200,7 @@ REFUSED = [
     (
         lambda folder: sources.load("cifar", "train", folder),
         "name must be one of 'digits', 'glyphs', 'mnist', 'fashion_mnist', 'emnist', 'svhn_cropped', 'cifar10', "
-        "'cifar100', 'stl10', 'imagenet2012', 'places365_small'; got 'cifar'",
+        "'cifar100', 'stl10', 'imagenet2012', 'places365_small', or a folder of images here or in ",
     ),
     (
         lambda folder: sources.load("emnist/all", "train", folder),

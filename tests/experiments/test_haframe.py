@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from prepared import encoded, smooth
 
 from experiments import haframe, haframe_methods, haframe_questions, haframe_training, harness
-from nc_jax.data import hierarchies
+from nc_jax.data import hierarchies, sources
 
 FLAGS = ["--devices", "1", "--seeds", "2", "--epochs", "1"]
 TREE = hierarchies.load("digits")
@@ -149,5 +150,76 @@ def test_trees_always_have_a_frame_for_a_decreasing_map(tmp_path):
     assert summary["negative"] == 0
     for rule in ("depth", "height"):
         assert set(summary["failures"][rule].values()) == {0}
-    for question in ("grid", "maps", "epochs", "transformation"):
-        assert len(haframe_questions.variants(dataclasses.replace(config, question=question))) > 3
+
+
+QUESTIONS = ("grid", "maps", "epochs", "transformation")
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_every_variant_of_a_question_is_another_one_that_can_be_made(question):
+    config = dataclasses.replace(haframe_questions.PRESETS["default"], question=question)
+    found = haframe_questions.variants(config)
+    settings = {repr(dataclasses.replace(variant, workdir=None)) for variant in found.values()}
+    assert len(settings) == len(found) > 3
+    for variant in found.values():
+        haframe_methods.make("haframe", variant, TREE, epochs=1, epoch_steps=1)
+
+
+def test_a_question_is_answered_and_resumes_at_its_variant(tmp_path, data_dir, monkeypatch):
+    monkeypatch.setattr(haframe_questions, "GAMMAS", (3.0,))
+    monkeypatch.setattr(haframe_questions, "ALPHAS", (0.1, 0.9))
+    digits = {"dataset": "digits", "tree": "digits", "data_dir": data_dir, "seeds": 1, "epochs": 1}
+    options = haframe_questions.Config(question="grid", workdir=tmp_path / "run", **digits)
+    found = haframe_questions.run(options)
+    assert list(found) == ["gamma 3, alpha 0.1", "gamma 3, alpha 0.9"]
+    assert (tmp_path / "run" / "top1.png").stat().st_size > 0
+    assert "gamma 3, alpha 0.9, HAFrame" in (tmp_path / "run" / "summary.md").read_text()
+    monkeypatch.setattr(haframe, "train", None)  # nothing is trained again
+    again = haframe_questions.run(
+        harness.parse(haframe_questions.PRESETS["default"], ["--resume", str(options.workdir)])
+    )
+    assert again == json.loads(json.dumps(found))
+
+
+def test_a_preset_of_the_paper_trains_on_a_folder_of_images_with_a_tree_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "IMAGE_SIZE", 32)
+    families = {"airbus": ["a320", "a380"], "cessna": ["c172", "c208"]}
+    names = [name for family in families.values() for name in family]
+    for split, count in (("train", 4), ("test", 2)):
+        for number, name in enumerate(names):
+            folder = tmp_path / "data" / "fgvc_aircraft" / split / name
+            folder.mkdir(parents=True)
+            for turn in range(count):
+                (folder / f"{turn}.jpg").write_bytes(encoded(smooth(40, 50 + turn, turn=float(number)), "jpeg"))
+    (tmp_path / "tree.json").write_text(json.dumps({"aircraft": families}))
+    flags = [
+        "--data-dir",
+        str(tmp_path / "data"),
+        "--trees",
+        str(tmp_path / "tree.json"),
+        "--methods",
+        "haframe",
+        *FLAGS,
+    ]
+    small = ["--model", "resnet18", "--width-multiplier", "0.0625", "--batch-size", "8", "--seeds", "1"]
+    config = config_of(*flags, *small, "--workdir", str(tmp_path / "run"), preset="paper-fgvc-aircraft")
+    (part,) = haframe.run(config)["tasks"].values()
+    assert (part["num_classes"], part["height"]) == (4, 2)
+    assert np.isfinite(part["methods"]["haframe"]["ahd@1"]).all()
+
+
+def test_the_papers_learning_rates_are_two(data_dir):
+    flags = ["--neck", "type2", "--backbone-rate", "0.0", "--data-dir", data_dir]
+    still = {}
+    for slow in ("backbone", "all"):
+        config = config_of(*flags, "--slow", slow)
+        task = haframe_training.load(config, "digits")
+        trainer = haframe_training.make_trainer(config, "ce", task, TREE)
+        params = trainer.init(task.train, seed=0).params
+        updates, _ = trainer.optimizer.update(params, trainer.optimizer.init(params), params)
+        moved = {
+            part: any(jnp.any(leaf) for leaf in jax.tree.leaves(below)) for part, below in updates["backbone"].items()
+        }
+        still[slow] = {part for part, moves in moved.items() if not moves}
+        assert any(jnp.any(leaf) for leaf in jax.tree.leaves(updates["head"]))
+    assert still == {"backbone": {"backbone", "necks_0"}, "all": {"backbone", "necks_0", "necks_1"}}

