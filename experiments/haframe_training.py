@@ -59,6 +59,7 @@ class TrainingOptions(MethodOptions):
             Linear, again and ELU; "type2", a projection on K channels and the transformation layer; "transformation",
             the latter alone.
         neck_dim: width of "type1".
+        per_class: training images to keep of each class; None keeps all.
         augmentation: as in `experiments.setups.load`.
         train_crop: as there.
         test_crop: as there.
@@ -85,6 +86,7 @@ class TrainingOptions(MethodOptions):
     # gradient falls with their length, does not take away: mean error of the cosines 0.62 on glyphs, and 0.05 with it.
     neck: Literal["none", "norm", "type1", "type2", "transformation"] = "norm"
     neck_dim: int = 600  # Garg et al. (2022)
+    per_class: int | None = None
     augmentation: str = "none"
     train_crop: setups.TrainCrop = "random"
     test_crop: setups.TestCrop = "centre"
@@ -98,6 +100,7 @@ def load(config: TrainingOptions, dataset: str) -> Task:
         dataset,
         config.data_dir,
         flat=config.model == "mlp",
+        per_class=config.per_class,
         augmentation=config.augmentation,
         train_crop=config.train_crop,
         test_crop=config.test_crop,
