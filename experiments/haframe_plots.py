@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 
@@ -18,11 +19,12 @@ def severity(path: Path, histograms: Mapping[str, Sequence[Sequence[float]]]) ->
     figure = Figure(figsize=(7.5, 3.6), layout="constrained")
     axis: Any = figure.add_subplot()
     width = 0.85 / len(histograms)
+    colours = colormaps["tab10" if len(histograms) <= 10 else "tab20"]
     for place, (name, seeds) in enumerate(histograms.items()):
         shares = np.asarray(seeds)[:, 1:]
         at = np.arange(1, shares.shape[1] + 1) + (place - (len(histograms) - 1) / 2) * width
         spread = shares.std(axis=0, ddof=1) if len(shares) > 1 else None
-        axis.bar(at, shares.mean(axis=0), width, yerr=spread, label=name, color=f"C{place % 10}", error_kw={"lw": 0.7})
+        axis.bar(at, shares.mean(axis=0), width, yerr=spread, label=name, color=colours(place), error_kw={"lw": 0.7})
     axis.set_xticks(range(1, np.asarray(next(iter(histograms.values()))).shape[1]))
     axis.set_xlabel("distance of the prediction from the truth, in edges")
     axis.set_ylabel("share of the test images")

@@ -196,7 +196,8 @@ def train(
 def confusion_tree(config: TrainingOptions, task: Task) -> LabelTree:
     """Cluster the classes by what cross-entropy confuses on one half of the training set after learning the other.
 
-    Average linkage of 1 - (C + C^T) / 2, C the mean predicted probabilities per class; the test set plays no part.
+    Complete linkage of 1 - (C + C^T) / 2, C the mean predicted probabilities per class; the test set plays no part.
+    (Average linkage makes one large cluster of the digits and two of one class: all these distances are close to 1.)
     """
     train_set: LabelledArrays = task.train
     flat = hierarchy.from_nested({"root": list(train_set.class_names)}).ordered(train_set.class_names)
@@ -216,7 +217,7 @@ def confusion_tree(config: TrainingOptions, task: Task) -> LabelTree:
     confusion /= confusion.sum(axis=1, keepdims=True)
     distances = 1 - (confusion + confusion.T) / 2
     np.fill_diagonal(distances, 0)
-    linkage = scipy.cluster.hierarchy.average(scipy.spatial.distance.squareform(distances, checks=False))
+    linkage = scipy.cluster.hierarchy.complete(scipy.spatial.distance.squareform(distances, checks=False))
     cuts = [cut for cut in (max(count // 10, 2), max(count // 3, 3)) if cut < count]
     return hierarchy.from_linkage(linkage, train_set.class_names, cuts=[*cuts, count]).ordered(train_set.class_names)
 
