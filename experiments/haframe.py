@@ -24,9 +24,17 @@ import numpy as np
 
 from experiments import haframe_plots, harness
 from experiments.haframe_methods import TITLES, MethodName, wanted_cosines
-from experiments.haframe_training import TrainingOptions, confusion_tree, load, make_trainer, train
+from experiments.haframe_training import (
+    Results,
+    TrainingOptions,
+    choose_rate,
+    confusion_tree,
+    load,
+    make_trainer,
+    train,
+)
 from nc_jax import hierarchy
-from nc_jax.data import hierarchies
+from nc_jax.data import LabelledArrays, hierarchies
 from nc_jax.training import MetricsLog, Trainer
 from nc_jax.training.logging import write_atomically
 
@@ -39,6 +47,8 @@ class Config(TrainingOptions, harness.RunOptions):
         datasets: as `experiments.setups.load` names them.
         trees: of each data set, as `nc_jax.data.hierarchies.load` names them, or a file; "confusion" clusters what
             cross-entropy confuses on held-out halves of the training set.
+        rates: learning rates of which each method has the one that is best on quarters of the training set, held out;
+            none: `learning_rate`.
         methods: see `experiments.haframe_methods`. CRM comes with cross-entropy and HAFrame, at no training.
         seeds: how many; a seed sets the initial state, the order of examples, the frame's rotation and the shuffling.
     """
@@ -58,6 +68,7 @@ class Config(TrainingOptions, harness.RunOptions):
         "haframe",
         "nearest",
     )
+    rates: tuple[float, ...] = (0.4, 0.8, 1.6, 3.2)  # 0.4: the prototype of issue 7, where no method has converged
     seeds: int = 10  # issue 7: at least
 
 
@@ -68,8 +79,8 @@ PAPER = Config(
     methods=("ce", "flamingo", "hafeature", "etf", "shuffled", "haframe"),
     seeds=5,
     epochs=100,
+    rates=(),
     learning_rate=0.1,
-    frame_learning_rate=None,
     momentum=0.9,
     weight_decay=5e-4,
     clip_norm=None,
@@ -98,6 +109,7 @@ PRESETS = {
         epochs=2,
         hidden=(32,),
         dim=16,
+        rates=(),
     ),
     # Issue 7's prototype; a seed leaves some ten mistakes, so it takes many.
     "confusion": Config(preset="confusion", datasets=("digits",), trees=("confusion",), per_class=100, seeds=30),
@@ -178,6 +190,10 @@ def check(config: Config) -> None:
         raise ValueError(f"a seed and a method are needed; got seeds={config.seeds}, methods={config.methods}")
     for dataset, tree_name in zip(config.datasets, config.trees, strict=True):
         task = load(config, dataset)
+        if config.rates and not isinstance(task.train, LabelledArrays):
+            raise ValueError(
+                f"learning rates are chosen on sets in memory; for {dataset} give one, and --rates without"
+            )
         if tree_name == "confusion":
             continue
         tree = hierarchies.load(tree_name, task.train.class_names)
@@ -193,8 +209,9 @@ def compare(config: Config, dataset: str, tree_name: str, directory: Path) -> tu
     tree = confusion_tree(config, task) if tree_name == "confusion" else None
     tree = tree or hierarchies.load(tree_name, task.train.class_names)
     hierarchy.draw_dendrogram(tree, directory / slug / "dendrogram.png", title=f"{dataset}: {tree_name}")
-    results = _Results(directory / "results.jsonl")
+    results = Results(directory / "results.jsonl")
     trainers: dict[str, Trainer] = {}
+    chosen: dict[str, float] = {}
     # Cross-entropy first, for the alignment; then seed by seed, so that an unfinished run has complete seeds.
     runs: list[tuple[MethodName, int]] = [(method, seed) for seed in range(config.seeds) for method in config.methods]
     runs.sort(key=lambda run: run[0] != "ce")
@@ -205,9 +222,12 @@ def compare(config: Config, dataset: str, tree_name: str, directory: Path) -> tu
             if method != "ce" and not told:
                 _tell_alignment(config, dataset, tree_name, slug, results.rows)
                 told = True
+            if config.rates and method not in chosen:
+                chosen[method] = choose_rate(config, config.rates, method, task, tree, directory / slug, results)
             if name not in results.rows:
                 if method not in trainers:
-                    trainers[method] = make_trainer(config, method, task, tree)
+                    rate = chosen.get(method, config.learning_rate)
+                    trainers[method] = make_trainer(dataclasses.replace(config, learning_rate=rate), method, task, tree)
                 results.add(name, train(config, trainers[method], method, task, tree, directory / slug, log, seed))
     if not told:
         _tell_alignment(config, dataset, tree_name, slug, results.rows)
@@ -219,8 +239,8 @@ def compare(config: Config, dataset: str, tree_name: str, directory: Path) -> tu
         directory / slug / "severity.png", {TITLES[name]: v["histogram"] for name, v in found.items()}
     )
     haframe_plots.cosines(directory / slug / "cosines.png", wanted, means)
-    part = {"methods": found, "num_classes": len(tree.classes), "height": tree.height}
-    return part, table(config, dataset, tree_name, slug, found)
+    part = {"methods": found, "learning_rates": chosen, "num_classes": len(tree.classes), "height": tree.height}
+    return part, table(config, dataset, tree_name, slug, found, chosen)
 
 
 def _tell_alignment(config: Config, dataset: str, tree_name: str, slug: str, rows: dict[str, dict]) -> None:
@@ -252,7 +272,14 @@ def collect(config: Config, rows: dict[str, dict], slug: str) -> dict[str, dict[
     return {title: found[title] for title in TITLES if title in found}
 
 
-def table(config: Config, dataset: str, tree_name: str, slug: str, found: dict[str, dict[str, list]]) -> str:
+def table(
+    config: Config,
+    dataset: str,
+    tree_name: str,
+    slug: str,
+    found: dict[str, dict[str, list]],
+    rates: dict[str, float],
+) -> str:
     """Show a data set's tables; return them as Markdown."""
     title = f"{dataset}, tree {tree_name}: {config.seeds} seeds, mean ± half width of its 95 % interval (Student's t)"
     columns = ["", *(name for _, name, _ in METRICS)]
@@ -276,25 +303,13 @@ def table(config: Config, dataset: str, tree_name: str, slug: str, found: dict[s
         text += f"{head}\n\n{harness.markdown_table(['', *(name for _, name, _ in chosen)], tests)}\n"
     if "ce" in found:
         text += f"{alignment_sentence(tree_name, found['ce']['alignment']).capitalize()}.\n"
+    if rates:
+        sentence = ", ".join(f"{TITLES[method]} {rate:g}" for method, rate in rates.items())
+        text += f"\nLearning rates chosen on held-out quarters of the training set: {sentence}.\n"
     gammas = found.get("nearest-gamma", {}).get("gamma")
     if gammas:
         text += f"\nLearned gamma: {harness.mean_and_sd(gammas, 2)}.\n"
     return text + "".join(f"\n![{name}]({slug}/{name}.png)\n" for name in ("severity", "cosines", "dendrogram"))
-
-
-class _Results:
-    """What finished runs reached, a JSON line each, so that a resumed experiment trains none again."""
-
-    def __init__(self, path: Path):
-        self.path, self.rows = path, {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            row = json.loads(line)
-            self.rows[row["run"]] = row["found"]
-
-    def add(self, name: str, found: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps({"run": name, "found": found}) + "\n")
-        self.rows[name] = found
 
 
 if __name__ == "__main__":

@@ -63,8 +63,6 @@ MAPPINGS: dict[str, Callable[..., np.ndarray]] = {
     "cosine": lambda u, gamma: np.cos(np.pi * u / 2),
 }
 MappingName = Literal["exponential", "linear", "reciprocal", "gaussian", "cosine"]
-# Those whose class vectors are not learned.
-FRAMES = ("barz-denzler", "etf", "haframe-ce", "shuffled", "haframe", "nearest", "nearest-gamma")
 
 
 @dataclasses.dataclass(frozen=True)

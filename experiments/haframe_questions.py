@@ -146,8 +146,11 @@ def variants(config: Config) -> dict[str, haframe.Config]:
         seeds=config.seeds,
         data_dir=config.data_dir,
         epochs=config.epochs or haframe.PRESETS["default"].epochs,
+        rates=(1.6, 3.2),  # what cross-entropy and HAFrame choose on these data from more
     )
     changes: dict[str, dict[str, Any]] = {}
+    if config.question in ("grid", "maps"):
+        base = dataclasses.replace(base, rates=(), learning_rate=3.2)
     if config.question == "grid":
         changes = {f"gamma {g:g}, alpha {a:g}": {"gamma": g, "alpha": a} for g in GAMMAS for a in ALPHAS}
     elif config.question == "maps":

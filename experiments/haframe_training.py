@@ -1,6 +1,8 @@
 """Training and testing of one method on one task, for `experiments.haframe`."""
 
 import dataclasses
+import json
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +14,7 @@ import scipy.spatial.distance
 from jaxtyping import Array
 
 from experiments import setups
-from experiments.haframe_methods import FRAMES, MethodName, MethodOptions, make, wanted_cosines
+from experiments.haframe_methods import MethodName, MethodOptions, make, wanted_cosines
 from experiments.setups import Task
 from nc_jax import hierarchy
 from nc_jax.data import LabelledArrays, steps_per_epoch
@@ -25,6 +27,7 @@ from nc_jax.training import (
     Checkpoints,
     LoopOptions,
     MetricsLog,
+    NonFiniteError,
     OptimizerOptions,
     ResidentSet,
     Trainer,
@@ -32,6 +35,8 @@ from nc_jax.training import (
     scaled_rate,
 )
 from nc_jax.training.optimizers import ScheduleName as RateSchedule
+
+SPLITS = 2  # of the training set, on which a learning rate is judged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +47,6 @@ class TrainingOptions(MethodOptions):
         epochs: passes over the training set.
         batch_size: examples per step.
         learning_rate: of SGD, its highest.
-        frame_learning_rate: the same, of methods whose class vectors are not learned; None is `learning_rate`.
         momentum: of SGD.
         weight_decay: of SGD.
         clip_norm: gradients longer than this are scaled to it; None leaves them.
@@ -69,8 +73,7 @@ class TrainingOptions(MethodOptions):
 
     epochs: int = 20  # the prototype of issue 7
     batch_size: int = 64  # Liang and Davis (2023), CIFAR-100 and FGVC-Aircraft
-    learning_rate: float = 0.4  # the prototype of issue 7; with 0.8 cross-entropy diverges
-    frame_learning_rate: float | None = None
+    learning_rate: float = 1.6  # what cross-entropy chooses on glyphs
     momentum: float = 0.0
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0  # without, one in ten runs of cross-entropy on glyphs diverged
@@ -92,6 +95,27 @@ class TrainingOptions(MethodOptions):
     test_crop: setups.TestCrop = "centre"
     data_dir: str | None = None
     devices: int | None = None
+
+
+class Results:
+    """What finished runs reached, a JSON line each, so that a resumed experiment trains none again.
+
+    Attributes:
+        path: of the file.
+        rows: by the name of the run.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.rows = path, {}
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            row = json.loads(line)
+            self.rows[row["run"]] = row["found"]
+
+    def add(self, name: str, found: dict[str, Any]) -> None:
+        """Write one more."""
+        with self.path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"run": name, "found": found}) + "\n")
+        self.rows[name] = found
 
 
 def load(config: TrainingOptions, dataset: str) -> Task:
@@ -124,9 +148,8 @@ def make_trainer(config: TrainingOptions, method: MethodName, task: Task, tree: 
     }
     path = "backbone/backbone" if necks[config.neck] else "backbone"
     model = Classifier(WithNeck(backbone, necks[config.neck]) if necks[config.neck] else backbone, head)
-    learning_rate = config.frame_learning_rate if method in FRAMES else None
     rate = OptimizerOptions(
-        learning_rate=learning_rate or config.learning_rate,
+        learning_rate=config.learning_rate,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
@@ -168,15 +191,10 @@ def train(
     name = f"{method}-seed{seed}"
     trained = trainer.fit(task.train, task.test, seed=seed, run=name, directory=directory, log=log)
     distances = jnp.asarray(tree.distances())
-
-    @jax.jit
-    def statistics(logits: Array, labels: Array) -> tuple[HierarchyStatistics, HierarchyStatistics]:
-        rank = lambda scores: HierarchyStatistics.from_batch(scores, labels, distances, max_distance=tree.height)  # noqa: E731
-        return rank(logits), rank(conditional_risk_scores(logits, distances))
-
     sums = HierarchyStatistics.init(tree.height), HierarchyStatistics.init(tree.height)
     for output, labels in trainer.outputs(trained.state, task.test):
-        sums = tuple(one.merge(other) for one, other in zip(sums, statistics(output.logits, labels), strict=True))
+        batch = _statistics(output.logits, labels, distances, tree.height)
+        sums = tuple(one.merge(other) for one, other in zip(sums, batch, strict=True))
     found: dict[str, Any] = {}
     names = [method] if method not in ("ce", "haframe") else [method, {"ce": "crm", "haframe": "haframe+crm"}[method]]
     wanted = jnp.asarray(wanted_cosines(config, tree), jnp.float32)
@@ -191,6 +209,67 @@ def train(
     if gamma is not None:
         found[method]["gamma"] = float(jnp.exp(gamma))
     return found | {"mean_cosines": np.round(units.T @ units, 3).tolist() if len(units.T) <= 200 else []}
+
+
+@partial(jax.jit, static_argnames="height")
+def _statistics(
+    logits: Array, labels: Array, distances: Array, height: int
+) -> tuple[HierarchyStatistics, HierarchyStatistics]:
+    """By the logits, and by the conditional risk."""
+    rank = lambda scores: HierarchyStatistics.from_batch(scores, labels, distances, max_distance=height)  # noqa: E731
+    return rank(logits), rank(conditional_risk_scores(logits, distances))
+
+
+def choose_rate(
+    config: TrainingOptions,
+    rates: tuple[float, ...],
+    method: MethodName,
+    task: Task,
+    tree: LabelTree,
+    directory: Path,
+    results: Results,
+) -> float:
+    """Return the learning rate whose predictions lie nearest to the truth on images held out of the training set.
+
+    Each rate trains on three quarters of the training set and is judged on the last, for `SPLITS` draws of it. A rate
+    at which training diverges is the worst.
+
+    Args:
+        config: of the training; its learning rate plays no part.
+        rates: to choose from.
+        method: as elsewhere.
+        task: its test set plays no part.
+        tree: as elsewhere.
+        directory: of the logs and checkpoints.
+        results: where results are looked up and added, so that a resumed experiment trains none again.
+
+    Raises:
+        NonFiniteError: if training diverges at every rate.
+    """
+    scores: dict[float, float] = {}
+    for rate in rates:
+        trainer, distances = None, []
+        for split in range(SPLITS):
+            name = f"{directory.name}/{method}-rate{rate:g}-split{split}"
+            if name not in results.rows:
+                held_out = np.random.default_rng(split).permutation(len(task.train)) % 4 == 0
+                part = task._replace(train=task.train.subset(~held_out), test=task.train.subset(held_out))
+                trainer = trainer or make_trainer(dataclasses.replace(config, learning_rate=rate), method, part, tree)
+                below = directory / "rates" / f"{rate:g}"
+                below.mkdir(parents=True, exist_ok=True)
+                try:
+                    with MetricsLog(below) as log:
+                        found = train(config, trainer, method, part, tree, below, log, split)[method]
+                except NonFiniteError:
+                    found = {"top1": None, "ahd@1": None}
+                results.add(name, {key: found[key] for key in ("top1", "ahd@1")})
+            distance = results.rows[name]["ahd@1"]
+            distances.append(np.inf if distance is None else distance)
+        scores[rate] = float(np.mean(distances))
+    best = min(rates, key=lambda rate: scores[rate])
+    if not np.isfinite(scores[best]):
+        raise NonFiniteError(f"training of {method} must converge at one of the learning rates {rates}; got none")
+    return best
 
 
 def confusion_tree(config: TrainingOptions, task: Task) -> LabelTree:
