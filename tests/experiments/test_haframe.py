@@ -11,6 +11,7 @@ from prepared import encoded, smooth
 
 from experiments import haframe, haframe_methods, haframe_questions, haframe_training, harness
 from nc_jax.data import hierarchies, sources
+from nc_jax.training import NonFiniteError
 
 FLAGS = ["--devices", "1", "--seeds", "2", "--epochs", "1"]
 TREE = hierarchies.load("digits")
@@ -112,6 +113,52 @@ def test_the_control_deals_the_classes_by_the_seed():
     one, other = (np.asarray(frame.T @ frame) for frame in grams)
     assert np.abs(one - other).max() > 0.1
     np.testing.assert_allclose(np.sort(one.ravel()), np.sort(other.ravel()), atol=1e-5)
+
+
+DISTANCES = {0.4: (0.3, 0.1), 1.6: (0.1, 0.2), 3.2: (0.0, None)}  # None: training diverges
+
+
+@pytest.fixture
+def judged(monkeypatch, data_dir, tmp_path):
+    """`choose_rate` on digits, with training replaced by a table of what it reaches; and what was trained."""
+    trained = []
+
+    def train(config, trainer, method, task, tree, directory, log, seed):
+        assert len(task.train) + len(task.test) == 1437  # of the training set alone
+        trained.append((trainer, seed))
+        distance = DISTANCES[trainer][seed]
+        if distance is None:
+            raise NonFiniteError("diverged")
+        return {method: {"top1": 1 - distance, "ahd@1": distance, "hp@5": 1.0}}
+
+    monkeypatch.setattr(haframe_training, "train", train)
+    monkeypatch.setattr(haframe_training, "make_trainer", lambda config, *rest: config.learning_rate)
+    config = config_of("--data-dir", data_dir)
+    task = haframe_training.load(config, "digits")
+
+    def choose(*rates):
+        results = haframe_training.Results(tmp_path / "results.jsonl")
+        return haframe_training.choose_rate(config, rates, "ce", task, TREE, tmp_path / "digits", results)
+
+    return choose, trained
+
+
+def test_a_method_has_the_rate_that_is_best_on_images_held_out(judged):
+    choose, trained = judged
+    assert choose(*DISTANCES) == 1.6  # 0.15 on average, against 0.2 and infinity
+    assert trained == [(rate, split) for rate in DISTANCES for split in range(haframe_training.SPLITS)]
+    assert choose(*DISTANCES) == 1.6  # looked up
+    assert len(trained) == 6
+    with pytest.raises(NonFiniteError, match=r"^training of ce must converge at one of the learning rates"):
+        choose(3.2)
+
+
+def test_rates_are_chosen_within_the_run(tmp_path, data_dir):
+    flags = ["--data-dir", data_dir, "--workdir", str(tmp_path / "run"), "--methods", "ce", "--rates", "0.01", "0.8"]
+    summary = haframe.run(config_of(*flags, *FLAGS))
+    assert summary["tasks"]["digits, digits"]["learning_rates"] == {"ce": 0.8}  # one epoch at 0.01 learns little
+    text = (tmp_path / "run" / "summary.md").read_text()
+    assert "chosen on held-out quarters of the training set: cross-entropy 0.8." in text
 
 
 def test_the_alignment_tells_what_to_expect():
