@@ -29,12 +29,15 @@ from experiments.haframe_training import (
     TrainingOptions,
     choose_rate,
     confusion_tree,
+    flat_tree,
     load,
     make_trainer,
     train,
 )
+from experiments.setups import Task
 from nc_jax import hierarchy
 from nc_jax.data import LabelledArrays, hierarchies
+from nc_jax.hierarchy import LabelTree
 from nc_jax.training import MetricsLog, Trainer
 from nc_jax.training.logging import write_atomically
 
@@ -206,10 +209,12 @@ def compare(config: Config, dataset: str, tree_name: str, directory: Path) -> tu
     """Train all methods on one data set; return its part of summary.json and of summary.md."""
     task, slug = load(config, dataset), f"{dataset}-{Path(tree_name).stem}".replace("/", "-")
     (directory / slug).mkdir(exist_ok=True)
-    tree = confusion_tree(config, task) if tree_name == "confusion" else None
-    tree = tree or hierarchies.load(tree_name, task.train.class_names)
-    hierarchy.draw_dendrogram(tree, directory / slug / "dendrogram.png", title=f"{dataset}: {tree_name}")
     results = Results(directory / "results.jsonl")
+    if tree_name == "confusion":
+        tree = _confusions(config, task, directory / slug, results)
+    else:
+        tree = hierarchies.load(tree_name, task.train.class_names)
+    hierarchy.draw_dendrogram(tree, directory / slug / "dendrogram.png", title=f"{dataset}: {tree_name}")
     trainers: dict[str, Trainer] = {}
     chosen: dict[str, float] = {}
     # Cross-entropy first, for the alignment; then seed by seed, so that an unfinished run has complete seeds.
@@ -241,6 +246,13 @@ def compare(config: Config, dataset: str, tree_name: str, directory: Path) -> tu
     haframe_plots.cosines(directory / slug / "cosines.png", wanted, means)
     part = {"methods": found, "learning_rates": chosen, "num_classes": len(tree.classes), "height": tree.height}
     return part, table(config, dataset, tree_name, slug, found, chosen)
+
+
+def _confusions(config: Config, task: Task, directory: Path, results: Results) -> LabelTree:
+    if config.rates:  # by errors, since there is no tree yet; cross-entropy keeps it below, being found in the results
+        rate = choose_rate(config, config.rates, "ce", task, flat_tree(task), directory, results)
+        config = dataclasses.replace(config, learning_rate=rate)
+    return confusion_tree(config, task)
 
 
 def _tell_alignment(config: Config, dataset: str, tree_name: str, slug: str, rows: dict[str, dict]) -> None:

@@ -272,6 +272,12 @@ def choose_rate(
     return best
 
 
+def flat_tree(task: Task) -> LabelTree:
+    """Return the tree in which all classes are equally far apart."""
+    names = task.train.class_names
+    return hierarchy.from_nested({"root": list(names)}).ordered(names)
+
+
 def confusion_tree(config: TrainingOptions, task: Task) -> LabelTree:
     """Cluster the classes by what cross-entropy confuses on one half of the training set after learning the other.
 
@@ -279,13 +285,12 @@ def confusion_tree(config: TrainingOptions, task: Task) -> LabelTree:
     (Average linkage makes one large cluster of the digits and two of one class: all these distances are close to 1.)
     """
     train_set: LabelledArrays = task.train
-    flat = hierarchy.from_nested({"root": list(train_set.class_names)}).ordered(train_set.class_names)
     count = train_set.num_classes
     confusion = np.zeros((count, count))
     halves = np.random.default_rng(0).permutation(len(train_set)) % 2
     for half in (0, 1):
         part = task._replace(train=train_set.subset(halves == half), test=train_set.subset(halves != half))
-        trainer = make_trainer(config, "ce", part, flat)
+        trainer = make_trainer(config, "ce", part, flat_tree(task))
         state = trainer.init(part.train, seed=1000)
         source = ResidentSet(part.train, config.batch_size, devices=trainer.devices)
         for epoch in range(config.epochs):
