@@ -15,6 +15,7 @@ How well the tree agrees with what cross-entropy confuses is printed before any 
 """
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from experiments.setups import Task
 from nc_jax import hierarchy
 from nc_jax.data import LabelledArrays, hierarchies
 from nc_jax.hierarchy import LabelTree
-from nc_jax.training import MetricsLog, Trainer
+from nc_jax.training import MetricsLog
 from nc_jax.training.logging import write_atomically
 
 
@@ -215,27 +216,14 @@ def compare(config: Config, dataset: str, tree_name: str, directory: Path) -> tu
     else:
         tree = hierarchies.load(tree_name, task.train.class_names)
     hierarchy.draw_dendrogram(tree, directory / slug / "dendrogram.png", title=f"{dataset}: {tree_name}")
-    trainers: dict[str, Trainer] = {}
-    chosen: dict[str, float] = {}
-    # Cross-entropy first, for the alignment; then seed by seed, so that an unfinished run has complete seeds.
-    runs: list[tuple[MethodName, int]] = [(method, seed) for seed in range(config.seeds) for method in config.methods]
-    runs.sort(key=lambda run: run[0] != "ce")
-    told = "ce" not in config.methods
-    with MetricsLog(directory / slug) as log:
-        for method, seed in runs:
-            name = f"{slug}/{method}-seed{seed}"
-            if method != "ce" and not told:
-                _tell_alignment(config, dataset, tree_name, slug, results.rows)
-                told = True
-            if config.rates and method not in chosen:
-                chosen[method] = choose_rate(config, config.rates, method, task, tree, directory / slug, results)
-            if name not in results.rows:
-                if method not in trainers:
-                    rate = chosen.get(method, config.learning_rate)
-                    trainers[method] = make_trainer(dataclasses.replace(config, learning_rate=rate), method, task, tree)
-                results.add(name, train(config, trainers[method], method, task, tree, directory / slug, log, seed))
-    if not told:
-        _tell_alignment(config, dataset, tree_name, slug, results.rows)
+    # Cross-entropy first, for the alignment.
+    first: tuple[MethodName, ...] = ("ce",) if "ce" in config.methods else ()
+    rates = _train_all(config, first, task, tree, directory / slug, results)
+    if first:
+        values = [results.rows[f"{slug}/ce-seed{seed}"]["ce"]["alignment"] for seed in range(config.seeds)]
+        print(f"{dataset}: {alignment_sentence(tree_name, values)}", flush=True)
+    others = tuple(method for method in config.methods if method != "ce")
+    rates |= _train_all(config, others, task, tree, directory / slug, results)
     last = {method: results.rows[f"{slug}/{method}-seed{config.seeds - 1}"] for method in config.methods}
     means = {TITLES[method]: np.array(row["mean_cosines"]) for method, row in last.items()}
     found = collect(config, results.rows, slug)
@@ -244,8 +232,8 @@ def compare(config: Config, dataset: str, tree_name: str, directory: Path) -> tu
         directory / slug / "severity.png", {TITLES[name]: v["histogram"] for name, v in found.items()}
     )
     haframe_plots.cosines(directory / slug / "cosines.png", wanted, means)
-    part = {"methods": found, "learning_rates": chosen, "num_classes": len(tree.classes), "height": tree.height}
-    return part, table(config, dataset, tree_name, slug, found, chosen)
+    part = {"methods": found, "learning_rates": rates, "num_classes": len(tree.classes), "height": tree.height}
+    return part, table(config, dataset, tree_name, slug, found, rates)
 
 
 def _confusions(config: Config, task: Task, directory: Path, results: Results) -> LabelTree:
@@ -255,9 +243,24 @@ def _confusions(config: Config, task: Task, directory: Path, results: Results) -
     return confusion_tree(config, task)
 
 
-def _tell_alignment(config: Config, dataset: str, tree_name: str, slug: str, rows: dict[str, dict]) -> None:
-    values = [rows[f"{slug}/ce-seed{seed}"]["ce"]["alignment"] for seed in range(config.seeds)]
-    print(f"{dataset}: {alignment_sentence(tree_name, values)}", flush=True)
+def _train_all(
+    config: Config, methods: tuple[MethodName, ...], task: Task, tree: LabelTree, directory: Path, results: Results
+) -> dict[MethodName, float]:
+    """Train what is not among the results yet; return the learning rates."""
+    rates: dict[MethodName, float] = dict.fromkeys(methods, config.learning_rate)
+    for method in methods if config.rates else ():
+        rates[method] = choose_rate(config, config.rates, method, task, tree, directory, results)
+    trainers = {
+        method: make_trainer(dataclasses.replace(config, learning_rate=rate), method, task, tree)
+        for method, rate in rates.items()
+    }
+    with MetricsLog(directory) as log:
+        # Seed by seed, so that an unfinished run has complete seeds.
+        for seed, method in itertools.product(range(config.seeds), methods):
+            name = f"{directory.name}/{method}-seed{seed}"
+            if name not in results.rows:
+                results.add(name, train(config, trainers[method], method, task, tree, directory, log, seed))
+    return rates
 
 
 def alignment_sentence(tree_name: str, values: list[float]) -> str:
@@ -290,7 +293,7 @@ def table(
     tree_name: str,
     slug: str,
     found: dict[str, dict[str, list]],
-    rates: dict[str, float],
+    rates: dict[MethodName, float],
 ) -> str:
     """Show a data set's tables; return them as Markdown."""
     title = f"{dataset}, tree {tree_name}: {config.seeds} seeds, mean ± half width of its 95 % interval (Student's t)"
@@ -315,7 +318,7 @@ def table(
         text += f"{head}\n\n{harness.markdown_table(['', *(name for _, name, _ in chosen)], tests)}\n"
     if "ce" in found:
         text += f"{alignment_sentence(tree_name, found['ce']['alignment']).capitalize()}.\n"
-    if rates:
+    if config.rates:
         sentence = ", ".join(f"{TITLES[method]} {rate:g}" for method, rate in rates.items())
         text += f"\nLearning rates chosen on held-out quarters of the training set: {sentence}.\n"
     gammas = found.get("nearest-gamma", {}).get("gamma")

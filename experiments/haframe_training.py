@@ -266,6 +266,8 @@ def choose_rate(
             distance = results.rows[name]["ahd@1"]
             distances.append(np.inf if distance is None else distance)
         scores[rate] = float(np.mean(distances))
+        # A process cannot hold the programs of all rates of all methods: LLVM runs out of memory maps.
+        jax.clear_caches()
     best = min(rates, key=lambda rate: scores[rate])
     if not np.isfinite(scores[best]):
         raise NonFiniteError(f"training of {method} must converge at one of the learning rates {rates}; got none")
