@@ -222,7 +222,7 @@ def compare(config: Config, dataset: str, tree_name: str, directory: Path) -> tu
     if first:
         values = [results.rows[f"{slug}/ce-seed{seed}"]["ce"]["alignment"] for seed in range(config.seeds)]
         print(f"{dataset}: {alignment_sentence(tree_name, values)}", flush=True)
-    others = tuple(method for method in config.methods if method != "ce")
+    others: tuple[MethodName, ...] = tuple(method for method in config.methods if method != "ce")
     rates |= _train_all(config, others, task, tree, directory / slug, results)
     last = {method: results.rows[f"{slug}/{method}-seed{config.seeds - 1}"] for method in config.methods}
     means = {TITLES[method]: np.array(row["mean_cosines"]) for method, row in last.items()}
