@@ -62,20 +62,32 @@ def cosines(path: Path, wanted: np.ndarray, found: Mapping[str, np.ndarray]) -> 
     figure.savefig(path, dpi=120)
 
 
-def heat_map(
-    path: Path, values: np.ndarray, rows: Sequence[Any], columns: Sequence[Any], labels: tuple[str, str], title: str
+def heat_maps(
+    path: Path, tables: Mapping[str, np.ndarray], rows: Sequence[Any], columns: Sequence[Any], labels: tuple[str, str]
 ) -> None:
-    """Draw a table of numbers as a heat map, each number written in its cell."""
-    figure = Figure(figsize=(1.2 + 0.9 * len(columns), 1.2 + 0.55 * len(rows)), layout="constrained")
-    axis: Any = figure.add_subplot()
-    axis.imshow(values, cmap="viridis", aspect="auto")
-    for row, column in np.ndindex(*values.shape):
-        axis.text(column, row, f"{values[row, column]:.3f}", ha="center", va="center", color="w", fontsize=8)
-    axis.set_xticks(range(len(columns)), [str(value) for value in columns])
-    axis.set_yticks(range(len(rows)), [str(value) for value in rows])
-    axis.set_ylabel(labels[0])
-    axis.set_xlabel(labels[1])
-    axis.set_title(title, fontsize=10)
+    """Draw tables of numbers side by side as heat maps, each number written in its cell.
+
+    Args:
+        path: of the PNG.
+        tables: by title, each of shape (rows, columns).
+        rows: what stands beside the rows.
+        columns: what stands below the columns.
+        labels: of both axes, the rows' first.
+    """
+    width, height = 0.5 + 0.8 * len(columns), 1.0 + 0.5 * len(rows)
+    figure = Figure(figsize=(width * len(tables), height), layout="constrained")
+    axes: Any = figure.subplots(1, len(tables), squeeze=False, sharey=True)[0]
+    for axis, (title, values) in zip(axes, tables.items(), strict=True):
+        axis.imshow(values, cmap="viridis", aspect="auto")
+        middle = (values.min() + values.max()) / 2
+        for row, column in np.ndindex(*values.shape):
+            shade = "k" if values[row, column] > middle else "w"  # the colours brighten upwards
+            axis.text(column, row, f"{values[row, column]:.3f}", ha="center", va="center", color=shade, fontsize=8)
+        axis.set_xticks(range(len(columns)), [str(value) for value in columns])
+        axis.set_yticks(range(len(rows)), [str(value) for value in rows])
+        axis.set_xlabel(labels[1])
+        axis.set_title(title, fontsize=10)
+    axes[0].set_ylabel(labels[0])
     figure.savefig(path, dpi=120)
 
 

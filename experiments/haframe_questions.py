@@ -2,7 +2,7 @@
 
 Claim     None: each question is answered by a table (docs/findings/hierarchy.md).
 Command   python -m experiments.haframe_questions [trees|grid|maps|epochs|transformation]
-Writes    runs/haframe_questions/<time>-<question>/: config.json, summary.md, summary.json, for the grid heat maps, and
+Writes    runs/haframe_questions/<time>-<question>/: config.json, summary.md, summary.json, the heat maps of the grid, and
           below it the run of every variant (see experiments.haframe)
 
 "trees" draws 10,000 random trees of varied depth and branching and counts how often a map of distances admits no frame.
@@ -179,11 +179,14 @@ def _trained(config: Config, directory: Path) -> dict[str, Any]:
     harness.show_table(title, columns, rows)
     text = f"{title}\n\n{harness.markdown_table(columns, rows)}"
     if config.question == "grid":
-        for metric, label, _ in METRICS:
-            values = [[np.mean(found[f"gamma {g:g}, alpha {a:g}"]["haframe"][metric]) for a in ALPHAS] for g in GAMMAS]
-            path = directory / f"{metric.replace('@', '')}.png"
-            haframe_plots.heat_map(path, np.array(values), GAMMAS, ALPHAS, ("gamma", "alpha"), label)
-            text += f"\n![{label}]({path.name})\n"
+        means = {
+            label: np.array(
+                [[np.mean(found[f"gamma {g:g}, alpha {a:g}"]["haframe"][metric]) for a in ALPHAS] for g in GAMMAS]
+            )
+            for metric, label, _ in METRICS
+        }
+        haframe_plots.heat_maps(directory / "grid.png", means, GAMMAS, ALPHAS, ("gamma", "alpha"))
+        text += "\n![means over gamma and alpha](grid.png)\n"
     write_atomically(directory / "summary.md", text)
     return found
 

@@ -220,7 +220,7 @@ def test_a_question_is_answered_and_resumes_at_its_variant(tmp_path, data_dir, m
     options = haframe_questions.Config(question="grid", workdir=tmp_path / "run", **digits)
     found = haframe_questions.run(options)
     assert list(found) == ["gamma 3, alpha 0.1", "gamma 3, alpha 0.9"]
-    assert (tmp_path / "run" / "top1.png").stat().st_size > 0
+    assert (tmp_path / "run" / "grid.png").stat().st_size > 0
     assert "gamma 3, alpha 0.9, HAFrame" in (tmp_path / "run" / "summary.md").read_text()
     monkeypatch.setattr(haframe, "train", None)  # nothing is trained again
     again = haframe_questions.run(
