@@ -2,7 +2,7 @@
 
 Claim     None: each question is answered by a table (docs/findings/hierarchy.md).
 Command   python -m experiments.haframe_questions [trees|grid|maps|epochs|transformation]
-Writes    runs/haframe_questions/<time>-<question>/: config.json, summary.md, summary.json, the heat maps of the grid, and
+Writes    runs/haframe_questions/<time>-<question>/: config.json, summary.md, summary.json, of the grid heat maps, and
           below it the run of every variant (see experiments.haframe)
 
 "trees" draws 10,000 random trees of varied depth and branching and counts how often a map of distances admits no frame.
