@@ -2,7 +2,7 @@
 
 Claim     Liang and Davis, Inducing Neural Collapse to a Fixed Hierarchy-Aware Frame (2023), section 5: lower mistake
           severity and average hierarchical distance than cross-entropy, CRM, Flamingo and HAFeature at equal accuracy.
-Command   python -m experiments.haframe        (10 seeds of 11 methods on two data sets: an hour on two cores that had other work)
+Command   python -m experiments.haframe        (10 seeds of 11 methods on two data sets: an hour beside other work)
 Expected  on glyphs, HAFrame less cross-entropy: severity -0.08, AHD@1 -0.008, top-1 -0.002 (docs/findings/hierarchy.md)
 Writes    runs/haframe/<time>-<preset>/: config.json, results.jsonl, summary.md, summary.json, and for each data set the
           log and checkpoints of its runs, dendrogram.png, severity.png, cosines.png
