@@ -46,7 +46,7 @@ class TrainingOptions(MethodOptions):
     Attributes:
         epochs: passes over the training set.
         batch_size: examples per step.
-        learning_rate: of SGD, its highest.
+        learning_rate: of SGD, its highest; where learning rates to choose from are given, it plays no part.
         momentum: of SGD.
         weight_decay: of SGD.
         clip_norm: gradients longer than this are scaled to it; None leaves them.
