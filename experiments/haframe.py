@@ -228,7 +228,7 @@ def compare(config: Config, dataset: str, tree_name: str, directory: Path) -> tu
     last = {method: results.rows[f"{slug}/{method}-seed{config.seeds - 1}"] for method in config.methods}
     means = {TITLES[method]: np.array(row["mean_cosines"]) for method, row in last.items()}
     found = collect(config, results.rows, slug)
-    wanted = wanted_cosines(config, tree)
+    wanted = wanted_cosines(config, tree.distances())
     haframe_plots.severity(
         directory / slug / "severity.png", {TITLES[name]: v["histogram"] for name, v in found.items()}
     )

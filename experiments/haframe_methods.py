@@ -94,9 +94,9 @@ def mapping_of(options: MethodOptions) -> Any:
     return options.mapping if found is None else partial(found, gamma=options.gamma)
 
 
-def wanted_cosines(options: MethodOptions, tree: LabelTree) -> np.ndarray:
-    """Return the cosines that HAFrame's class vectors have, (K, K)."""
-    return similarity(tree.distances(), options.gamma, mapping=mapping_of(options))
+def wanted_cosines(options: MethodOptions, distances: np.ndarray) -> np.ndarray:
+    """Return the cosines that HAFrame's class vectors have, of distances between classes; both (K, K)."""
+    return similarity(distances, options.gamma, mapping=mapping_of(options))
 
 
 def make(
@@ -113,7 +113,7 @@ def make(
     """
     count = len(tree.classes)
     align = objectives.aligned(mixing_schedule(options.alpha, epochs), epoch_steps)
-    construct = hierarchical_constructor(wanted_cosines(options, tree))
+    construct = hierarchical_constructor(wanted_cosines(options, tree.distances()))
 
     def shuffled(*shape: int, key: PRNGKeyArray, **options: Any) -> Array:
         # The classes are dealt to the leaves by the run's seed: by the key, so that all seeds share a compiled program.

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments import haframe, haframe_plots, harness
-from experiments.haframe_methods import MappingName, MethodOptions, mapping_of
-from nc_jax.hierarchy import LabelTree, similarity
+from experiments.haframe_methods import MappingName, MethodOptions, wanted_cosines
+from nc_jax.hierarchy import LabelTree
 from nc_jax.training.logging import write_atomically
 
 Question = Literal["trees", "grid", "maps", "epochs", "transformation"]
@@ -109,10 +109,7 @@ def path_lengths(tree: LabelTree) -> np.ndarray:
 def _trees(config: Config, directory: Path) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     failures = {kind: dict.fromkeys(MAPS, 0) for kind in ("depth", "height", "path")}
-    maps = {
-        name: (mapping_of(MethodOptions(mapping=mapping, gamma=gamma)), gamma)
-        for name, (mapping, gamma) in MAPS.items()
-    }
+    maps = {name: MethodOptions(mapping=mapping, gamma=gamma) for name, (mapping, gamma) in MAPS.items()}
     below, count, sizes = 0, 0, []
     while count < config.trees:
         tree = random_tree(rng)
@@ -122,9 +119,9 @@ def _trees(config: Config, directory: Path) -> dict[str, Any]:
         sizes.append(len(tree.classes))
         distances = {"depth": tree.distances("depth"), "height": tree.distances("height"), "path": path_lengths(tree)}
         for kind, matrix in distances.items():
-            for name, (mapping, gamma) in maps.items():
+            for name, options in maps.items():
                 try:
-                    found = similarity(matrix, gamma, mapping=mapping)
+                    found = wanted_cosines(options, matrix)
                     below += bool(np.linalg.eigvalsh(found)[0] < -1e-8)
                 except ValueError:
                     failures[kind][name] += 1

@@ -26,8 +26,6 @@ class FolderRecords(Sequence[dict[str, Any]]):
         return len(self.files)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return FolderRecords(self.files[index], self.labels[index])
         return {
             "image": self.files[index].read_bytes(),
             "label": self.labels[index],
@@ -43,7 +41,7 @@ def splits(root: Path) -> tuple[str, ...]:
     """
     if not (root / "train").is_dir():
         raise FileNotFoundError(f"images must lie in {root}/<split>/<class>/<file>, a split being train; got none")
-    found = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = _folders(root)
     first = ("train", *TEST_SPLITS)
     return tuple([name for name in first if name in found] + [name for name in found if name not in first])
 

@@ -169,7 +169,7 @@ class ImageSource:
             many = getattr(self.records, "__getitems__", None)
             records = [self.records[index] for index in chosen] if many is None else many(chosen)
             for index, record in zip(chosen, records, strict=True):
-                images[index] = _pixels(_decode(record["image"], self.channels), self.channels)
+                images[index] = _pixels(self._decoded(record, index), self.channels)
                 labels[index] = record["label"]
         return LabelledArrays(images, labels, self.num_classes, self.class_names)
 
@@ -177,11 +177,7 @@ class ImageSource:
         if not 0 <= index < len(self):
             raise IndexError(f"index must lie in 0..{len(self) - 1}; got {index}")
         record = self.records[index]
-        try:
-            image = _decode(record["image"], self.channels)
-        except OSError as error:  # PIL's for what is no image or half of one
-            name = record.get("file", f"number {index}")
-            raise RuntimeError(f"image {name} must be readable; got {type(error).__name__}: {error}") from error
+        image = self._decoded(record, index)
         if self.size is not None:
             if self.stretch:
                 box = (0.0, 0.0, float(image.width), float(image.height))
@@ -191,6 +187,13 @@ class ImageSource:
                 box = _random_box(*image.size, seed=self.seed, index=index, visit=visit)
             image = image.resize((self.size, self.size), PIL.Image.Resampling.BILINEAR, box=box)
         return {"image": _pixels(image, self.channels), "label": int(record["label"])}
+
+    def _decoded(self, record: Any, index: int) -> PIL.Image.Image:
+        try:
+            return _decode(record["image"], self.channels)
+        except OSError as error:  # PIL's for what is no image or half of one
+            name = record.get("file", f"number {index}")
+            raise RuntimeError(f"image {name} must be readable; got {type(error).__name__}: {error}") from error
 
 
 def _decode(stored: bytes | np.ndarray, channels: int) -> PIL.Image.Image:
