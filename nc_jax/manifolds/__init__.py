@@ -1,6 +1,23 @@
-"""Manifolds on which the solvers move, and the slope tests that show a manifold or a cost is right."""
+"""Manifolds on which points move, ways to write their points by free numbers, and tests that a manifold is right."""
 
 from nc_jax.manifolds import checks
+from nc_jax.manifolds.orthogonal import (
+    PARAMETRISATIONS,
+    Parametrisation,
+    cayley,
+    exponential,
+    householder,
+    polar,
+)
 from nc_jax.manifolds.stiefel import Stiefel
 
-__all__ = ["Stiefel", "checks"]
+__all__ = [
+    "PARAMETRISATIONS",
+    "Parametrisation",
+    "Stiefel",
+    "cayley",
+    "checks",
+    "exponential",
+    "householder",
+    "polar",
+]

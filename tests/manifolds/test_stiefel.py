@@ -134,6 +134,14 @@ def test_batches_are_computed_like_their_members(x64):
             np.testing.assert_allclose(together[key][number], value, atol=F64_EXACT, err_msg=key)
 
 
+def test_the_projection_is_its_own_transpose(x64):
+    """Also of a tall point, whose products take another way on a CPU."""
+    manifold = Stiefel(40, 3)
+    point, u, _ = map(jnp.asarray, point_and_vectors(manifold))
+    (transposed,) = jax.linear_transpose(partial(manifold.project, point), u)(u)
+    np.testing.assert_allclose(transposed, manifold.project(point, u), atol=F64_EXACT)
+
+
 def test_the_orthogonal_factor_has_a_positive_triangle(x64):
     matrix = np.random.default_rng(0).normal(size=(5, 3))
     factor = np.asarray(orthogonal_factor(jnp.asarray(matrix)))

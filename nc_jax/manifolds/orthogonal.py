@@ -1,0 +1,315 @@
+r"""Parametrisations: matrices with orthonormal columns as smooth functions of free numbers.
+
+Any optimiser may train the free numbers: their point is always one of St(d, r), of d rows and r <= d columns.
+
+==============  ==========  ===============================================  ========  =================================
+name            free shape  point                                            cost      reaches
+==============  ==========  ===============================================  ========  =================================
+"cayley"        (r, d)      first r columns of (I + A) (I - A)^-1            O(d r^2)  almost all; for r = d almost all
+                                                                                       of determinant 1
+"exponential"   (d, d)      first r columns of exp(A)                        O(d^3)    all; for r = d all of
+                                                                                       determinant 1
+"householder"   (d, r)      product of the r Householder reflections of a    O(d r^2)  all
+                            QR decomposition
+"polar"         (d, r)      nearest matrix with orthonormal columns          O(d r^2)  all
+==============  ==========  ===============================================  ========  =================================
+
+A is the skew-symmetric matrix that has the strict upper triangle of the free matrix; rows that the free matrix lacks
+are zero. The first two maps are smooth everywhere, and take zero to the first r columns of the identity. The last two
+are smooth where the free matrix has full column rank; there, for r = d, their determinant keeps its sign. They take
+orthonormal columns to themselves.
+
+Reference: Lezcano-Casado and Martínez-Rubio, Cheap orthogonal constraints in neural networks: a simple parametrization
+of the orthogonal and unitary group (2019), for the exponential; Liu, Lin, Liu, Rehg, Paull, Xiong, Song and Weller,
+Orthogonal over-parameterized training (2021), for the other three.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from nc_jax.arrays import at_least_float32, matmul, skew_part, symmetric_part, transpose
+from nc_jax.manifolds.stiefel import Stiefel, orthogonal_factor
+
+
+def cayley(free: Float[Array, "rank dim"]) -> Float[Array, "dim rank"]:
+    r"""Cayley transform: the first r columns of :math:`(I + A)(I - A)^{-1}`, with A skew-symmetric.
+
+    With :math:`A = \begin{pmatrix} \Omega & B \\ -B^\top & 0 \end{pmatrix}` and a matrix
+    :math:`\begin{pmatrix} Q_1 \\ Q_2 \end{pmatrix}` whose orthonormal columns span those of
+    :math:`\begin{pmatrix} I \\ B^\top \end{pmatrix}`, they are
+
+    .. math:: \begin{pmatrix} 2 Q_1 S Q_1^\top - I \\ -2 Q_2 S Q_1^\top \end{pmatrix}, \qquad
+        S = (I - Q_1^\top \Omega Q_1)^{-1} .
+
+    A skew-symmetric matrix has imaginary eigenvalues, so the inverse always exists. A matrix is reached if and only if
+    its first r rows have no eigenvalue -1.
+
+    Args:
+        free: its strict upper triangle is that of A, shape (r, d) with r <= d; entries on and below the diagonal are
+            not looked at. Dtypes narrower than float32 are computed in float32.
+
+    Returns:
+        The point, shape (d, r), in float32 or float64. For r = d its determinant is 1.
+
+    Raises:
+        ValueError: if the free matrix has not 1 <= r <= d.
+
+    Example:
+        >>> quarter_turn = cayley(jnp.array([[0.0, -1.0], [0.0, 0.0]]))
+        >>> bool(jnp.allclose(quarter_turn, jnp.array([[0.0, -1.0], [1.0, 0.0]])))
+        True
+
+    Reference: Wen and Yin, A feasible method for optimization with orthogonality constraints (2013); the
+    form that inverts an r x r matrix is derived here.
+    """
+    if free.ndim != 2 or not 1 <= free.shape[0] <= free.shape[1]:
+        raise ValueError(
+            f"the Cayley transform needs a free matrix of shape (r, d), 1 <= r <= d; got shape {free.shape}"
+        )
+    rank = free.shape[0]
+    free = at_least_float32(free)
+    upper, right = jnp.triu(free[:, :rank], 1), free[:, rank:]
+    eye = jnp.eye(rank, dtype=free.dtype)
+    # Inverting I - Omega + B B^T instead would square B: in float32, entries of 1000 would leave no digit right.
+    basis = _orthonormal_basis(jnp.concatenate([eye, transpose(right)]))
+    top, bottom = basis[:rank], basis[rank:]
+    inner = eye - matmul(matmul(transpose(top), upper - transpose(upper)), top)
+    solved = 2 * jnp.linalg.solve(inner, transpose(top))
+    return _without_rounding(jnp.concatenate([matmul(top, solved) - eye, -matmul(bottom, solved)]))
+
+
+def exponential(free: Float[Array, "dim dim"], rank: int | None = None) -> Float[Array, "dim rank"]:
+    r"""Matrix exponential: the first r columns of :math:`e^A`, with A skew-symmetric.
+
+    Args:
+        free: its strict upper triangle is that of A, shape (d, d); entries on and below the diagonal are not looked at.
+            Dtypes narrower than float32 are computed in float32.
+        rank: r, number of columns; None takes all d.
+
+    Returns:
+        The point, shape (d, r), in float32 or float64. For r = d its determinant is 1.
+
+    Raises:
+        ValueError: if the free matrix is not square, or not 1 <= r <= d.
+
+    Example:
+        >>> quarter_turn = exponential(jnp.array([[0.0, -jnp.pi / 2], [0.0, 0.0]]))
+        >>> bool(jnp.allclose(quarter_turn, jnp.array([[0.0, -1.0], [1.0, 0.0]]), atol=1e-6))
+        True
+
+    Reference: Lezcano-Casado and Martínez-Rubio (2019).
+    """
+    if free.ndim != 2 or free.shape[0] != free.shape[1]:
+        raise ValueError(f"the exponential needs a free matrix of shape (d, d); got shape {free.shape}")
+    rank = len(free) if rank is None else rank
+    if not 1 <= rank <= len(free):
+        raise ValueError(f"the exponential of a {len(free)} x {len(free)} matrix has 1 <= r <= {len(free)}; got {rank}")
+    upper = jnp.triu(at_least_float32(free), 1)
+    return _without_rounding(jax.scipy.linalg.expm(upper - transpose(upper))[:, :rank])
+
+
+def householder(free: Float[Array, "dim rank"]) -> Float[Array, "dim rank"]:
+    """Householder reflections: the first r columns of their product, in the QR decomposition of the free matrix.
+
+    The i-th reflection takes what those before it leave of the i-th column to a positive multiple of the i-th
+    coordinate vector. So the columns are those of Gram and Schmidt, without their loss of orthogonality.
+
+    Args:
+        free: shape (d, r) with r <= d. Dtypes narrower than float32 are computed in float32.
+
+    Returns:
+        The point, shape (d, r), in float32 or float64. For r = d its determinant has the free matrix's sign. The
+        derivative exists where the free matrix has full column rank; elsewhere it is not finite.
+
+    Raises:
+        ValueError: if the free matrix has not 1 <= r <= d.
+
+    Example:
+        >>> bool(jnp.allclose(householder(jnp.array([[3.0, 1.0], [4.0, 1.0]]))[:, 0], jnp.array([0.6, 0.8])))
+        True
+
+    Reference: Golub and Van Loan, Matrix Computations (2013), section 5.2.
+    """
+    _check_tall(free, "Householder reflections need")
+    return _orthonormal_basis(at_least_float32(free))
+
+
+def polar(free: Float[Array, "dim rank"]) -> Float[Array, "dim rank"]:
+    r"""Orthogonal polar factor: the matrix with orthonormal columns that is nearest to the free one, F = U S.
+
+    With the singular value decomposition :math:`F = V \Sigma W^\top` it is :math:`U = V W^\top`.
+
+    Args:
+        free: shape (d, r) with r <= d. Dtypes narrower than float32 are computed in float32.
+
+    Returns:
+        The point, shape (d, r), in float32 or float64. For r = d its determinant has the free matrix's sign. The
+        derivative is exact, also where singular values repeat; it exists where the free matrix has full column rank.
+
+    Raises:
+        ValueError: if the free matrix has not 1 <= r <= d.
+
+    Example:
+        >>> bool(jnp.allclose(polar(jnp.array([[3.0, 0.0], [0.0, -2.0]])), jnp.array([[1.0, 0.0], [0.0, -1.0]])))
+        True
+
+    Reference: Higham, Functions of Matrices (2008), theorem 8.4; `nc_jax.implicit.polar_factor` has other algorithms.
+    """
+    _check_tall(free, "the polar factor needs")
+    return _polar(at_least_float32(free))
+
+
+@jax.custom_jvp
+def _polar(free: Array) -> Array:
+    left, _, right = jnp.linalg.svd(free, full_matrices=False)
+    return matmul(left, right)
+
+
+@_polar.defjvp
+def _differentiate_polar(primals, tangents):
+    # F = U S gives U^T dF - dF^T U = S X + X S with X = U^T dU, and (I - U U^T) dF = (I - U U^T) dU S. Autodiff of the
+    # singular value decomposition would divide by differences of singular values, which vanish at the identity.
+    (free,), (tangent,) = primals, tangents
+    factor = _polar(free)
+    stretch = symmetric_part(matmul(transpose(factor), free))
+    values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(stretch))
+
+    def divide(_, rhs: Array) -> Array:
+        rotated = matmul(matmul(transpose(vectors), rhs), vectors)
+        return matmul(matmul(vectors, rotated / (values[:, None] + values)), transpose(vectors))
+
+    inner = matmul(transpose(factor), tangent)
+    # A custom_linear_solve is differentiated through its equation, so higher derivatives are exact, too.
+    turn = jax.lax.custom_linear_solve(
+        lambda x: matmul(stretch, x) + matmul(x, stretch), 2 * skew_part(inner), divide, symmetric=True
+    )
+    outward = transpose(jnp.linalg.solve(stretch, transpose(tangent - matmul(factor, inner))))
+    return factor, matmul(factor, turn) + outward
+
+
+def _orthonormal_basis(matrix: Array) -> Array:
+    # JAX's rule for the derivative of a QR decomposition leaves its products' precision to this setting.
+    with jax.default_matmul_precision("highest"):
+        return orthogonal_factor(matrix)
+
+
+def _without_rounding(point: Array) -> Array:
+    """One Newton-Schulz step, which squares what is missing to orthonormal columns: eps |A| before it.
+
+    On the manifold it is the identity, and its derivative the projection on the tangent space: neither changes.
+    """
+    missing = jnp.eye(point.shape[1], dtype=point.dtype) - matmul(transpose(point), point)
+    return point + matmul(point, missing) / 2
+
+
+@dataclass(frozen=True)
+class Parametrisation:
+    """A way to write points of St(d, r), with the shape and the start of its free matrix.
+
+    Attributes:
+        name: its key in `PARAMETRISATIONS`.
+        free_shape: (d, r) -> shape of the free matrix.
+        draw: (key, d, r, dtype) -> a free matrix, in float32 or float64.
+        apply: (free, r) -> point.
+
+    Example:
+        >>> chosen = PARAMETRISATIONS["cayley"]
+        >>> free = chosen.init(jax.random.key(0), dim=5, rank=3)
+        >>> free.shape, chosen.point(free, dim=5, rank=3).shape
+        ((3, 5), (5, 3))
+    """
+
+    name: str
+    free_shape: Callable[[int, int], tuple[int, int]] = field(repr=False)
+    draw: Callable[[PRNGKeyArray, int, int, DTypeLike], Array] = field(repr=False)
+    apply: Callable[[Array, int], Array] = field(repr=False)
+
+    def shape(self, dim: int, rank: int) -> tuple[int, int]:
+        """Shape of the free matrix of a point of St(d, r).
+
+        Raises:
+            ValueError: if not 1 <= r <= d.
+        """
+        if not 1 <= rank <= dim:
+            raise ValueError(f"a rotation has 1 <= rank <= dim; got rank={rank} and dim={dim}")
+        return self.free_shape(dim, rank)
+
+    def init(self, key: PRNGKeyArray, dim: int, rank: int, dtype: DTypeLike = jnp.float32) -> Float[Array, "_ _"]:
+        """Draw a free matrix whose point is uniformly (Haar) distributed over what the parametrisation reaches.
+
+        Args:
+            key: determines the draw.
+            dim: d.
+            rank: r.
+            dtype: a floating dtype.
+
+        Raises:
+            ValueError: if not 1 <= r <= d.
+        """
+        self.shape(dim, rank)
+        return self.draw(key, dim, rank, jnp.promote_types(dtype, jnp.float32)).astype(dtype)
+
+    def point(self, free: Float[Array, "_ _"], dim: int, rank: int) -> Float[Array, "dim rank"]:
+        """Return the point of a free matrix.
+
+        Raises:
+            ValueError: if not 1 <= r <= d, or the free matrix has not the shape that `shape` gives.
+        """
+        if free.shape != self.shape(dim, rank):
+            raise ValueError(f'"{self.name}" needs a free matrix of shape {self.shape(dim, rank)}; got {free.shape}')
+        return self.apply(free, rank)
+
+
+def _draw_gaussian(key: PRNGKeyArray, dim: int, rank: int, dtype: DTypeLike) -> Array:
+    """Both factors of a Gaussian matrix are uniform, since it is invariant under rotations from the left."""
+    return jax.random.normal(key, (dim, rank), dtype)
+
+
+def _draw_cayley(key: PRNGKeyArray, dim: int, rank: int, dtype: DTypeLike) -> Array:
+    """Solve `cayley` for A at a random X: its first r rows satisfy 2 (X_1 + I)^-1 = I - Omega + B B^T."""
+    rotation = _draw_rotation(key, dim, rank, dtype)
+    stretch = 2 * jnp.linalg.inv(rotation[:rank] + jnp.eye(rank, dtype=dtype))
+    right = -transpose(matmul(rotation[rank:], stretch)) / 2
+    return jnp.concatenate([jnp.triu(-skew_part(stretch), 1), right], axis=1)
+
+
+def _draw_exponential(key: PRNGKeyArray, dim: int, rank: int, dtype: DTypeLike) -> Array:
+    """Take the logarithm of a random rotation of all d dimensions, whose first r columns are as uniform."""
+    del rank
+    upper = _draw_cayley(key, dim, dim, dtype)
+    # Q = (I + A) (I - A)^-1 has eigenvalues (1 - i t) / (1 + i t) = exp(-2 i arctan t), where i A has the real t.
+    tangents, vectors = jnp.linalg.eigh(1j * (upper - transpose(upper)))
+    half = matmul(2 * jnp.arctan(tangents) * jnp.imag(vectors), transpose(jnp.real(vectors)))
+    return jnp.triu(half - transpose(half), 1)
+
+
+def _draw_rotation(key: PRNGKeyArray, dim: int, rank: int, dtype: DTypeLike) -> Array:
+    """Draw from the uniform distribution on St(d, r), for r = d on its half of determinant 1."""
+    rotation = Stiefel(dim, rank).random_point(key, dtype)
+    if rank < dim:
+        return rotation
+    # Turning a column round maps one half onto the other and keeps volumes.
+    return rotation.at[:, 0].multiply(jnp.where(jnp.linalg.det(rotation) < 0, -1, 1).astype(dtype))
+
+
+def _check_tall(free: Array, needs: str) -> None:
+    if free.ndim != 2 or not 1 <= free.shape[1] <= free.shape[0]:
+        raise ValueError(f"{needs} a free matrix of shape (d, r), 1 <= r <= d; got shape {free.shape}")
+
+
+PARAMETRISATIONS: dict[str, Parametrisation] = {
+    found.name: found
+    for found in (
+        Parametrisation("cayley", lambda dim, rank: (rank, dim), _draw_cayley, lambda free, rank: cayley(free)),
+        Parametrisation("exponential", lambda dim, rank: (dim, dim), _draw_exponential, exponential),
+        Parametrisation(
+            "householder", lambda dim, rank: (dim, rank), _draw_gaussian, lambda free, rank: householder(free)
+        ),
+        Parametrisation("polar", lambda dim, rank: (dim, rank), _draw_gaussian, lambda free, rank: polar(free)),
+    )
+}
