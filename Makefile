@@ -25,15 +25,23 @@ endif
 
 .PHONY: help
 help:  ## say what the targets do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
 demo: $(VENV)/.installed  ## create the environment, install, train on real handwritten digits
 	$(BIN)/python -m experiments.nearest_etf
 
 .PHONY: test
-test: $(VENV)/.installed-dev  ## create the environment, install, run the tests
+test: $(VENV)/.installed-dev  ## create the environment, install, run the quick tests
 	$(BIN)/python -m pytest
+
+.PHONY: test-slow
+test-slow: $(VENV)/.installed-dev  ## run the tests that take longer, and the benchmarks on tiny problems
+	$(BIN)/python -m pytest -m "slow or benchmark"
+
+.PHONY: test-all
+test-all: $(VENV)/.installed-dev  ## run all of these tests at once
+	$(BIN)/python -m pytest -m ""
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev  ## ruff (rules and format) and pyright
@@ -43,7 +51,7 @@ lint: $(VENV)/.installed-dev  ## ruff (rules and format) and pyright
 
 .PHONY: bench
 bench: $(VENV)/.installed-bench  ## run every benchmark; results go to benchmarks/results
-	for name in nearest_frame implicit_gradient scaling train_step throughput collapse_metrics table; do \
+	for name in nearest_frame implicit_gradient scaling train_step step_memory throughput collapse_metrics table; do \
 	  $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 .PHONY: docs

@@ -1,4 +1,4 @@
-"""What every benchmark shares: its command line, clocks, memory meter, answer checks, and the file that it writes.
+"""What every benchmark shares: clocks, a memory meter, answer checks, and the file that it writes.
 
 A benchmark is a frozen dataclass of settings (with at least the fields of `Options`), a dict of presets, and a function
 run(config) -> dict that checks every answer, times it, and ends in `report`.
@@ -13,23 +13,24 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table as RichTable
+
+from nc_jax.study import Table
+from nc_jax.study import main as study_main
+from nc_jax.study.config import to_json
+from nc_jax.study.environment import environment
+from nc_jax.study.tables import show_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,9 +52,6 @@ class WrongAnswerError(AssertionError):
     """A result that is not right to its tolerance: no time is reported for it."""
 
 
-# --- Command line. ---
-
-
 def main(
     run: Callable[[Any], dict],
     presets: Mapping[str, Any],
@@ -61,7 +59,7 @@ def main(
     *,
     synchronous: bool = False,
 ) -> None:
-    """Parse `[preset] [--flag value ...]` and run; end in status 2 and one sentence where that is not possible.
+    """Parse `[preset] [--flag value ...]` and run; see `nc_jax.study.main`.
 
     Args:
         run: the benchmark.
@@ -72,33 +70,7 @@ def main(
     """
     if synchronous:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    preset = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "default"
-    if preset not in presets:
-        _fail(f"the preset must be one of {', '.join(presets)}; got {preset!r}")
-    config = dataclasses.replace(presets[preset], preset=preset)
-    if arguments:
-        config = _parse(config, arguments)
-    try:
-        run(config)
-    except (ValueError, FileExistsError) as error:
-        if os.environ.get("NC_JAX_DEBUG"):
-            raise
-        _fail(str(error))
-
-
-# The experiments' harness is imported where it is needed: it brings the training stack (grain, orbax), which a machine
-# that only runs a preset without flags need not have.
-def _parse(config: Any, arguments: list[str]) -> Any:
-    from experiments.harness import parse
-
-    return parse(config, arguments)
-
-
-def _fail(sentence: str) -> NoReturn:
-    from experiments.harness import fail
-
-    fail(sentence)
+    study_main(run, presets, argv)
 
 
 def available(*packages: str) -> bool:
@@ -376,14 +348,6 @@ class Claim:
         return above and (self.at_most is None or self.obtained <= self.at_most)
 
 
-class Table(NamedTuple):
-    """What the terminal and benchmarks/README.md show: a title, column names, rows of strings."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
 def report(
     name: str,
     config: Options,
@@ -415,7 +379,7 @@ def report(
     document = {
         "benchmark": name,
         "preset": config.preset,
-        "config": {key: str(v) if isinstance(v, Path) else v for key, v in dataclasses.asdict(config).items()},
+        "config": to_json(config),
         "environment": environment(),
         "claims": [dataclasses.asdict(claim) | {"met": claim.met} for claim in claims],
         "table": {"title": table.title, "columns": list(table.columns), "rows": [list(row) for row in table.rows]},
@@ -427,9 +391,9 @@ def report(
         figure = Figure(figsize=(9, 4), layout="constrained")
         draw(figure)
         figure.savefig(path.with_suffix(".png"), dpi=120)
-    show(table)
+    show_table(table)
     if claims:
-        show(claims_table(claims))
+        show_table(claims_table(claims))
     print(f"written: {path}")
     return document | {"path": path}
 
@@ -449,16 +413,6 @@ def claims_table(claims: Sequence[Claim]) -> Table:
         obtained = f"{number(claim.obtained)} {claim.unit}".strip()
         rows.append([claim.statement, claim.case, ", ".join(targets) or "-", obtained, verdict])
     return Table("claims", ("claim", "case", "target", "obtained", "met"), rows)
-
-
-def show(table: Table) -> None:
-    """Print a table on the terminal."""
-    shown = RichTable(title=table.title, title_justify="left")
-    for index, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if index == 0 else "right")
-    for row in table.rows:
-        shown.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160).print(shown)
 
 
 def number(value: float) -> str:
@@ -482,55 +436,3 @@ def quartiles(row: Mapping[str, Any]) -> str:
     if "seconds" not in row:
         return "-"
     return f"{duration(row['seconds_lower_quartile'])} .. {duration(row['seconds_upper_quartile'])}"
-
-
-# Environment variables that decide how many threads a program gets, or what XLA compiles.
-SETTINGS = (
-    "XLA_FLAGS",
-    "OMP_NUM_THREADS",
-    "OMP_WAIT_POLICY",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "OPENBLAS_THREAD_TIMEOUT",
-)
-
-
-def environment() -> dict[str, Any]:
-    """Return what a time depends on besides the settings: machine, load, versions, commit, command."""
-    packages = ("nc_jax", "jax", "jaxlib", "jaxopt", "flax", "numpy", "scipy", "torch", "pymanopt", "geojax")
-    devices = jax.devices()
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": " ".join(sys.orig_argv[1:]),
-        "commit": _commit(),
-        "device": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
-        "cpu": {"model": _cpu_model(), "cores": len(os.sched_getaffinity(0))},
-        "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ}
-        | {"jax_cpu_enable_async_dispatch": jax.config.read("jax_cpu_enable_async_dispatch")},
-        "load": list(os.getloadavg()),  # over 1, 5 and 15 minutes, the benchmark's own included
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in packages},
-    }
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if found:
-            return found[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):  # no git, or not a checkout
-        return os.environ.get("NC_JAX_COMMIT")  # whoever copied the files there may know

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import DTypeLike
 
 from benchmarks.problems import PROX_WEIGHT
-from nc_jax.models import MLP, LearnedHead, NearestHead, ResNet
+from nc_jax.data import Batch
+from nc_jax.models import MLP, HeadModule, LearnedHead, NearestHead, ResNet
 
 Solver = Literal["polar", "trust_region"]
 
@@ -35,13 +36,13 @@ class Problem(NamedTuple):
     """A network to put heads on.
 
     Attributes:
-        backbone: constructor of a module, given `axis_name`.
-        batches: so many that every class occurs: dicts of features (N, ...), float32, and labels (N,), int32.
+        backbone: constructor of a module.
+        batches: so many that every class occurs; inputs are float32.
         num_classes: K.
     """
 
     backbone: Callable[..., Any]
-    batches: Sequence[dict[str, np.ndarray]]
+    batches: Sequence[Batch]
     num_classes: int
 
 
@@ -58,7 +59,7 @@ def make_problem(case: str, batch_size: int, dtype: DTypeLike) -> Problem:
     """
     model, num_classes = parse(case)
     if model == "mlp":
-        return Problem(lambda axis_name: MLP((256, 256), 128), [_digits(batch_size, num_classes)], num_classes)
+        return Problem(functools.partial(MLP, (256, 256), 128), [_digits(batch_size, num_classes)], num_classes)
     imagenet = model == "resnet18-imagenet"
     backbone = functools.partial(
         ResNet,
@@ -70,32 +71,32 @@ def make_problem(case: str, batch_size: int, dtype: DTypeLike) -> Problem:
     return Problem(backbone, _class_images(batch_size, num_classes, 224 if imagenet else 32), num_classes)
 
 
-def _digits(batch_size: int, num_classes: int) -> dict[str, np.ndarray]:
+def _digits(batch_size: int, num_classes: int) -> Batch:
     """Scikit-learn's handwritten digits in [0, 1]; from the package, since TFDS is not on every machine with a GPU."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     chosen = np.flatnonzero(labels < num_classes)[:batch_size]
-    return {"features": (images[chosen] / 16).astype(np.float32), "labels": labels[chosen].astype(np.int32)}
+    return Batch.of((images[chosen] / 16).astype(np.float32), labels[chosen].astype(np.int32))
 
 
-def _class_images(batch_size: int, num_classes: int, size: int) -> list[dict[str, np.ndarray]]:
+def _class_images(batch_size: int, num_classes: int, size: int) -> list[Batch]:
     """Coarse random patterns, one per class, and noise, which all batches share. Labels go round."""
     generator = np.random.default_rng(0)
     patterns = generator.normal(size=(num_classes, 4, 4, 3)).astype(np.float32)
     noise = generator.normal(size=(batch_size, size, size, 3)).astype(np.float32)
     labels = np.arange(-(-num_classes // batch_size) * batch_size, dtype=np.int32) % num_classes
     return [
-        {"features": patterns[part].repeat(size // 4, axis=1).repeat(size // 4, axis=2) + noise, "labels": part}
+        Batch.of(patterns[part].repeat(size // 4, axis=1).repeat(size // 4, axis=2) + noise, part)
         for part in labels.reshape(-1, batch_size)
     ]
 
 
-def learned_head(num_classes: int) -> LearnedHead:
+def learned_head(num_classes: int) -> HeadModule:
     """Return the baseline. What differs from a nearest head is who moves the class vectors."""
     return LearnedHead(num_classes, radius=RADIUS, normalize_columns=True, use_bias=False)
 
 
-def nearest_head(num_classes: int, solver: Solver, axis_name: str | None = None) -> NearestHead:
+def nearest_head(num_classes: int, solver: Solver) -> HeadModule:
     """Return the nearest head with a solver."""
-    return NearestHead(num_classes, radius=RADIUS, prox_weight=PROX_WEIGHT, solver=solver, axis_name=axis_name)
+    return NearestHead(num_classes, radius=RADIUS, prox_weight=PROX_WEIGHT, solver=solver)

@@ -105,12 +105,10 @@ def time_steps(config: Config, dtype: Dtype) -> list[dict[str, Any]]:
     """Time our step and the peers', in turns."""
     problem = make_problem(f"resnet18:{config.num_classes}", config.batch_size, dtype)
     batch = problem.batches[0]
-    model = Classifier(
-        problem.backbone(axis_name=AXIS, width_multiplier=config.width / 64), LearnedHead(config.num_classes)
-    )
+    model = Classifier(problem.backbone(width_multiplier=config.width / 64), LearnedHead(config.num_classes))
     optimizer = optax.sgd(LEARNING_RATE, MOMENTUM)
     # XLA needs a second per kernel to compile the default generator for a CPU, and a ResNet-18 has twenty kernels.
-    state = create_state(model, optimizer, jax.random.key(0, impl="rbg"), batch["features"][:1])
+    state = create_state(model, optimizer, jax.random.key(0, impl="rbg"), batch.inputs[:1])
     params = jax.device_get(state.params)
     step = data_parallel(
         make_train_step(model, optimizer, axis_name=AXIS), devices=jax.local_devices()[:1], donate=True
@@ -129,8 +127,8 @@ def time_steps(config: Config, dtype: Dtype) -> list[dict[str, Any]]:
             copy_parameters(network, params)
             functions[peer] = training_step(
                 network,
-                batch["features"],
-                batch["labels"],
+                batch.inputs,
+                batch.labels,
                 device="cuda" if jax.default_backend() == "gpu" else "cpu",
                 bfloat16=dtype == "bfloat16",
                 compiled=peer == COMPILED,
@@ -167,6 +165,8 @@ def share_outside(epochs: int) -> float:
     The median over the epochs after the first. Every compiled program is waited for, so nothing overlaps.
     """
     from experiments import nearest_etf
+    from nc_jax.study.settings import expand
+    from nc_jax.study.trainers import data_of, make_trainer
     from nc_jax.training import MetricsLog, parallel
     from nc_jax.training import evaluate as evaluation
 
@@ -193,18 +193,20 @@ def share_outside(epochs: int) -> float:
         def __getattr__(self, name: str) -> Any:
             return timed(getattr(jax, name)) if name in ("jit", "pmap") else getattr(jax, name)
 
-    config = dataclasses.replace(nearest_etf.PRESETS["default"], epochs=epochs)
+    loop = dataclasses.replace(nearest_etf.DEFAULT.loop, epochs=epochs)
+    config = dataclasses.replace(nearest_etf.DEFAULT, methods=("nearest",), loop=loop)
     modules: list[Any] = [parallel, evaluation]
     marks: list[tuple[float, float]] = []
     try:
         for module in modules:
             module.jax = Timed()
-        task = nearest_etf.load(config)
-        trainer = nearest_etf.make_trainer(config, "nearest", task)
+        (group,) = expand(config)[""]
+        data = data_of(config)
+        trainer, _ = make_trainer(group, data)
         with tempfile.TemporaryDirectory() as folder, MetricsLog(Path(folder)) as log:
             trainer.fit(
-                task.train,
-                task.test,
+                data.train,
+                data.test,
                 seed=0,
                 run="run",
                 directory=Path(folder),

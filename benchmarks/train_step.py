@@ -147,7 +147,7 @@ class Run:
     """
 
     def __init__(self, problem: Problem, head: Any, num_devices: int, chunk: int = 1):
-        model = Classifier(problem.backbone(axis_name=AXIS), head)
+        model = Classifier(problem.backbone(), head)
         optimizer = optax.sgd(0.05, 0.9)  # experiments.nearest_etf
         # XLA needs a second per kernel to compile the default generator for a CPU, and a ResNet-18 has twenty kernels.
         key = jax.random.key(0, impl="rbg")
@@ -156,7 +156,7 @@ class Run:
         if jax.default_backend() != "cpu" and num_devices == 1:
             batches = jax.device_put(batches)  # a training loop hides the transfer behind the step before
         self.num_batches, self.batches = len(batches), itertools.cycle(batches)
-        self.state = create_state(model, optimizer, key, problem.batches[0]["features"][:1])
+        self.state = create_state(model, optimizer, key, problem.batches[0].inputs[:1])
         step = make_train_step(model, optimizer, axis_name=AXIS)
         self.step = data_parallel(step, devices=jax.local_devices()[:num_devices], donate=True)
 
@@ -191,7 +191,7 @@ def time_case(config: Config, case: str, dtype: Dtype, num_devices: int) -> list
     chunk = config.chunk if mlp or jax.default_backend() != "cpu" else 1
     solvers = config.solvers if num_devices == 1 else config.solvers[:1]
     heads: dict[str, Any] = {"learned": learned_head(problem.num_classes)}
-    heads |= {solver: nearest_head(problem.num_classes, solver, AXIS) for solver in solvers}
+    heads |= {solver: nearest_head(problem.num_classes, solver) for solver in solvers}
     runs = {name: Run(problem, head, num_devices, chunk) for name, head in heads.items()}
     checked = {name: check(name, run) for name, run in runs.items()}
     times = harness.compare(runs, repeats=config.repeats, warmup=0, budget=config.budget)  # the checks were the warm-up
@@ -204,7 +204,7 @@ def time_case(config: Config, case: str, dtype: Dtype, num_devices: int) -> list
             {
                 "case": case,
                 "dtype": dtype,
-                "batch": len(problem.batches[0]["labels"]),
+                "batch": len(problem.batches[0].labels),
                 "dim": len(checked[solver]["class_means"]),
                 "classes": problem.num_classes,
                 "devices": num_devices,
@@ -311,7 +311,7 @@ def time_alone(config: Config, problem: Problem, solver: Solver, step: dict[str,
 
 def _head_alone(head: Any, problem: Problem, step: dict[str, Any]) -> Callable[[], Any]:
     """Return the forward and backward pass of a head, on features scattered about the step's class means."""
-    labels, means = jnp.asarray(problem.batches[0]["labels"]), jnp.asarray(step["class_means"])
+    labels, means = jnp.asarray(problem.batches[0].labels), jnp.asarray(step["class_means"])
     features = means.T[labels] + jnp.std(means) * jax.random.normal(jax.random.key(0), (len(labels), len(means)))
     variables = head.init(jax.random.key(1), features)
     params = variables.pop("params", {})

@@ -1,17 +1,22 @@
 """What a finished run's log says: statistics over seeds, and every curve, from the saved lines alone.
 
+Claim     None: it reads what other experiments have written.
 Command   python -m experiments.analyse DIRECTORY [DIRECTORY ...] [--epoch 10] [--metrics train/nc1 ...]
+          (seconds)
+Expected  a table and a plot per metric that the log has
 Writes    into the first directory: analysis.md (mean, standard deviation, median, minimum and maximum over seeds),
           analysis.png (the curves) and, where a run left margins.jsonl, margins.png (the margins of all examples)
+Data      any log of `nc_jax.training.MetricsLog` whose runs are named <group>-seed<number>, as all experiments' are.
 
-Any log of `nc_jax.training.MetricsLog` will do whose runs are named <group>-seed<number>, as all experiments' are.
-Several directories are compared: their groups get the directory's name in front.
+Several directories are compared: what differs between their settings is printed first, and their groups get the
+directory's name in front.
 """
 
 import dataclasses
 import json
 import re
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +24,9 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments import harness, plots
+from nc_jax.study import Table, plots
+from nc_jax.study.cli import fail
+from nc_jax.study.tables import markdown_table, show_table
 from nc_jax.training import read_metrics
 from nc_jax.training.logging import write_atomically
 
@@ -82,6 +89,7 @@ def run(config: Config) -> dict[str, Any]:
         values = {group: _values(rows, runs, name, config.epoch) for group, runs in groups.items()}
         found[name] = {group: describe(column) for group, column in values.items() if column}
     directory = config.directories[0]
+    different = differing(config.directories)
     columns = ["metric", "head", "seeds", "mean", "sd", "median", "min", "max"]
     table = [
         [name, group, str(int(numbers["seeds"])), *(f"{numbers[column]:.4g}" for column in columns[3:])]
@@ -90,7 +98,9 @@ def run(config: Config) -> dict[str, Any]:
     ]
     when = "the last epoch" if config.epoch is None else f"epoch {config.epoch}"
     title = f"Statistics over seeds, {when}"
-    text = f"# {title}\n\n{', '.join(map(str, config.directories))}\n\n{harness.markdown_table(columns, table)}\n"
+    shown = Table(title, columns, table)
+    text = f"# {title}\n\n{', '.join(map(str, config.directories))}\n\n"
+    text += "".join(f"{line}\n" for line in different) + f"\n{markdown_table(shown)}\n"
     panels = [panel for panel in names if found[panel[0]]]
     plots.curves(directory / "analysis.png", rows, groups, panels, config.unit)
     text += "![curves](analysis.png)\n"
@@ -98,9 +108,34 @@ def run(config: Config) -> dict[str, Any]:
         plots.quantiles(directory / "margins.png", margins)
         text += "\n![margins of all examples](margins.png)\n"
     write_atomically(directory / "analysis.md", text)
-    harness.show_table(title, columns, table)
+    for line in different:
+        print(line)
+    show_table(shown)
     print(f"written to {directory}")
     return found
+
+
+def differing(directories: Sequence[Path]) -> list[str]:
+    """Return a line for each setting in which the runs differ, with the value in each of them."""
+    settings = []
+    for directory in directories:
+        path = directory / "config.json"
+        settings.append(_flat(json.loads(path.read_text(encoding="utf-8"))["config"]) if path.is_file() else {})
+    names = dict.fromkeys(name for one in settings for name in one if name not in ("workdir", "resume", "preset"))
+    values = {name: [one.get(name) for one in settings] for name in names}
+    return [
+        f"{name}: {', '.join(json.dumps(value) for value in found)}"
+        for name, found in values.items()
+        if any(value != found[0] for value in found)
+    ]
+
+
+def _flat(settings: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{path}{name}.") if isinstance(value, dict) else {f"{path}{name}": value}
+    return flat
 
 
 def describe(values: Sequence[float]) -> dict[str, float]:
@@ -170,7 +205,9 @@ def _values(rows: list[dict], runs: Sequence[str], metric: str, epoch: int | Non
 
 
 if __name__ == "__main__":
+    if {"--help", "-h"} & set(sys.argv):
+        print(__doc__)
     try:
-        run(tyro.cli(Config, description=__doc__))
+        run(tyro.cli(Config, description="Settings:"))
     except (ValueError, FileNotFoundError) as error:
-        harness.fail(str(error))
+        fail(str(error))

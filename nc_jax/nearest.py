@@ -12,7 +12,6 @@ Reference: Markou, Ajanthan and Gould, Guiding Neural Collapse: Optimising Towar
 Frame (NeurIPS 2024), section 3.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -25,6 +24,7 @@ from nc_jax import implicit
 from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
 from nc_jax.discrepancies import squared_frobenius
 from nc_jax.frames.simplex import SimplexTemplate, check_room_for_simplex, simplex_template
+from nc_jax.frames.template import Template, as_template
 from nc_jax.manifolds import Stiefel
 from nc_jax.manifolds.stiefel import orthogonal_factor
 from nc_jax.solvers import Solution, Status, TrustRegionOptions, trust_region
@@ -49,7 +49,7 @@ class NearestFrame(NamedTuple):
 
 def nearest_frame(
     means: Float[Array, "dim classes"],
-    template: Float[Array, "rank classes"] | SimplexTemplate,
+    template: Float[Array, "rank classes"] | Template,
     *,
     prox_point: Float[Array, "dim rank"] | None = None,
     prox_weight: float | Float[Array, ""] = 1e-3,  # delta in Markou et al. (2024), released setting
@@ -68,9 +68,9 @@ def nearest_frame(
 
     Args:
         means: class means H, shape (d, K). bfloat16 and float16 are solved in float32.
-        template: T, shape (r, K) with r <= d, or a `SimplexTemplate`, whose products are cheap. Where T H^T has rank
-            below r and there is no prox point, the rotation is not unique: one of the solutions is returned, and the
-            status says so.
+        template: T, shape (r, K) with r <= d, or a `nc_jax.frames.Template`, such as `SimplexTemplate`, whose products
+            are cheap. Where T H^T has rank below r and there is no prox point, the rotation is not unique: one of the
+            solutions is returned, and the status says so.
         prox_point: P, shape (d, r), usually the previous rotation.
         prox_weight: delta >= 0.
         solver: "trust_region" (any cost) or "polar" (the closed form, for the Frobenius cost only).
@@ -101,8 +101,7 @@ def nearest_frame(
 
     Reference: Markou, Ajanthan and Gould (2024), section 3.
     """
-    means = jnp.asarray(means)
-    template = template if isinstance(template, SimplexTemplate) else jnp.asarray(template)
+    means, template = jnp.asarray(means), as_template(template)
     _check_shapes(means, template, prox_point, init, weights)
     if solver not in ("trust_region", "polar"):
         raise ValueError(f'solver must be "trust_region" or "polar"; got {solver!r}')
@@ -166,17 +165,11 @@ def nearest_simplex_etf(
         raise ValueError(f"means must have shape (dim, classes); got shape {means.shape}")
     dim, num_classes = means.shape
     check_room_for_simplex(num_classes, dim)
-    if weights is not None and weights.shape != (num_classes,):
-        raise ValueError(f"weights must have shape (classes,) = ({num_classes},); got {weights.shape}")
-    if weights is not None:
-        means = _counted(means, weights)
-    norm = safe_norm(means if weights is None else means * jnp.sqrt(jnp.maximum(weights, 0)))
-    scale = 1 / math.sqrt(num_classes - 1)
-    template = SimplexTemplate(num_classes, scale)
+    template: Any = SimplexTemplate.of_unit_columns(num_classes)
     if not reduced:
-        template = scale * simplex_template(num_classes, reduced=False, dtype=means.dtype)
-    found = nearest_frame(
-        means / jnp.where(norm > 0, norm, 1),
+        template = template.scale * simplex_template(num_classes, reduced=False, dtype=means.dtype)
+    return nearest_at_unit_norm(
+        means,
         template,
         prox_point=prox_point,
         prox_weight=prox_weight,
@@ -186,14 +179,51 @@ def nearest_simplex_etf(
         weights=weights,
         options=options,
     )
-    return found._replace(frame=found.frame * math.sqrt(num_classes))
+
+
+def nearest_at_unit_norm(
+    means: Float[Array, "dim classes"],
+    template: Float[Array, "rank classes"] | Template,
+    *,
+    weights: Float[Array, " classes"] | None = None,
+    **options: Any,
+) -> NearestFrame:
+    r"""Rotate a template to where it is nearest to the class means, both compared at unit Frobenius norm.
+
+    The result then does not depend on the scale of the means, and `prox_weight` means the same for every template.
+
+    Args:
+        means: class means H, shape (d, K); of zero norm they attract nothing.
+        template: T, shape (r, K), or a `nc_jax.frames.Template`.
+        weights: see `nearest_frame`; the unit norm is then that of the weighted means.
+        options: the other arguments of `nearest_frame`.
+
+    Returns:
+        As `nearest_frame`; the class vectors have the lengths that they have in the template.
+
+    Raises:
+        ValueError: as `nearest_frame`.
+
+    Reference: Markou, Ajanthan and Gould (2024), section 3.
+    """
+    means = at_least_float32(means)
+    if means.ndim != 2:
+        raise ValueError(f"means must have shape (dim, classes); got shape {means.shape}")
+    if weights is not None and weights.shape != means.shape[1:]:
+        raise ValueError(f"weights must have shape (classes,) = ({means.shape[1]},); got {weights.shape}")
+    if weights is not None:
+        means = _counted(means, weights)
+    norm = safe_norm(means if weights is None else means * jnp.sqrt(jnp.maximum(weights, 0)))
+    unit, size = as_template(template).unit()
+    found = nearest_frame(means / jnp.where(norm > 0, norm, 1), unit, weights=weights, **options)
+    return found._replace(frame=found.frame * size)
 
 
 @partial(jax.jit, static_argnames=("solver", "cost", "options"))
 def _nearest_frame(means, template, prox_point, prox_weight, init, weights, *, solver, cost, options) -> NearestFrame:
     means = at_least_float32(means)
     dtype = means.dtype
-    if not isinstance(template, SimplexTemplate):
+    if template.dtype is not None:
         dtype = jnp.promote_types(dtype, template.dtype)
         template = template.astype(dtype)
     means = means.astype(dtype)
@@ -204,7 +234,7 @@ def _nearest_frame(means, template, prox_point, prox_weight, init, weights, *, s
     weight = jnp.asarray(0 if prox_point is None else prox_weight, dtype)
     prox = jnp.zeros((means.shape[0], template.shape[0]), dtype) if prox_point is None else prox_point.astype(dtype)
     weighted = means if weights is None else means * weights
-    matrix = 2 * _correlate(weighted, template) + weight * prox
+    matrix = 2 * template.correlate(weighted) + weight * prox
     problem = (means, template, prox, weight, weights)
 
     if solver == "polar":
@@ -221,7 +251,7 @@ def _nearest_frame(means, template, prox_point, prox_weight, init, weights, *, s
             rotation, (unique, steps) = _general_root(cost, options)(start, *problem)
         iterations, inner_iterations, status = steps
 
-    frame = _rotate(rotation, template)
+    frame = template.rotate(rotation)
     point, aligned, matrix, *fixed = jax.lax.stop_gradient((rotation, frame, matrix, *problem))
     value = _objective_at(cost or squared_frobenius, point, aligned, *fixed)
     # Up to a part normal to the manifold, -B is the gradient of the Frobenius objective.
@@ -240,7 +270,7 @@ def _nearest_frame(means, template, prox_point, prox_weight, init, weights, *, s
 
 
 def _objective(cost: Discrepancy, rotation, means, template, *rest) -> Array:
-    return _objective_at(cost, rotation, _rotate(rotation, template), means, template, *rest)
+    return _objective_at(cost, rotation, template.rotate(rotation), means, template, *rest)
 
 
 def _objective_at(cost: Discrepancy, rotation, aligned, means, template, prox, weight, weights) -> Array:
@@ -251,16 +281,6 @@ def _objective_at(cost: Discrepancy, rotation, aligned, means, template, prox, w
             raise ValueError(f"a cost to be weighted must return shape {weights.shape}; got {discrepancy.shape}")
         discrepancy = jnp.where(weights > 0, weights * discrepancy, 0)
     return jnp.sum(discrepancy) + weight / 2 * jnp.sum((rotation - prox) ** 2)
-
-
-def _rotate(rotation: Array, template: Array | SimplexTemplate) -> Array:
-    return template.rotate(rotation) if isinstance(template, SimplexTemplate) else matmul(rotation, template)
-
-
-def _correlate(means: Array, template: Array | SimplexTemplate) -> Array:
-    if isinstance(template, SimplexTemplate):
-        return template.correlate(means)
-    return matmul(means, transpose(template))
 
 
 def _counted(means: Array, weights: Array) -> Array:
@@ -339,9 +359,9 @@ def _start(matrix: Array, init: Array | None) -> Array:
 
 
 def _check_shapes(
-    means: Array, template: Array | SimplexTemplate, prox_point: Array | None, init: Array | None, weights: Array | None
+    means: Array, template: Template, prox_point: Array | None, init: Array | None, weights: Array | None
 ) -> None:
-    if means.ndim != 2 or len(template.shape) != 2 or means.shape[1] != template.shape[1]:
+    if means.ndim != 2 or means.shape[1] != template.shape[1]:
         raise ValueError(
             "means (dim, classes) and template (rank, classes) need the same classes; "
             f"got {means.shape} and {template.shape}"

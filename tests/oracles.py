@@ -9,14 +9,15 @@ def polar_by_svd(matrix):
     return left @ right
 
 
-def polar_jacobian(matrix):
+def polar_jacobian(matrix, factor=None):
     """Dense Jacobian (n p, n p) of the polar factor, from the Kronecker form of its defining equations.
 
     Differentiating B = U S, U^T U = I and S = S^T gives linear equations for dU and dS, solved by least squares.
-    Matrices are flattened by rows, so A X C becomes kron(A, C^T) vec(X).
+    Matrices are flattened by rows, so A X C becomes kron(A, C^T) vec(X). Where B has several factors, `factor` says
+    which one is meant; None is that of the SVD.
     """
     n, p = matrix.shape
-    factor = polar_by_svd(matrix)
+    factor = polar_by_svd(matrix) if factor is None else factor
     stretch = factor.T @ matrix
     transposition = np.eye(p * p).reshape(p, p, p, p).transpose(1, 0, 2, 3).reshape(p * p, p * p)
     aligned = np.kron(factor.T, np.eye(p))

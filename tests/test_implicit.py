@@ -16,8 +16,17 @@ from nc_jax.manifolds.stiefel import orthogonal_factor
 F64_DENSE = 1e-12  # rounding of the least-squares oracle, times the condition
 F64_UNROLLED = 1e-9  # what a few hundred unrolled steps leave
 SHAPE = (5, 3)
-polar_vjp = jax.jit(lambda matrix, cotangent: jax.vjp(implicit.polar_factor, matrix)[1](cotangent)[0])
-polar_jvp = jax.jit(lambda matrix, tangent: jax.jvp(implicit.polar_factor, (matrix,), (tangent,)))
+
+
+@jax.jit
+def polar_derivatives(matrix, tangent, cotangent):
+    """The factor and its derivatives in forward and reverse mode: one program for every test of a shape."""
+    factor, push = jax.linearize(implicit.polar_factor, matrix)
+    return factor, push(tangent), jax.linear_transpose(push, matrix)(cotangent)[0]
+
+
+def polar_vjp(matrix, cotangent):
+    return polar_derivatives(matrix, np.zeros_like(matrix), cotangent)[2]
 
 
 def matrix_with(values, shape=SHAPE, seed=0):
@@ -32,7 +41,8 @@ MATRICES = {
     "equal values": matrix_with([2, 2, 2]),
     "nearly equal values": matrix_with([2, 2 + 1e-9, 1]),
     "condition 1e3": matrix_with([1, 0.1, 0.001]),
-    # In O(n) one vanishing singular value leaves the derivative well defined: only sums of two are divided by.
+    # In O(n) one vanishing singular value leaves two factors, one in each component of the manifold, and each of them
+    # has a well defined derivative: only sums of two singular values are divided by.
     "square, of rank two": matrix_with([2, 1, 0], shape=(3, 3)),
 }
 
@@ -42,12 +52,15 @@ def test_the_polar_factor_has_the_dense_jacobian(x64, name):
     matrix = MATRICES[name]
     rng = np.random.default_rng(1)
     cotangent, tangent = rng.normal(size=(2, *matrix.shape))
-    jacobian = oracles.polar_jacobian(matrix)
-    tolerance = F64_DENSE * np.linalg.norm(jacobian)
-    factor, slope = polar_jvp(matrix, tangent)
+    factor, slope, gradient = polar_derivatives(matrix, tangent, cotangent)
+    np.testing.assert_allclose(factor.T @ factor, np.eye(matrix.shape[1]), atol=F64_DENSE)
     np.testing.assert_allclose(factor.T @ matrix, matrix.T @ factor, atol=F64_DENSE)
+    np.testing.assert_allclose(np.vdot(factor, matrix), np.linalg.norm(matrix, ord="nuc"), rtol=F64_DENSE)
+    # Which of two factors is found is LAPACK's rounding of a zero: the derivative is compared where the solver ended.
+    jacobian = oracles.polar_jacobian(matrix, np.asarray(factor))
+    tolerance = F64_DENSE * np.linalg.norm(jacobian)
     np.testing.assert_allclose(np.ravel(slope), jacobian @ tangent.ravel(), atol=tolerance)
-    np.testing.assert_allclose(np.ravel(polar_vjp(matrix, cotangent)), jacobian.T @ cotangent.ravel(), atol=tolerance)
+    np.testing.assert_allclose(np.ravel(gradient), jacobian.T @ cotangent.ravel(), atol=tolerance)
 
 
 @pytest.mark.parametrize("name", ["random", "square", "one column"])

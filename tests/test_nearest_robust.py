@@ -113,6 +113,7 @@ def test_weights_count_classes(x64, solver):
 
 
 @pytest.mark.parametrize("cost", [huber, cosine])
+@pytest.mark.slow
 def test_weights_and_general_costs_are_differentiated_exactly(x64, cost):
     rng = np.random.default_rng(3)
     means, weights = jnp.asarray(rng.normal(size=(DIM, K))), jnp.array([1.0, 0.5, 2.0, 1.5, 3.0])
@@ -134,6 +135,7 @@ def test_weights_and_general_costs_are_differentiated_exactly(x64, cost):
 
 @pytest.mark.parametrize("cost", [huber, cosine])
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+@pytest.mark.slow
 def test_general_costs_at_any_scale(cost, scale):
     """Template and means scaled alike, and not normalised: the rotation stays, and its gradient scales back."""
     rng = np.random.default_rng(8)
@@ -153,6 +155,7 @@ def test_general_costs_at_any_scale(cost, scale):
 
 @pytest.mark.parametrize("cost", [huber, cosine])
 @pytest.mark.parametrize("missing", [2, 3])
+@pytest.mark.slow
 def test_a_general_cost_says_what_it_leaves_open_and_gives_no_gradient_there(x64, cost, missing):
     rng = np.random.default_rng(9)
     means = jnp.asarray(rng.normal(size=(DIM, K))).at[:, :missing].set(0)

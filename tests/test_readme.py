@@ -18,6 +18,7 @@ def test_the_blocks_are_the_ones_that_the_tests_know():
     assert [shlex.split(command, comments=True)[:2] for command in COMMANDS][:2] == [["make", "demo"], ["make", "test"]]
 
 
+@pytest.mark.slow
 def test_python_blocks_run_one_after_the_other(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace: dict = {}
@@ -28,11 +29,12 @@ def test_python_blocks_run_one_after_the_other(capsys, tmp_path, monkeypatch):
         "converged: the gradient norm is below the tolerance",
         str(namespace["gram"][0, 1]) + " (512, 100) (2, 512, 100)",
         "(32, 10) 0",
-        "1200",
+        "1200 (20, 20)",
     ]
     assert abs(namespace["gram"][0, 1] + 1 / 99) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_run(command, tmp_path):
     """An experiment runs as its smoke preset; make says what it would do, since it would run these tests."""
@@ -40,8 +42,8 @@ def test_commands_run(command, tmp_path):
     if program == "make":
         run = ["make", "--dry-run", "--always-make", *arguments, f"PYTHON={sys.executable}"]
     else:
-        run = [sys.executable, *arguments, "smoke", "--heads", "fixed", "--workdir", str(tmp_path / "run")]
-        run += ["--data-dir", str(tmp_path / "data")]
+        run = [sys.executable, *arguments, "smoke", "--methods", "fixed", "--workdir", str(tmp_path / "run")]
+        run += ["--data.data-dir", str(tmp_path / "data")]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout

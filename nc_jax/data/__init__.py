@@ -1,10 +1,11 @@
-"""Data in: labelled arrays, named sets, harder versions of them, and batches of static shape that resume exactly.
+"""Data in: labelled arrays, named sets, and harder versions of them. `nc_jax.streams` makes batches of them.
 
 Four modules are imported on their own (`from nc_jax.data import sources`): `digits`, `glyphs` and `sources` bring
 TensorFlow Datasets with them, `augment` brings dm_pix.
 """
 
 from nc_jax.data.arrays import LabelledArrays
+from nc_jax.data.batch import Batch, Partner, known_labels
 from nc_jax.data.imbalance import (
     asymmetric_noise,
     exponential_counts,
@@ -15,20 +16,19 @@ from nc_jax.data.imbalance import (
     symmetric_noise,
     take_per_class,
 )
-from nc_jax.data.pipeline import ExampleSource, batches, epoch_indices, eval_batches, steps_per_epoch
+from nc_jax.data.source import ExampleSource
 
 __all__ = [
+    "Batch",
     "ExampleSource",
     "LabelledArrays",
+    "Partner",
     "asymmetric_noise",
-    "batches",
-    "epoch_indices",
-    "eval_batches",
     "exponential_counts",
+    "known_labels",
     "long_tailed",
     "step_counts",
     "step_imbalanced",
-    "steps_per_epoch",
     "subsample",
     "symmetric_noise",
     "take_per_class",

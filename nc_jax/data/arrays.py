@@ -1,19 +1,21 @@
-"""A data set in memory: features and integer labels, checked once, where they come in."""
+"""A data set in memory: inputs and integer labels, checked once, where they come in."""
 
 import dataclasses
 
 import numpy as np
 from jaxtyping import Bool, Int, Integer
 
+from nc_jax.data.batch import Batch
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelledArrays:
-    """Features and labels that are known to fit each other.
+    """Inputs and labels that are known to fit each other.
 
     Whatever is built from it (batches, class counts, losses) may rely on what is checked here.
 
     Args:
-        features: real array of shape (N, ...), finite. Floating features keep their dtype, and so do integers (bytes of
+        inputs: real array of shape (N, ...), finite. Floating inputs keep their dtype, and so do integers (bytes of
             images, to be scaled on the device).
         labels: integers of shape (N,) in 0..K-1, stored as int32.
         num_classes: K >= 1. A class without examples is allowed: see `absent_classes`.
@@ -28,25 +30,25 @@ class LabelledArrays:
     """
 
     # Plain arrays, not jaxtyping's: data come from outside, so shapes and dtypes are checked below, in production too.
-    features: np.ndarray
+    inputs: np.ndarray
     labels: np.ndarray
     num_classes: int
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        features, labels = np.asarray(self.features), np.asarray(self.labels)
+        inputs, labels = np.asarray(self.inputs), np.asarray(self.labels)
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1; got {self.num_classes}")
-        _check_features(features)
+        _check_inputs(inputs)
         _check_labels(labels, self.num_classes)
-        if len(features) != len(labels):
+        if len(inputs) != len(labels):
             raise ValueError(
-                f"features and labels must have the same length; got {len(features)} features and {len(labels)} labels"
+                f"inputs and labels must have the same length; got {len(inputs)} inputs and {len(labels)} labels"
             )
         names = tuple(self.class_names) or tuple(str(label) for label in range(self.num_classes))
         if len(names) != self.num_classes:
             raise ValueError(f"class_names must hold num_classes={self.num_classes} names; got {len(names)}")
-        object.__setattr__(self, "features", features)
+        object.__setattr__(self, "inputs", inputs)
         object.__setattr__(self, "labels", labels.astype(np.int32, copy=False))
         object.__setattr__(self, "class_names", names)
 
@@ -54,10 +56,10 @@ class LabelledArrays:
         return len(self.labels)
 
     def __repr__(self) -> str:
-        shape, dtype = self.features.shape[1:], self.features.dtype
+        shape, dtype = self.inputs.shape[1:], self.inputs.dtype
         return f"LabelledArrays({len(self)} examples of shape {shape} {dtype}, {self.num_classes} classes)"
 
-    def take(self, indices: Integer[np.ndarray, " chosen"], seed: int = 0) -> dict[str, np.ndarray]:
+    def take(self, indices: Integer[np.ndarray, " chosen"], seed: int = 0) -> Batch:
         """Copy examples into a batch; the seed, with which other sources draw their crops, plays no role here.
 
         Args:
@@ -65,14 +67,14 @@ class LabelledArrays:
             seed: ignored.
 
         Returns:
-            `features` (M, ...) and `labels` (M,).
+            M examples, without padding.
 
         Example:
-            >>> LabelledArrays(np.zeros((4, 2)), np.array([0, 2, 2, 0]), num_classes=3).take(np.array([1, 3]))["labels"]
+            >>> LabelledArrays(np.zeros((4, 2)), np.array([0, 2, 2, 0]), num_classes=3).take(np.array([1, 3])).labels
             array([2, 0], dtype=int32)
         """
         del seed
-        return {"features": self.features.take(indices, axis=0), "labels": self.labels.take(indices)}
+        return Batch.of(self.inputs.take(indices, axis=0), self.labels.take(indices))
 
     def class_counts(self) -> Int[np.ndarray, " classes"]:
         """Number of examples of each class.
@@ -127,21 +129,21 @@ class LabelledArrays:
             first = outside[0]
             raise ValueError(f"indices must lie in 0..{len(self) - 1}; got {indices[first]} at position {first}")
         indices = indices.astype(np.intp)  # an empty list comes as floats
-        return dataclasses.replace(self, features=self.features[indices], labels=self.labels[indices])
+        return dataclasses.replace(self, inputs=self.inputs[indices], labels=self.labels[indices])
 
 
-def _check_features(features: np.ndarray) -> None:
-    if not (np.issubdtype(features.dtype, np.floating) or np.issubdtype(features.dtype, np.integer)):
-        raise ValueError(f"features must be floating or integer; got dtype {features.dtype}")
-    if features.ndim < 2:
-        raise ValueError(f"features must have shape (examples, ...) with at least two axes; got {features.shape}")
-    if np.issubdtype(features.dtype, np.integer):
+def _check_inputs(inputs: np.ndarray) -> None:
+    if not (np.issubdtype(inputs.dtype, np.floating) or np.issubdtype(inputs.dtype, np.integer)):
+        raise ValueError(f"inputs must be floating or integer; got dtype {inputs.dtype}")
+    if inputs.ndim < 2:
+        raise ValueError(f"inputs must have shape (examples, ...) with at least two axes; got {inputs.shape}")
+    if np.issubdtype(inputs.dtype, np.integer):
         return
-    finite = np.isfinite(features).reshape(len(features), -1).all(axis=1) if features.size else np.array([True])
+    finite = np.isfinite(inputs).reshape(len(inputs), -1).all(axis=1) if inputs.size else np.array([True])
     if not finite.all():
         example = int(np.argmin(finite))
-        found = "NaN" if np.isnan(features[example]).any() else "an infinity"
-        raise ValueError(f"features must be finite; got {found} at example {example}")
+        found = "NaN" if np.isnan(inputs[example]).any() else "an infinity"
+        raise ValueError(f"inputs must be finite; got {found} at example {example}")
 
 
 def _check_labels(labels: np.ndarray, num_classes: int) -> None:

@@ -41,7 +41,7 @@ CHARACTERS = (
     "ᑼᑽᑾᑿᒀᒁᒉᒋᒌᒍᒎᒐᒑᒒᒓᒔᒕᒘᒙᒛᒜᒝᒠᒤᒧᒨᒩᒬᒭᒮᒯᒰᒱᒲᒳᒵᒶᒷᒸᒹᒺᒼᓀᓁᓂᓃᓄᓅᓇᓈᓉᓊᓋᓍᓒᓓᓔᓕᓖᓗᓘᓚᓛᓜᓝᓞᓟᓠᓡᓢᓣᓤᓥᓦᓧᓨᓩᓪᓬᓭᓮᓯᓰᓱᓲᓳᓴᓵᓶᓷᓸᓹᓺᓻᓼᓽᔀᔁᔂᔃ"
     "ᔄᔐᔑᔒᔓᔔᔕᔖᔗᔘᔙᔚᔛᔜᔝᔞᔟᔠᔡᔢᔣᔤᔥᔦᔧᔨᔩᔪᔫᔬᔭᔮᔯᔰᔱᔲᔳᔴᔵᔶᔷᔸᔹᔺᔻᔼᔽᕂᕃᕄᕅᕆᕇᕉᕊᕋᕌᕍᕎᕏᕒᕓᕕᕖᕗᕘᕙᕚᕠᕡᕦᕧᕴᕵᕶᕷᕸᕹᕻᕾᕿᖀᖁᖂᖃᖄᖅᖎᖏᖐᖑᖒᖓᖔᖕᖖᖠᖢᖣᖤ"
 )
-NUM_CLASSES = 100  # issue 4
+NUM_CLASSES = 100  # as many as CIFAR-100 has
 FEWEST_FACES = 4  # of which a character must have: a family
 LOOK_ALIKE = 0.85  # correlation: the highest, in steps of 0.05, at which c and C are one
 SIZE = 28  # MNIST's
@@ -98,7 +98,7 @@ def script_tree(num_classes: int = NUM_CLASSES) -> dict[str, dict[str, list[str]
 
 def shape_levels(
     num_classes: int = NUM_CLASSES,
-    cuts: Sequence[int] = (10, 35, 100),  # issue 4
+    cuts: Sequence[int] = (10, 35, 100),  # three levels of about three children a node
     size: int = SIZE,
 ) -> list[list[int]]:
     """A hierarchy of shapes: Ward's tree over the class means, cut into so many nodes at each level.

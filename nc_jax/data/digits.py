@@ -107,7 +107,7 @@ def load(split: str, data_dir: str | Path | None = None) -> LabelledArrays:
         data_dir: root folder of prepared sets; None is the TFDS default, `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
 
     Returns:
-        Features of shape (N, 64), float32 in [0, 1]: pixel counts divided by 16, exact. Labels of shape (N,), int32. In
+        Inputs of shape (N, 64), float32 in [0, 1]: pixel counts divided by 16, exact. Labels of shape (N,), int32. In
         the order of `sklearn.datasets.load_digits`.
 
     Raises:

@@ -11,6 +11,7 @@ import PIL.Image
 from jaxtyping import Float, Integer
 
 from nc_jax.data.arrays import LabelledArrays
+from nc_jax.data.batch import Batch
 
 READ_AT_ONCE = 1024  # records per call: 3 MB of CIFAR as Python objects, where a whole set would be gigabytes
 CENTRAL_SHARE = 224 / 256  # the centre of an image whose shorter side is 256: He et al. (2016)
@@ -68,7 +69,7 @@ class ImageSource:
         size = "stored sizes" if self.size is None else f"{self.size}x{self.size}"
         return f"ImageSource({len(self)} images of {size}, {self.channels} channels, {self.num_classes} classes)"
 
-    def take(self, indices: Integer[np.ndarray, " chosen"], seed: int = 0) -> dict[str, np.ndarray]:
+    def take(self, indices: Integer[np.ndarray, " chosen"], seed: int = 0) -> Batch:
         """Decode a batch, as `batches` asks for it.
 
         Args:
@@ -76,7 +77,7 @@ class ImageSource:
             seed: of this visit, 0..2^64-1: random crops depend on it, on the source's own seed and on the example.
 
         Returns:
-            `features` (M, height, width, channels), uint8, and `labels` (M,), int32.
+            M examples without padding: inputs (M, height, width, channels), uint8, and labels (M,), int32.
 
         Raises:
             ValueError: if the images have no common size.
@@ -84,7 +85,7 @@ class ImageSource:
         Example:
             >>> records = [{"image": np.zeros((20, 30, 3), np.uint8), "label": 0}]
             >>> source = ImageSource(records, channels=3, num_classes=1, class_names=("black",), size=8)
-            >>> source.take(np.array([0, 0]))["features"].shape
+            >>> source.take(np.array([0, 0])).inputs.shape
             (2, 8, 8, 3)
         """
         examples = [self._example(int(index), seed) for index in indices]
@@ -93,10 +94,8 @@ class ImageSource:
             raise ValueError(
                 f"images must have one size to make a batch (see `cropped`); got {', '.join(map(str, sorted(shapes)))}"
             )
-        return {
-            "features": np.stack([example["image"] for example in examples]),
-            "labels": np.array([example["label"] for example in examples], np.int32),
-        }
+        images = np.stack([example["image"] for example in examples])
+        return Batch.of(images, np.array([example["label"] for example in examples], np.int32))
 
     def cropped(self, size: int, seed: int | None = None) -> "ImageSource":
         """The same images in another size, from the centre or at random.
@@ -149,7 +148,7 @@ class ImageSource:
             shape: of the images: (height, width), or with the channels.
 
         Returns:
-            `features` (N, height, width, channels), uint8, and `labels` (N,), int32.
+            Inputs (N, height, width, channels), uint8, and labels (N,), int32.
 
         Raises:
             ValueError: if an image has another shape.
@@ -157,7 +156,7 @@ class ImageSource:
         Example:
             >>> records = [{"image": np.zeros((20, 30), np.uint8), "label": 0}]
             >>> source = ImageSource(records, channels=1, num_classes=1, class_names=("black",))
-            >>> source.in_memory((20, 30)).features.shape
+            >>> source.in_memory((20, 30)).inputs.shape
             (1, 20, 30, 1)
         """
         shape = shape if len(shape) == 3 else (*shape, 1)

@@ -206,7 +206,7 @@ def asymmetric_noise(
         seed: of the draws, 0..2^64-1.
 
     Returns:
-        All examples, features untouched.
+        All examples, inputs untouched.
 
     Raises:
         ValueError: if the matrix has another shape or its rows are no probabilities.
@@ -251,7 +251,7 @@ def symmetric_noise(arrays: LabelledArrays, rate: float, *, seed: int) -> Labell
         seed: of the draws, 0..2^64-1.
 
     Returns:
-        All examples, features untouched.
+        All examples, inputs untouched.
 
     Raises:
         ValueError: if the rate is outside [0, 1] or there is no other class.

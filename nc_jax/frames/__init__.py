@@ -7,14 +7,22 @@ from nc_jax.frames.hierarchical import (
     hierarchical_template,
     separated_template,
 )
-from nc_jax.frames.simplex import SimplexTemplate, simplex_etf, simplex_template
+from nc_jax.frames.random import random_unit
+from nc_jax.frames.simplex import SimplexTemplate, aligned_etf, simplex_etf, simplex_template
+from nc_jax.frames.template import DenseTemplate, LearnedTemplate, Template, as_template
 
 __all__ = [
+    "DenseTemplate",
+    "LearnedTemplate",
     "SimplexTemplate",
+    "Template",
+    "aligned_etf",
+    "as_template",
     "hierarchical",
     "hierarchical_constructor",
     "hierarchical_template",
     "properties",
+    "random_unit",
     "separated_template",
     "simplex_etf",
     "simplex_template",

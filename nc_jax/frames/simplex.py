@@ -58,7 +58,7 @@ def simplex_template(
 class SimplexTemplate:
     """The reduced template times a scale, as an operator: its products cost O(d K), not the O(d K^2) of a dense matrix.
 
-    `nearest_frame` takes it in place of `scale * simplex_template(num_classes)`.
+    `nearest_frame` takes it in place of `scale * simplex_template(num_classes)`; it is a `nc_jax.frames.Template`.
 
     Attributes:
         num_classes: K >= 2.
@@ -68,10 +68,30 @@ class SimplexTemplate:
     num_classes: int
     scale: float = 1.0
 
+    @classmethod
+    def of_unit_columns(cls, num_classes: int) -> "SimplexTemplate":
+        """Return the template of the simplex ETF, whose class vectors have unit length.
+
+        Raises:
+            ValueError: if K < 2.
+        """
+        check_num_classes(num_classes)
+        return cls(num_classes, math.sqrt(num_classes / (num_classes - 1)))
+
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of the dense matrix, (K - 1, K)."""
         return (self.num_classes - 1, self.num_classes)
+
+    @property
+    def dtype(self) -> None:
+        """None: there is no array, and products have the dtype of their other factor."""
+        return None
+
+    @property
+    def centred(self) -> bool:
+        """True: the vectors of a simplex sum to zero."""
+        return True
 
     def rotate(self, rotation: Float[Array, "dim rank"]) -> Float[Array, "dim classes"]:
         """Return U T."""
@@ -84,6 +104,20 @@ class SimplexTemplate:
         first, last = means[:, :-1], means[:, -1:]
         root = math.sqrt(self.num_classes)
         return self.scale * (first - jnp.sum(first, axis=1, keepdims=True) / (root * (root + 1)) - last / root)
+
+    def column_norms(self) -> Float[Array, " classes"]:
+        """Return the lengths of the class vectors, all equal."""
+        return jnp.full((self.num_classes,), abs(self.scale) * math.sqrt(1 - 1 / self.num_classes))
+
+    def unit(self) -> tuple["SimplexTemplate", float]:
+        """Return the template scaled to unit Frobenius norm, and the factor that takes it back."""
+        root = math.sqrt(self.num_classes - 1)  # the norm of the template of scale 1
+        return SimplexTemplate(self.num_classes, 1 / root), self.scale * root
+
+    def astype(self, dtype: DTypeLike) -> "SimplexTemplate":
+        """Return the template itself, which has no array."""
+        del dtype
+        return self
 
 
 def simplex_etf(
@@ -118,6 +152,34 @@ def simplex_etf(
     manifold = Stiefel(dim, num_classes - 1)
     rotation = jnp.eye(*manifold.shape, dtype=wide) if key is None else manifold.random_point(key, wide)
     return (matmul(rotation, template) * math.sqrt(num_classes / (num_classes - 1))).astype(dtype)
+
+
+def aligned_etf(
+    num_classes: int, dim: int, *, key: PRNGKeyArray | None = None, dtype: DTypeLike = jnp.float32
+) -> Float[Array, "dim classes"]:
+    """Simplex ETF that non-negative features can align with: K coordinates less their mean, in the first K dimensions.
+
+    The direction of ones is orthogonal to all class vectors, so a feature may have any part along it.
+
+    Args:
+        num_classes: K >= 2.
+        dim: d >= K.
+        key: not looked at: there is one such frame.
+        dtype: a floating dtype.
+
+    Returns:
+        Class vectors as columns, shape (d, K), each of unit Euclidean norm.
+
+    Raises:
+        ValueError: if d < K.
+
+    Reference: Zhu et al. (2021), released program.
+    """
+    del key
+    if dim < num_classes:
+        raise ValueError(f"a simplex ETF on {num_classes} coordinates needs dim >= {num_classes}; got dim={dim}")
+    unit = math.sqrt(num_classes / (num_classes - 1)) * simplex_template(num_classes, reduced=False, dtype=dtype)
+    return jnp.pad(unit, ((0, dim - num_classes), (0, 0)))
 
 
 def check_room_for_simplex(num_classes: int, dim: int) -> None:

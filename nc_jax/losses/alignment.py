@@ -9,9 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, safe_norm
 
-ScheduleName = Literal[
-    "linear-decrease", "linear-increase", "cosine", "cosine-linear-increase", "cosine-linear-decrease"
-]
+MixingName = Literal["linear-decrease", "linear-increase", "cosine", "cosine-linear-increase", "cosine-linear-decrease"]
 MixingSchedule = Callable[..., tuple[Array, Array]]  # epoch -> (beta, alpha)
 
 
@@ -77,7 +75,7 @@ def cosine_embedding(
 
 
 def mixing_schedule(
-    alpha: float | ScheduleName,
+    alpha: float | MixingName,
     epochs: int = 100,  # Liang and Davis (2023)
     period: int = 10,  # of the cosines, in epochs; the released program leaves it to the user
 ) -> MixingSchedule:
@@ -107,8 +105,8 @@ def mixing_schedule(
     Reference: Liang and Davis (2023), released program, whose scripts use constants of 0.4 and 0.5.
     """
     if isinstance(alpha, str):
-        if alpha not in get_args(ScheduleName):
-            raise ValueError(f"alpha must be a number or one of {', '.join(get_args(ScheduleName))}; got {alpha!r}")
+        if alpha not in get_args(MixingName):
+            raise ValueError(f"alpha must be a number or one of {', '.join(get_args(MixingName))}; got {alpha!r}")
     elif not alpha >= 0:
         raise ValueError(f"alpha must be at least 0; got {alpha}")
     if epochs < 1 or period < 1:

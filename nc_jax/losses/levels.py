@@ -3,7 +3,7 @@
 Level l = 1..L, coarsest first, has K_l nodes; the last is that of the classes (`LabelTree.levels()`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,9 @@ def jensen_shannon(left: Float[Array, "batch nodes"], right: Float[Array, "batch
     middle = jnp.clip((left + right) / 2, _FLOOR, 1)
 
     def divergence(p: Array) -> Array:
-        return jnp.sum(jax.scipy.special.xlogy(p, p) - p * jnp.log(middle), axis=1)
+        # p log p with a derivative of zero, not infinity, where a softmax has underflowed.
+        entropy = jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0)
+        return jnp.sum(entropy - p * jnp.log(middle), axis=1)
 
     return (divergence(left) + divergence(right)) / 2
 
@@ -115,6 +117,7 @@ def hierarchy_aware_features(
     labels: Int[Array, " batch"],
     levels: Int[np.ndarray, "levels classes"],
     dissimilar_levels: Sequence[int] | None = None,
+    everyone: Callable[[Array], Array] = lambda rows: rows,
 ) -> Float[Array, " batch"]:
     r"""HAFeature's loss: fine cross-entropy, and levels that agree in probabilities and geometry.
 
@@ -130,6 +133,8 @@ def hierarchy_aware_features(
         levels: shape (L, K), concrete.
         dissimilar_levels: which levels have the last term, counted from 0; None: all but the finest, as the released
             program has for WideResNets.
+        everyone: takes an array of this device's rows to the rows of the whole batch, in their order: neighbours may
+            lie on different devices.
 
     Returns:
         Shape (N,); terms of the whole batch are the same for each of its examples, so that the mean is the loss.
@@ -147,5 +152,6 @@ def hierarchy_aware_features(
         total += jensen_shannon(summed, probabilities[coarse])
         total -= level_geometry(frames[coarse], frames[coarse + 1], parents)
     for level in chosen:
-        total += dissimilarity(probabilities[level], jnp.asarray(levels[level])[labels], used)
+        nodes = jnp.asarray(levels[level])[labels]
+        total += dissimilarity(everyone(probabilities[level]), everyone(nodes), everyone(used))
     return total

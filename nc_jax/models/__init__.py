@@ -1,14 +1,22 @@
 """Linen modules: backbones and heads. Only this package and `nc_jax.training.state` know Linen."""
 
+from nc_jax.heads import HeadOutput
 from nc_jax.models.classifier import Classifier
 from nc_jax.models.densenet import DenseNet
 from nc_jax.models.efficientnet import EfficientNet
-from nc_jax.models.heads import FixedHead, HeadOutput, LearnedHead, NearestHead
+from nc_jax.models.heads import (
+    FixedHead,
+    HeadModule,
+    LearnedHead,
+    LevelsHead,
+    NearestHead,
+    RotatedHead,
+    TreeSoftmaxHead,
+)
 from nc_jax.models.mlp import MLP
 from nc_jax.models.normalization import BatchNorm
 from nc_jax.models.resnet import ResNet
 from nc_jax.models.transformation import Bottleneck, PReLU, Projection, Transformation, WithNeck
-from nc_jax.models.tree_heads import HierarchicalTemplate, LevelOutput, LevelsHead, TreeSoftmaxHead
 from nc_jax.models.vgg import VGG
 from nc_jax.models.vit import ViT
 from nc_jax.models.wide_resnet import WideResNet
@@ -22,15 +30,15 @@ __all__ = [
     "DenseNet",
     "EfficientNet",
     "FixedHead",
+    "HeadModule",
     "HeadOutput",
-    "HierarchicalTemplate",
     "LearnedHead",
-    "LevelOutput",
     "LevelsHead",
     "NearestHead",
     "PReLU",
     "Projection",
     "ResNet",
+    "RotatedHead",
     "Transformation",
     "TreeSoftmaxHead",
     "ViT",

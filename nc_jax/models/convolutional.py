@@ -33,7 +33,6 @@ def layers(network: Any, *, use_bias: bool = False, kernel_init: Initializer = F
         use_scale=network.use_scale,
         use_bias=network.use_bias,
         dtype=network.dtype,
-        axis_name=network.axis_name,
     )
     return convolution, norm
 

@@ -39,7 +39,6 @@ class DenseNet(nn.Module):
             DenseNet-40 does without.
         use_scale: BatchNorm learns a scale; without it and `use_bias` the network is affine-free.
         use_bias: BatchNorm learns a bias; convolutions have none in any case.
-        axis_name: name of the pmap axis whose devices share the batch statistics. Under pmap it is a must.
         dtype: of activations and products, bfloat16 say; parameters, batch statistics and features are at least
             float32.
 
@@ -62,7 +61,6 @@ class DenseNet(nn.Module):
     bottleneck: bool = True
     use_scale: bool = True
     use_bias: bool = True
-    axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact

@@ -51,7 +51,6 @@ class EfficientNet(nn.Module):
             times the last stage's channels in any case.
         use_scale: BatchNorm learns a scale.
         use_bias: BatchNorm learns a bias; of the convolutions those of squeeze-and-excitation have one, in any case.
-        axis_name: name of the pmap axis whose devices share the batch statistics. Under pmap it is a must.
         dtype: of activations and products, bfloat16 say; parameters, batch statistics and features are at least
             float32.
 
@@ -75,7 +74,6 @@ class EfficientNet(nn.Module):
     final_dim: int | None = None
     use_scale: bool = True
     use_bias: bool = True
-    axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact

@@ -8,14 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float
 
 from nc_jax.arrays import at_least_float32
+from nc_jax.collective import all_sum
 
 
 class BatchNorm(nn.Module):
     r"""Normalises every channel by the mean and variance of the batch in training, by running ones in evaluation.
 
-    Unlike `flax.linen.BatchNorm` it leaves padding out, with the right weights also when the devices hold different
-    numbers of examples, and even none. Parameters (`scale`, `bias`) and running statistics (`mean` and `var`, the
-    biased one, in the collection "batch_stats") have the same names, shapes and meaning as there.
+    Devices that share a batch share its statistics: those over which `nc_jax.collective.over` sums, as the training
+    step does. Unlike `flax.linen.BatchNorm` it leaves padding out, with the right weights also when the devices hold
+    different numbers of examples, and even none. Parameters (`scale`, `bias`) and running statistics (`mean` and `var`,
+    the biased one, in the collection "batch_stats") have the same names, shapes and meaning as there.
 
     Attributes:
         momentum: weight of the old running statistics when they are updated.
@@ -24,8 +26,6 @@ class BatchNorm(nn.Module):
         use_bias: learn a bias per channel, initially zero.
         scale_init: initial scale.
         dtype: of the result; None is the input's. Statistics, running or not, and parameters are at least float32.
-        axis_name: name of the pmap axis whose devices share the batch. Under pmap it is a must: without it every device
-            would keep running statistics of its own.
 
     Reference: Ioffe and Szegedy, Batch normalization (2015), algorithm 1.
     """
@@ -36,7 +36,6 @@ class BatchNorm(nn.Module):
     use_bias: bool = True
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     dtype: DTypeLike | None = None
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -80,7 +79,6 @@ class BatchNorm(nn.Module):
             rows = jnp.sum(mask)
         count = rows.astype(shifted.dtype) * math.prod(inputs.shape[1:-1])
         sums = jnp.concatenate([jnp.sum(shifted, axes), jnp.sum(shifted**2, axes), count[None]])
-        if self.axis_name is not None:
-            sums = jax.lax.psum(sums, self.axis_name)  # one collective per layer
+        sums = all_sum(sums)  # one collective per layer
         first, second = jnp.split(sums[:-1] / jnp.maximum(sums[-1], 1), 2)
         return origin + first, jnp.maximum(second - first**2, 0), sums[-1]

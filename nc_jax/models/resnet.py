@@ -43,7 +43,6 @@ class ResNet(nn.Module):
         use_scale: BatchNorm learns a scale; without it and `use_bias` the network is affine-free.
         use_bias: BatchNorm learns a bias; convolutions have none in any case.
         zero_init_residual: the last BatchNorm of every block starts with scale 0, and the block as its shortcut.
-        axis_name: name of the pmap axis whose devices share the batch statistics. Under pmap it is a must.
         dtype: of activations and products, bfloat16 say; parameters, batch statistics and features are at least
             float32.
 
@@ -68,7 +67,6 @@ class ResNet(nn.Module):
     use_scale: bool = True
     use_bias: bool = True
     zero_init_residual: bool = False  # torchvision
-    axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact

@@ -20,14 +20,12 @@ class Transformation(nn.Module):
     Attributes:
         blocks: number of residual blocks.
         momentum: of the batch normalisation, weight of the old statistics.
-        axis_name: see `BatchNorm`.
 
     Reference: Liang and Davis, Inducing Neural Collapse to a Fixed Hierarchy-Aware Frame (2023), section 4.
     """
 
     blocks: int = 2  # Liang and Davis (2023)
     momentum: float = 0.9  # as `BatchNorm`; the released program has 0.999 on CIFAR
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -35,13 +33,13 @@ class Transformation(nn.Module):
     ) -> Float[Array, "batch dim"]:
         """Transform the features of a batch; `mask` says which rows are examples (None: all)."""
         dim = features.shape[-1]
-        features = BatchNorm(axis_name=self.axis_name, name="norm")(features, train=train, mask=mask)
+        features = BatchNorm(name="norm")(features, train=train, mask=mask)
         for block in range(1, self.blocks + 1):
             inner = features
             for layer in (1, 2):
                 name = f"block{block}"
                 inner = nn.Dense(dim, use_bias=False, name=f"{name}_linear{layer}")(inner)
-                norm = BatchNorm(momentum=self.momentum, axis_name=self.axis_name, name=f"{name}_norm{layer}")
+                norm = BatchNorm(momentum=self.momentum, name=f"{name}_norm{layer}")
                 inner = PReLU(name=f"{name}_prelu{layer}")(norm(inner, train=train, mask=mask))
             features = features + inner
         return features
@@ -65,22 +63,20 @@ class Bottleneck(nn.Module):
 
     Attributes:
         dim: width of the result.
-        axis_name: see `BatchNorm`.
 
     Reference: Liang and Davis (2023), section 4, after Garg, Sani and Anand (2022).
     """
 
     dim: int = 600  # Garg et al. (2022), for ResNet-50
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(
         self, features: Float[Array, "batch dim"], *, train: bool = False, mask: Bool[Array, " batch"] | None = None
     ) -> Float[Array, "batch out"]:
         """Transform the features of a batch; `mask` says which rows are examples (None: all)."""
-        features = BatchNorm(axis_name=self.axis_name, name="norm1")(features, train=train, mask=mask)
+        features = BatchNorm(name="norm1")(features, train=train, mask=mask)
         features = nn.Dense(self.dim, name="linear")(features)
-        return nn.elu(BatchNorm(axis_name=self.axis_name, name="norm2")(features, train=train, mask=mask))
+        return nn.elu(BatchNorm(name="norm2")(features, train=train, mask=mask))
 
 
 class Projection(nn.Module):

@@ -37,7 +37,6 @@ class VGG(nn.Module):
         use_scale: BatchNorm learns a scale; without it and `use_bias` the convolutional part is affine-free.
         use_bias: BatchNorm learns a bias. So do the convolutions, in torchvision too, though in training BatchNorm
             takes it out again.
-        axis_name: name of the pmap axis whose devices share the batch statistics. Under pmap it is a must.
         dtype: of activations and products, bfloat16 say; parameters, batch statistics and features are at least
             float32.
 
@@ -60,7 +59,6 @@ class VGG(nn.Module):
     final_dim: int | None = None
     use_scale: bool = True
     use_bias: bool = True
-    axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact

@@ -27,7 +27,6 @@ class WideResNet(nn.Module):
             shortcut goes round it where that is not what comes in. None is 64k.
         use_scale: BatchNorm learns a scale; without it and `use_bias` the network is affine-free.
         use_bias: BatchNorm learns a bias; convolutions have none in any case.
-        axis_name: name of the pmap axis whose devices share the batch statistics. Under pmap it is a must.
         dtype: of activations and products, bfloat16 say; parameters, batch statistics and features are at least
             float32.
 
@@ -49,7 +48,6 @@ class WideResNet(nn.Module):
     final_dim: int | None = None
     use_scale: bool = True
     use_bias: bool = True
-    axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact

@@ -18,13 +18,13 @@ from nc_jax.theory.hessian import (
 )
 from nc_jax.theory.objective import Penalties, data_loss, logit_gradient, logits, objective, penalties
 from nc_jax.theory.optimum import optimal_margin, optimal_point, optimal_value
-from nc_jax.theory.problem import Loss, Point, UnconstrainedFeatures
+from nc_jax.theory.problem import LossName, Point, UnconstrainedFeatures
 
 __all__ = [
     "Certificate",
     "Escape",
     "HessianExtremes",
-    "Loss",
+    "LossName",
     "Penalties",
     "Point",
     "UnconstrainedFeatures",

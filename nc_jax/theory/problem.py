@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from nc_jax.frames.simplex import check_num_classes
 
-Loss = Literal["cross_entropy", "mse"]
+LossName = Literal["cross_entropy", "mse"]
 
 
 class Point(NamedTuple):
@@ -65,7 +65,7 @@ class UnconstrainedFeatures:
     weight_decay: float = 0.0
     feature_decay: float = 0.0
     bias_decay: float | None = None
-    loss: Loss = "cross_entropy"
+    loss: LossName = "cross_entropy"
     temperature: float | None = None
 
     def __post_init__(self):
@@ -74,8 +74,8 @@ class UnconstrainedFeatures:
             raise ValueError(f"every class needs at least one example; got counts={self.counts}")
         if self.dim < 1:
             raise ValueError(f"dim must be at least 1; got {self.dim}")
-        if self.loss not in get_args(Loss):
-            raise ValueError(f"loss must be one of {', '.join(get_args(Loss))}; got {self.loss!r}")
+        if self.loss not in get_args(LossName):
+            raise ValueError(f"loss must be one of {', '.join(get_args(LossName))}; got {self.loss!r}")
         if self.temperature is None:
             for name in ("weight_decay", "feature_decay"):
                 if not 0 < getattr(self, name) < math.inf:

@@ -1,9 +1,16 @@
 """Training: state, pure steps, the one pmap, evaluation, checkpoints, logs, and the loop that joins them."""
 
-from nc_jax.training import objectives
 from nc_jax.training.checkpoint import Checkpoints
-from nc_jax.training.evaluate import Evaluation, example_margins, make_evaluator
-from nc_jax.training.feature_decay import FeatureDecay
+from nc_jax.training.evaluate import (
+    Evaluation,
+    example_margins,
+    make_centred_step,
+    make_eval_step,
+    make_evaluated,
+    make_evaluator,
+)
+from nc_jax.training.extension import Context, Extension
+from nc_jax.training.extensions import FeatureDecay
 from nc_jax.training.logging import MetricsLog, read_metrics
 from nc_jax.training.loop import LoopOptions, NonFiniteError, Trained, Trainer
 from nc_jax.training.optimizers import OptimizerOptions, agd, agd_init, make_optimizer, make_schedule, scaled_rate
@@ -11,16 +18,19 @@ from nc_jax.training.parallel import AXIS, data_parallel
 from nc_jax.training.preemption import PreemptedError
 from nc_jax.training.resident import ResidentSet
 from nc_jax.training.state import TrainState, create_state, forward
-from nc_jax.training.step import StepOptions, make_centred_step, make_eval_step, make_train_step
+from nc_jax.training.step import Loss, StepOptions, cross_entropy, make_train_step
 from nc_jax.training.summary import EpochTotals, StepMetrics
 
 __all__ = [
     "AXIS",
     "Checkpoints",
+    "Context",
     "EpochTotals",
     "Evaluation",
+    "Extension",
     "FeatureDecay",
     "LoopOptions",
+    "Loss",
     "MetricsLog",
     "NonFiniteError",
     "OptimizerOptions",
@@ -34,16 +44,17 @@ __all__ = [
     "agd",
     "agd_init",
     "create_state",
+    "cross_entropy",
     "data_parallel",
     "example_margins",
     "forward",
     "make_centred_step",
     "make_eval_step",
+    "make_evaluated",
     "make_evaluator",
     "make_optimizer",
     "make_schedule",
     "make_train_step",
-    "objectives",
     "read_metrics",
     "scaled_rate",
 ]

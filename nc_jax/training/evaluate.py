@@ -7,29 +7,32 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from nc_jax import collective, losses
+from nc_jax.collective import all_sum
+from nc_jax.data import Batch, known_labels
+from nc_jax.heads import HeadOutput
 from nc_jax.metrics import (
+    Agreement,
     ClassStatistics,
+    MarginSums,
     collapse_metrics,
+    cosine_margins,
     effective_rank,
+    nearest_centre_agreement,
     nearest_etf_distance,
     numerical_rank,
     variability_collapse_index,
 )
-from nc_jax.models import HeadOutput
+from nc_jax.training.extension import Chain, Context
 from nc_jax.training.parallel import AXIS, Devices, data_parallel, replicate
 from nc_jax.training.resident import ResidentSet, resident_steps
 from nc_jax.training.state import Model, TrainState, forward
-from nc_jax.training.step import (
-    Batch,
-    CentredSums,
-    EvalSums,
-    Preprocess,
-    centred_margins,
-    make_centred_step,
-    make_eval_step,
-)
+from nc_jax.training.step import StepOptions, preprocessed, right_answers
+
+# A confusion matrix has K^2 entries: up to 64 MB of them are kept.
+MOST_CONFUSED = 4096
 
 Source = ResidentSet | Callable[[], Iterable[Batch]]
 
@@ -46,21 +49,163 @@ class Evaluation(NamedTuple):
             "vci", the variability collapse index, and "rank_means" and "effective_rank_means", of the centred class
             means.
         statistics: class statistics of the features.
+        confusion: how many examples of each class (rows) were taken for each class (columns), shape (K, K); None for
+            more than `MOST_CONFUSED` classes.
     """
 
     metrics: dict[str, float]
     statistics: ClassStatistics
+    confusion: Int[np.ndarray, "classes classes"] | None = None
+
+    @property
+    def class_accuracy(self) -> Float[np.ndarray, " classes"] | None:
+        """Share of right answers in each class, shape (K,); NaN for classes without an example."""
+        if self.confusion is None:
+            return None
+        with np.errstate(invalid="ignore"):
+            return np.diagonal(self.confusion) / self.confusion.sum(axis=1)
 
 
-def make_evaluator(
-    model: Model, *, devices: Devices = None, preprocess: Preprocess | None = None, slow: bool = False
-) -> Callable[..., Evaluation]:
-    """Compile the evaluation of a model.
+class EvalSums(NamedTuple):
+    """Sums over examples, to be added batch by batch: evaluation's first pass.
+
+    Attributes:
+        loss: sum of the cross-entropies.
+        correct: number of right answers.
+        count: number of examples.
+        statistics: of the features, as the classifier sees them.
+        confusion: see `Evaluation`.
+    """
+
+    loss: Float[Array, ""]
+    correct: Int[Array, ""]
+    count: Int[Array, ""]
+    statistics: ClassStatistics
+    confusion: Int[Array, "classes classes"] | None
+
+
+class CentredSums(NamedTuple):
+    """Sums over examples that need the centres of the training features: evaluation's second pass.
+
+    Attributes:
+        agreement: of the classifier with the nearest class centre (NC4).
+        margins: cosine margins of the features less the global mean, under the class vectors less theirs.
+    """
+
+    agreement: Agreement
+    margins: MarginSums
+
+    @classmethod
+    def init(cls) -> "CentredSums":
+        """Make the sums of no examples."""
+        none = jnp.zeros((), jnp.int32)
+        return cls(Agreement(none, none), MarginSums.init())
+
+    def merge(self, other: "CentredSums") -> "CentredSums":
+        """Join the sums of two disjoint sets of examples."""
+        return CentredSums(self.agreement.merge(other.agreement), self.margins.merge(other.margins))
+
+
+Evaluated = Callable[[TrainState, Batch], HeadOutput]  # the model, as evaluation applies it
+
+
+def make_evaluated(model: Model, options: StepOptions = StepOptions()) -> Evaluated:
+    """Return the model as evaluation applies it: averaged parameters, preprocessing, and what extensions do to logits.
 
     Args:
         model: as in `create_state`.
+        options: of the training step.
+
+    Returns:
+        A function (state, batch of stored inputs) -> the head's output.
+    """
+    chain = Chain(options.extensions)
+
+    def output_of(state: TrainState, batch: Batch) -> HeadOutput:
+        batch = preprocessed(batch._replace(inputs=jnp.asarray(batch.inputs)), options.preprocess)
+        output, *_ = forward(model, state.evaluated_params, state.variables, batch, train=False)
+        return chain.on_output(Context(state.step, train=False), state.extensions, output, batch)
+
+    return output_of
+
+
+def make_eval_step(
+    output_of: Evaluated, *, axis_name: str | None = None
+) -> Callable[[tuple[TrainState, EvalSums], Batch], EvalSums]:
+    """Make the step ((state, sums), batch) -> sums that adds a batch to the sums."""
+
+    def step(carry: tuple[TrainState, EvalSums], batch: Batch) -> EvalSums:
+        with collective.over(*([axis_name] if axis_name else [])):
+            state, sums = carry
+            output = output_of(state, batch)
+            num_classes = output.logits.shape[-1]
+            statistics = ClassStatistics.from_batch(output.features, known_labels(batch), num_classes)
+            each = losses.cross_entropy(output.logits, batch.labels)
+            loss, correct, count, confusion = all_sum(
+                (
+                    jnp.sum(jnp.where(batch.mask, each, 0)),
+                    jnp.sum(right_answers(output.logits, batch), dtype=jnp.int32),
+                    jnp.sum(batch.mask, dtype=jnp.int32),
+                    None if sums.confusion is None else _confusion(output.logits, batch, num_classes),
+                )
+            )
+            if collective.axes():
+                statistics = statistics.all_reduce(collective.axes())
+            return EvalSums(
+                sums.loss + loss,
+                sums.correct + correct,
+                sums.count + count,
+                sums.statistics.merge(statistics),
+                None if sums.confusion is None else sums.confusion + confusion,
+            )
+
+    return step
+
+
+def make_centred_step(
+    output_of: Evaluated, *, axis_name: str | None = None
+) -> Callable[[tuple[TrainState, ClassStatistics], Batch], CentredSums]:
+    """Make the step ((state, training statistics), batch) -> sums of a second pass, once the centres are known."""
+
+    def step(carry: tuple[TrainState, ClassStatistics], batch: Batch) -> CentredSums:
+        with collective.over(*([axis_name] if axis_name else [])):
+            state, statistics = carry
+            output, labels = output_of(state, batch), known_labels(batch)
+            agreement = nearest_centre_agreement(
+                output.features, output.frame, output.bias, statistics.means, statistics.present, labels
+            )
+            sums = CentredSums(agreement, MarginSums.from_batch(centred_margins(output, statistics, labels), labels))
+            names = collective.axes()
+            if names:
+                sums = CentredSums(sums.agreement.all_reduce(names), sums.margins.all_reduce(names))
+            return sums
+
+    return step
+
+
+def centred_margins(
+    output: HeadOutput, statistics: ClassStatistics, labels: Int[Array, " batch"]
+) -> Float[Array, " batch"]:
+    """Cosine margins of the features less the global mean of `statistics`, under the class vectors less theirs.
+
+    Centred as Markou et al. (2024) do: rectified features share a large part, which tells no classes apart.
+    """
+    frame = output.frame - jnp.mean(output.frame, axis=1, keepdims=True)
+    return cosine_margins(output.features - statistics.compute().global_mean, frame, labels)
+
+
+def _confusion(logits: Array, batch: Batch, num_classes: int) -> Int[Array, "classes classes"]:
+    rows = jnp.where(batch.mask, batch.labels, num_classes)  # out of range: such an update is dropped
+    zeros = jnp.zeros((num_classes, num_classes), jnp.int32)
+    return zeros.at[rows, jnp.argmax(logits, axis=-1)].add(1, mode="drop")
+
+
+def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool = False) -> Callable[..., Evaluation]:
+    """Compile the evaluation of a model.
+
+    Args:
+        output_of: of `make_evaluated`.
         devices: which; None takes all local ones.
-        preprocess: see `nc_jax.training.StepOptions`.
         slow: with the collapse metrics, those too that decompose d x d matrices.
 
     Returns:
@@ -68,8 +213,8 @@ def make_evaluator(
         function that starts an iteration over batches; it is called once, with collapse metrics twice. Centres are the
         class statistics of the training features; None means that these are the training features.
     """
-    eval_step = make_eval_step(model, axis_name=AXIS, preprocess=preprocess)
-    centred_step = make_centred_step(model, axis_name=AXIS, preprocess=preprocess)
+    eval_step = make_eval_step(output_of, axis_name=AXIS)
+    centred_step = make_centred_step(output_of, axis_name=AXIS)
     one_eval_step = data_parallel(eval_step, devices=devices)
     one_centred_step = data_parallel(
         lambda carry, batch: carry[1].merge(centred_step(carry[0], batch)), devices=devices
@@ -78,26 +223,27 @@ def make_evaluator(
     all_centred_steps = resident_steps(
         lambda sums, constant, batch: (sums.merge(centred_step(constant, batch)), ()), devices=devices
     )
+    empty: dict[tuple[int, ...], EvalSums] = {}  # by shape of the inputs: making one takes a third of an evaluation
 
-    output_of = _evaluated(model, preprocess)
-    empty: dict[tuple[int, ...], EvalSums] = {}  # by shape of the features: making one takes a third of an evaluation
+    def no_sums(state: TrainState, example: Batch) -> EvalSums:
+        shape = example.inputs.shape
+        if shape not in empty:
+            empty[shape] = replicate(zero_sums(state, example), devices)
+        return empty[shape]
 
-    def no_sums(state: TrainState, features: Any) -> EvalSums:
-        if features.shape not in empty:
-            empty[features.shape] = replicate(zero_sums(state, features), devices)
-        return empty[features.shape]
-
-    def zero_sums(state: TrainState, features: Any) -> EvalSums:
-        shapes = jax.eval_shape(output_of, state, features)
-        statistics = ClassStatistics.init(shapes.logits.shape[-1], shapes.features.shape[-1])
+    def zero_sums(state: TrainState, example: Batch) -> EvalSums:
+        shapes = jax.eval_shape(output_of, state, example)
+        num_classes = shapes.logits.shape[-1]
+        statistics = ClassStatistics.init(num_classes, shapes.features.shape[-1])
         zero = jnp.zeros((), jnp.int32)
-        return EvalSums(jnp.zeros(()), zero, zero, statistics)
+        confusion = jnp.zeros((num_classes, num_classes), jnp.int32) if num_classes <= MOST_CONFUSED else None
+        return EvalSums(jnp.zeros(()), zero, zero, statistics, confusion)
 
     @partial(jax.jit, static_argnames="collapse")
-    def metrics_of(state: TrainState, sums: EvalSums, features: Any, collapse: bool) -> dict:
+    def metrics_of(state: TrainState, sums: EvalSums, example: Batch, collapse: bool) -> dict:
         metrics = {"loss": sums.loss / sums.count, "accuracy": sums.correct / sums.count}
         if collapse:
-            output = output_of(state, features)
+            output = output_of(state, example)
             metrics |= collapse_metrics(sums.statistics, output.frame, output.bias)
             means, present = sums.statistics.centred_means(), sums.statistics.present
             dim, num_classes = output.frame.shape
@@ -122,15 +268,16 @@ def make_evaluator(
 
     no_centred_sums = replicate(CentredSums.init(), devices)
 
-    def sums_of(state: TrainState, source: Source) -> tuple[EvalSums, Any]:
-        """Return the sums, and the features of an example."""
+    def sums_of(state: TrainState, source: Source) -> tuple[EvalSums, Batch]:
+        """Return the sums, and an example."""
         if isinstance(source, ResidentSet):
-            example = source.arrays.features[:1]
+            example = source.arrays.take(np.zeros(1, np.int64))
             return all_eval_steps(no_sums(state, example), state, source.content, source.in_order), example
-        sums, example = None, None
+        sums: Any = None
+        example: Any = None
         for batch in source():
             if sums is None:
-                example = batch["features"][:1]
+                example = jax.tree.map(lambda array: array[:1], batch)
                 sums = no_sums(state, example)
             sums = one_eval_step((state, sums), batch)
         if sums is None:
@@ -153,36 +300,36 @@ def make_evaluator(
         metrics = metrics_of(state, sums, example, collapse)
         if collapse:
             metrics |= centred_metrics_of(centred_sums_of(state, centres or sums.statistics, source))
-        metrics = jax.device_get(metrics)  # one wait for all of them
-        return Evaluation({name: float(value) for name, value in metrics.items()}, sums.statistics)
+        metrics, confusion = jax.device_get((metrics, sums.confusion))  # one wait for all of them
+        return Evaluation({name: float(value) for name, value in metrics.items()}, sums.statistics, confusion)
 
     return evaluate
 
 
 def make_outputs(
-    model: Model, *, preprocess: Preprocess | None = None
-) -> Callable[[TrainState, Iterable[Batch]], Iterator[tuple[HeadOutput, Array]]]:
+    output_of: Evaluated,
+) -> Callable[[TrainState, Iterable[Batch]], Iterator[tuple[HeadOutput, Batch]]]:
     """Compile the model as evaluation applies it, on one device, for what is wanted of every single example.
 
     Args:
-        model: as in `create_state`.
-        preprocess: see `nc_jax.training.StepOptions`.
+        output_of: of `make_evaluated`.
 
     Returns:
-        A function (state, batches) -> iterator over the head's output and the labels of each batch, padding and all.
+        A function (state, batches) -> iterator over the head's output and each batch, padding and all.
     """
-    apply = jax.jit(_evaluated(model, preprocess))
+    apply = jax.jit(output_of)
 
-    def outputs(state: TrainState, batches: Iterable[Batch]) -> Iterator[tuple[HeadOutput, Array]]:
+    def outputs(state: TrainState, batches: Iterable[Batch]) -> Iterator[tuple[HeadOutput, Batch]]:
         state = jax.tree.map(jnp.asarray, jax.device_get(state))  # from all devices to one
         for batch in batches:
-            yield apply(state, jnp.asarray(batch["features"])), jnp.asarray(batch["labels"])
+            here = jax.tree.map(jnp.asarray, batch)
+            yield apply(state, here), here
 
     return outputs
 
 
 def example_margins(
-    outputs: Iterable[tuple[HeadOutput, Array]], centres: ClassStatistics
+    outputs: Iterable[tuple[HeadOutput, Batch]], centres: ClassStatistics
 ) -> Float[np.ndarray, " examples"]:
     """Return the centred cosine margin of every example, padding left out.
 
@@ -195,15 +342,8 @@ def example_margins(
     """
     centres = jax.tree.map(jnp.asarray, jax.device_get(centres))  # from all devices to one
     margins_of = jax.jit(centred_margins)
-    found = [np.asarray(margins_of(output, centres, labels))[np.asarray(labels) >= 0] for output, labels in outputs]
+    found = [
+        np.asarray(margins_of(output, centres, known_labels(batch)))[np.asarray(batch.mask)]
+        for output, batch in outputs
+    ]
     return np.concatenate(found)
-
-
-def _evaluated(model: Model, preprocess: Preprocess | None) -> Callable[[TrainState, Any], HeadOutput]:
-    """Return the model as evaluation applies it: (state, features as stored) -> the head's output."""
-
-    def output_of(state: TrainState, features: Any) -> HeadOutput:
-        features = jnp.asarray(features) if preprocess is None else preprocess(jnp.asarray(features))
-        return forward(model, state.evaluated_params, state.variables, {"features": features}, train=False)[0]
-
-    return output_of

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,17 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nc_jax.data import ExampleSource, LabelledArrays, batches, eval_batches, steps_per_epoch
+from nc_jax.data import Batch, ExampleSource, LabelledArrays
+from nc_jax.heads import HeadOutput
 from nc_jax.metrics import ClassStatistics
-from nc_jax.models import HeadOutput
+from nc_jax.streams import Epochs, Stream, eval_batches, local_rows, locate, read
 from nc_jax.training.checkpoint import Checkpoints
-from nc_jax.training.evaluate import Evaluation, Source, make_evaluator, make_outputs
+from nc_jax.training.evaluate import Evaluation, Source, make_evaluated, make_evaluator, make_outputs
 from nc_jax.training.logging import MetricsLog
 from nc_jax.training.parallel import AXIS, Devices, check_divisible, data_parallel, replicate
 from nc_jax.training.preemption import PreemptedError, Preemption
 from nc_jax.training.resident import ResidentSet, fits, resident_steps
 from nc_jax.training.state import Model, TrainState, create_state
-from nc_jax.training.step import Batch, StepOptions, make_train_step
+from nc_jax.training.step import StepOptions, make_train_step
 from nc_jax.training.summary import EpochTotals
 
 
@@ -31,7 +32,7 @@ class NonFiniteError(FloatingPointError):
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How to train.
+    """How long to train, and what happens between the steps.
 
     Attributes:
         epochs: passes over the training set.
@@ -45,15 +46,15 @@ class LoopOptions:
         resident: keep the sets on the devices and run every epoch as one program (on a CPU not for networks with
             convolutions, see `nc_jax.training.resident`); None does so for sets that are small
             (`nc_jax.training.resident.LIMIT`), in a single process. The result is the same.
-        threads: that read, and decode, the examples of sets that are not resident.
-        step: what a step does, see `nc_jax.training.StepOptions`.
+        threads: how many read, and decode, the examples of sets that are not resident.
+        devices: how many of the local devices to use; None uses all.
 
     Raises:
         ValueError: if a number is below 1.
     """
 
-    epochs: int
-    batch_size: int
+    epochs: int = 20
+    batch_size: int = 128
     stratified: bool = False
     checkpoint_every: int = 5  # a crash costs at most this many epochs; saving takes longer than a digits epoch does
     keep_checkpoints: int = 2  # the newest, and one to fall back on
@@ -61,7 +62,7 @@ class LoopOptions:
     slow_metrics: bool = False
     resident: bool | None = None
     threads: int = 1
-    step: StepOptions = field(default_factory=StepOptions)
+    devices: int | None = None
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "checkpoint_every", "keep_checkpoints", "evaluate_every", "threads"):
@@ -70,24 +71,31 @@ class LoopOptions:
 
 
 class Trained(NamedTuple):
-    """What training leaves: the state, and the class statistics of the training features in that state."""
+    """What training leaves: the state, and its last evaluation on both sets."""
 
     state: TrainState
-    statistics: ClassStatistics
+    train: Evaluation
+    test: Evaluation
+
+    @property
+    def statistics(self) -> ClassStatistics:
+        """Class statistics of the training features."""
+        return self.train.statistics
 
 
 class Trainer:
     """A model's compiled steps. Runs that differ in the seed only share one, and compile once.
 
     Args:
-        model: maps (inputs, labels, train=...) to a HeadOutput; its head sums over the axis `parallel.AXIS`.
+        model: maps (inputs, labels, train=..., mask=...) to a `HeadOutput`.
         optimizer: an optax transformation.
         options: see `LoopOptions`.
-        devices: None takes all local ones.
+        step: see `StepOptions`.
+        devices: None takes as many of the local ones as the options say.
         initialise: see `create_state`.
 
     Raises:
-        ValueError: if the devices cannot share a batch equally.
+        ValueError: if there are not so many devices, or they cannot share a batch equally.
     """
 
     def __init__(
@@ -96,39 +104,42 @@ class Trainer:
         optimizer: optax.GradientTransformation,
         options: LoopOptions,
         *,
+        step: StepOptions = StepOptions(),
         devices: Devices = None,
         initialise: Callable[[Any, Any], Any] | None = None,
     ):
+        local = jax.local_devices()
+        if options.devices is not None and not 1 <= options.devices <= len(local):
+            raise ValueError(f"devices must lie in 1..{len(local)}, the local ones; got {options.devices}")
         self.initialise = initialise
-        self.devices = list(jax.local_devices() if devices is None else devices)
-        parts, total = options.step.accumulate, len(self.devices) * jax.process_count()
+        self.devices = list(local[: options.devices] if devices is None else devices)
+        parts, total = step.accumulate, len(self.devices) * jax.process_count()
         check_divisible(options.batch_size, total * parts)
-        self.model, self.optimizer, self.options = model, optimizer, options
+        self.model, self.optimizer, self.options, self.step_options = model, optimizer, options, step
         self._init = jax.jit(model.init)
-        step = make_train_step(model, optimizer, axis_name=AXIS, options=options.step)
-        self.step = data_parallel(step, devices=self.devices, donate=True, parts=parts)
-        self.epoch = resident_steps(
-            lambda state, _, batch: step(state, batch), devices=self.devices, donate=True, parts=parts
+        pure_step = make_train_step(model, optimizer, axis_name=AXIS, options=step)
+        self.step = data_parallel(pure_step, devices=self.devices, donate=True, parts=parts)
+        self.segment = resident_steps(
+            lambda state, _, batch: pure_step(state, batch), devices=self.devices, donate=True, parts=parts
         )
-        self.evaluate = make_evaluator(
-            model, devices=self.devices, preprocess=options.step.preprocess, slow=options.slow_metrics
-        )
-        self._outputs = make_outputs(model, preprocess=options.step.preprocess)
+        output_of = make_evaluated(model, step)
+        self.evaluate = make_evaluator(output_of, devices=self.devices, slow=options.slow_metrics)
+        self._outputs = make_outputs(output_of)
 
     def init(self, train_set: ExampleSource, seed: int) -> TrainState:
         """Return the initial state of a run."""
-        features: Any = train_set.take(np.zeros(1, np.int64))["features"]
-        if self.options.step.preprocess is not None:
-            features = self.options.step.preprocess(jnp.asarray(features))
-        average = self.options.step.average_decay is not None
+        inputs: Any = train_set.take(np.zeros(1, np.int64)).inputs
+        if self.step_options.preprocess is not None:
+            inputs = self.step_options.preprocess(jnp.asarray(inputs))
         state = create_state(
             self.model,
             self.optimizer,
             jax.random.key(seed),
-            features,
-            average=average,
+            inputs,
+            average=self.step_options.average_decay is not None,
             initialise=self.initialise,
             init=self._init,
+            extensions=self.step_options.extensions,
         )
         return replicate(state, self.devices)
 
@@ -141,24 +152,26 @@ class Trainer:
         run: str,
         directory: Path,
         log: MetricsLog,
+        stream: Stream | None = None,
         on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
     ) -> Trained:
-        """Train from the newest checkpoint, or from the start, to the last epoch.
+        """Train from the newest checkpoint, or from the start, to the end of the stream.
 
         A run is a function of its options and seed: interrupted anywhere and called again, it ends in the same state.
-        The log gets a line per epoch, the one of epoch 0 being the initial state's.
+        The log gets a line per epoch (segment of the stream), the one of epoch 0 being the initial state's.
 
         Args:
             train_set: what to train on.
             test_set: what to test on, after every epoch.
-            seed: of the initial state and of the order of examples.
+            seed: of the initial state and of the stream.
             run: name of this run in the log and of its folder of checkpoints.
             directory: of the experiment's run.
             log: where the metrics go.
+            stream: which examples make up which step; None is every example once per epoch.
             on_epoch: called with the epoch and its metrics, for a progress bar.
 
         Returns:
-            The final state and statistics.
+            The final state and its evaluations.
 
         Raises:
             NonFiniteError: if a step gave a NaN or an infinity; the last good state is saved first.
@@ -166,8 +179,8 @@ class Trainer:
         """
         options = self.options
         folder = directory / "checkpoints" / run
-        epoch_steps = steps_per_epoch(len(train_set), options.batch_size)
-        total_steps = options.epochs * epoch_steps
+        stream = self.stream(train_set) if stream is None else stream
+        total_steps, segments = stream.ends[-1], len(stream.ends)
         writer = log if jax.process_index() == 0 else None
         sources = self._source(train_set), self._source(test_set)
         with Checkpoints(folder, keep=options.keep_checkpoints) as checkpoints, Preemption() as preemption:
@@ -178,29 +191,25 @@ class Trainer:
             if writer is not None:
                 # A run that was killed before its first checkpoint has lines, too, and starts again.
                 writer.drop_after(run, -1 if resumed is None else int(state.step))
-            evaluation = None
+            evaluations = None
             if int(state.step) in (0, total_steps):
-                evaluation = self._report(
-                    state,
-                    sources,
-                    run,
-                    int(state.step) // epoch_steps,
-                    {},
-                    writer if resumed is None else None,
-                    on_epoch,
+                epoch = 0 if int(state.step) == 0 else segments
+                evaluations = self._report(
+                    state, sources, run, epoch, {}, writer if resumed is None else None, on_epoch
                 )
-            stream = None
+            batches = None
             while int(state.step) < total_steps:
                 began, stopping = time.perf_counter(), False
-                epoch, done = divmod(int(state.step), epoch_steps)
+                segment, done = locate(stream, int(state.step))
+                end = stream.ends[segment]
                 if isinstance(sources[0], ResidentSet):
-                    order = sources[0].shuffled(seed, epoch, stratified=options.stratified)
-                    state = self.epoch(state, None, sources[0].content, order[done:])
-                    stopping = preemption.requested((epoch + 1) * epoch_steps)
+                    plan = stream.plan(seed, segment)
+                    state = self.segment(state, None, sources[0].content, local_rows(plan, slice(done, None)))
+                    stopping = preemption.requested(end)
                 else:
-                    stream = stream or self._stream(train_set, seed, int(state.step), total_steps)
-                    for step in range(epoch * epoch_steps + done, (epoch + 1) * epoch_steps):
-                        state, _ = self.step(state, next(stream))
+                    batches = batches or self._read(train_set, stream, seed, int(state.step))
+                    for step in range(int(state.step), end):
+                        state, _ = self.step(state, next(batches))
                         stopping = preemption.requested(step + 1)
                         if stopping:
                             break
@@ -210,25 +219,31 @@ class Trainer:
                     state = state.replace(totals=replicate(EpochTotals.zero(), self.devices))
                     checkpoints.save(state)
                     raise NonFiniteError(
-                        f"training needs finite numbers; {run} met a NaN or an infinity in epoch {epoch + 1}, "
+                        f"training needs finite numbers; {run} met a NaN or an infinity in epoch {segment + 1}, "
                         f"and the last good state (step {int(state.step)}) is in {folder}"
                     )
-                if int(state.step) == (epoch + 1) * epoch_steps:
+                last = segment + 1 == segments
+                if int(state.step) == end:
                     state = state.replace(totals=replicate(EpochTotals.zero(), self.devices))
-                    if (epoch + 1) % options.evaluate_every == 0 or epoch + 1 == options.epochs:
-                        evaluation = self._report(state, sources, run, epoch + 1, trained, writer, on_epoch)
-                if stopping or (epoch + 1) % options.checkpoint_every == 0 or epoch + 1 == options.epochs:
+                    if (segment + 1) % options.evaluate_every == 0 or last:
+                        evaluations = self._report(state, sources, run, segment + 1, trained, writer, on_epoch)
+                if stopping or (segment + 1) % options.checkpoint_every == 0 or last:
                     checkpoints.save(state)
                 if stopping and int(state.step) < total_steps:
                     raise PreemptedError(f"{run} was asked to stop; step {int(state.step)} is saved in {folder}")
-        assert evaluation is not None, "the last epoch ends with one"
-        return Trained(state, evaluation.statistics)
+        assert evaluations is not None, "the last epoch ends with one"
+        return Trained(state, *evaluations)
 
-    def outputs(self, state: TrainState, examples: ExampleSource) -> Iterator[tuple[HeadOutput, jax.Array]]:
+    def stream(self, train_set: ExampleSource) -> Epochs:
+        """Return the stream of the options: every example once per epoch."""
+        options = self.options
+        return Epochs(train_set, options.batch_size, options.epochs, options.stratified)
+
+    def outputs(self, state: TrainState, examples: ExampleSource) -> Iterator[tuple[HeadOutput, Batch]]:
         """Apply the model to every example once, in order, on one device.
 
         Yields:
-            The head's output and the labels of a batch; padding, at the end, has labels -1.
+            The head's output and the batch; padding, at the end, has no mask.
         """
         return self._outputs(state, eval_batches(examples, self.options.batch_size, threads=self.options.threads))
 
@@ -243,15 +258,13 @@ class Trainer:
             return ResidentSet(examples, self.options.batch_size, devices=self.devices)
         return lambda: eval_batches(examples, self.options.batch_size, threads=self.options.threads, **_share())
 
-    def _stream(self, train_set: ExampleSource, seed: int, start: int, stop: int) -> Iterator[Batch]:
-        return batches(
+    def _read(self, train_set: ExampleSource, stream: Stream, seed: int, start: int) -> Iterator[Batch]:
+        return read(
             train_set,
-            self.options.batch_size,
+            stream,
             seed=seed,
-            stratified=self.options.stratified,
             start_step=start,
-            num_steps=stop - start,
-            parts=self.options.step.accumulate,
+            parts=self.step_options.accumulate,
             threads=self.options.threads,
             **_share(),
         )
@@ -265,7 +278,7 @@ class Trainer:
         trained: dict[str, float],
         log: MetricsLog | None,
         on_epoch: Callable[[int, dict[str, float]], None],
-    ) -> Evaluation:
+    ) -> tuple[Evaluation, Evaluation]:
         """Evaluate on both sets and tell the log, unless it has the line already, and the caller."""
         evaluation = self.evaluate(state, sources[0], collapse=True)
         test = self.evaluate(state, sources[1], collapse=True, centres=evaluation.statistics)
@@ -275,7 +288,7 @@ class Trainer:
         if log is not None:
             log.write(run, int(state.step), epoch, metrics)
         on_epoch(epoch, metrics)
-        return evaluation
+        return evaluation, test
 
 
 def _share() -> dict[str, Any]:

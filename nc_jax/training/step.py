@@ -1,4 +1,4 @@
-"""Pure training and evaluation steps. They run on one device as they are, and under `parallel` on many."""
+"""The one training step, a pure function. It runs on one device as it is, and under `parallel` on many."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,95 +10,59 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from nc_jax.metrics import Agreement, ClassStatistics, MarginSums, cosine_margins, nearest_centre_agreement
-from nc_jax.models import HeadOutput
+from nc_jax import collective, losses
+from nc_jax.collective import all_sum
+from nc_jax.data import Batch
+from nc_jax.heads import HeadOutput
 from nc_jax.solvers import Status
-from nc_jax.training.feature_decay import FeatureDecay, feature_penalty
+from nc_jax.training.extension import Chain, Context, Extension
 from nc_jax.training.state import Model, TrainState, forward, random_key
 from nc_jax.training.summary import StepMetrics
 
-Batch = dict[str, Any]  # arrays: features (N, ...) and labels (N,), negative ones being padding
+Preprocess = Callable[[Array], Array]  # inputs of a batch, stored or augmented -> what the model takes
+Augment = Callable[[PRNGKeyArray, Array], Array]  # (key, stored inputs of one example) -> the same, changed
+Loss = Callable[[HeadOutput, Batch, Context], Float[Array, " batch"]]  # a number for each example
 
 
-class EvalSums(NamedTuple):
-    """Sums over examples, to be added batch by batch and read by `nc_jax.training.evaluate`.
-
-    Attributes:
-        loss: sum of the cross-entropies.
-        correct: number of right answers.
-        count: number of examples.
-        statistics: of the features, as the classifier sees them.
-    """
-
-    loss: Float[Array, ""]
-    correct: Int[Array, ""]
-    count: Int[Array, ""]
-    statistics: ClassStatistics
-
-
-class CentredSums(NamedTuple):
-    """Sums over examples that need the centres of the training features: evaluation's second pass.
-
-    Attributes:
-        agreement: of the classifier with the nearest class centre (NC4).
-        margins: cosine margins of the features less the global mean, under the class vectors less theirs.
-    """
-
-    agreement: Agreement
-    margins: MarginSums
-
-    @classmethod
-    def init(cls) -> "CentredSums":
-        """Make the sums of no examples."""
-        none = jnp.zeros((), jnp.int32)
-        return cls(Agreement(none, none), MarginSums.init())
-
-    def merge(self, other: "CentredSums") -> "CentredSums":
-        """Join the sums of two disjoint sets of examples."""
-        return CentredSums(self.agreement.merge(other.agreement), self.margins.merge(other.margins))
-
-
-Preprocess = Callable[[Array], Array]  # a batch's features, stored or augmented -> what the model takes
-Augment = Callable[[PRNGKeyArray, Array], Array]  # (key, stored features of one example) -> the same, changed
-
-
-# (the head's output, labels, number of the step) -> a loss for each example, shape (N,)
-Loss = Callable[[HeadOutput, Array, Array], Array]
+def cross_entropy(output: HeadOutput, batch: Batch, context: Context) -> Float[Array, " batch"]:
+    """Cross-entropy of the logits with the batch's labels, in nats: the loss of a method that names no other."""
+    del context
+    return losses.cross_entropy(output.logits, batch.labels)
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """What a training step does besides loss, gradient, optimiser.
+    """What a training step does besides gradient and optimiser.
 
     Attributes:
         accumulate: cut the batch into so many parts, one after the other, and add their gradients. The sum is that of
-            the whole batch; batch statistics and the nearest head see the parts.
+            the whole batch; batch statistics, the nearest head and extensions see the parts.
         average_decay: keep a moving average of the parameters, with this weight of the old value per step, to be
             evaluated in their place; None keeps none.
         augment: applied to every example on the device, in training only, with a key that depends on the state's key,
             the step and the example's place in the batch: not on the number of devices.
-        preprocess: applied to the features after that, in training and in evaluation.
-        loss: (output of the head, labels, number of the step) -> one number per example, to be trained on; what it
-            gives for padding is thrown away. None is the cross-entropy. Evaluation reports the latter in any case.
-        feature_decay: penalty on the raw features, added to what is differentiated, not to the loss that is reported;
-            None is none.
+        preprocess: applied to the inputs after that, in training and in evaluation.
+        loss: (output of the head, batch, context) -> a number for each example; what it gives for padding is thrown
+            away. Evaluation reports the cross-entropy in any case.
+        extensions: what else the method does in a step.
 
     Raises:
-        ValueError: if `accumulate` or `average_decay` is out of its range.
+        ValueError: if `accumulate` or `average_decay` is out of its range, or two extensions have the same name.
     """
 
     accumulate: int = 1
     average_decay: float | None = None
     augment: Augment | None = None
     preprocess: Preprocess | None = None
-    loss: Loss | None = None
-    feature_decay: FeatureDecay | None = None
+    loss: Loss = cross_entropy
+    extensions: tuple[Extension, ...] = ()
 
     def __post_init__(self):
         if self.accumulate < 1:
             raise ValueError(f"accumulate must be at least 1; got {self.accumulate}")
         if self.average_decay is not None and not 0 < self.average_decay < 1:
             raise ValueError(f"average_decay must lie in (0, 1), or be None; got {self.average_decay}")
+        Chain(self.extensions)
 
 
 def make_train_step(
@@ -108,64 +72,74 @@ def make_train_step(
     axis_name: str | None = None,
     options: StepOptions = StepOptions(),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
-    """Make the step (state, batch) -> (state, metrics): cross-entropy, gradient, optimiser.
+    """Make the step (state, batch) -> (state, metrics): loss, gradient, optimiser.
 
     A step whose numbers are not all finite returns the state as it was, but for its totals, so that nothing good is
     overwritten. Optimisers that search along a line (`optax.lbfgs`) are given the batch's cost as a function.
 
-    Weight decay is the optimiser's, but for that on features, which is the step's.
+    Weight decay belongs to the optimiser. Decay on features is an extension, see `nc_jax.training.FeatureDecay`.
 
     Args:
-        model: as in `create_state`; built with the same `axis_name` where its head or normalisation takes one.
+        model: as in `create_state`. Its head and its normalisations sum over `axis_name`, too, without knowing it.
         optimizer: an optax transformation.
         axis_name: of the mapped axis over which the batch is split; None on one device.
         options: see `StepOptions`.
     """
     optimizer = optax.with_extra_args_support(optimizer)
-
-    def total(tree: Any) -> Any:
-        return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+    chain = Chain(options.extensions)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        count = jnp.maximum(total(jnp.sum(batch["labels"] >= 0)), 1)
-        batch = _prepared(batch, options, random_key(state), axis_name)
+        with collective.over(*([axis_name] if axis_name else [])):
+            return summed_step(state, batch)
 
-        def cost_of(params: Any, variables: Any, part: Batch) -> tuple[Array, tuple[Array, Array, _Solved, dict]]:
-            output, variables = forward(model, params, variables, part, train=True)
-            correct = jnp.sum(_correct(output.logits, part["labels"]))
+    def summed_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        count = jnp.maximum(all_sum(jnp.sum(batch.mask)), 1)
+        places = _places(len(batch.labels), options.accumulate)
+        context = Context(state.step, train=True, count=count, places=places)
+        if options.augment is not None or chain.hooks:
+            context = context._replace(key=random_key(state))
+        batch = preprocessed(_augmented(batch, options.augment, context), options.preprocess)
+
+        def cost_of(params: Any, variables: Any, states: Any, part: Batch, places: Any) -> tuple[Array, tuple]:
+            here = context._replace(places=places)
+            if chain.has("on_batch"):
+                part = chain.on_batch(here, states, part)
+            between = partial(chain.on_features, here, states) if chain.has("on_features") else None
+            output, variables, part = forward(model, params, variables, part, train=True, between=between)
+            output = chain.on_output(here, states, output, part)
+            correct = jnp.sum(right_answers(output.logits, part))
             # This device's part of the batch's mean: the parts are summed after differentiation. Had they been summed
             # here, the psum's transpose, a psum again, would count every part once per device.
-            if options.loss is None:
-                losses = _losses(output.logits, part["labels"])
-            else:
-                losses = jnp.where(part["labels"] >= 0, options.loss(output, part["labels"], state.step), 0)
-            loss = jnp.sum(losses) / count
+            loss = jnp.sum(jnp.where(part.mask, _mixed(options.loss, output, part, here), 0)) / count
             cost = loss
-            if options.feature_decay is not None:
-                cost = loss + feature_penalty(options.feature_decay, output, part["labels"], count)
-            return cost, (loss, correct, _solved(output), variables)
+            for penalty in chain.penalties(here, states, output, part).values():
+                cost = cost + jnp.sum(jnp.where(part.mask, penalty, 0)) / count
+            return cost, (loss, correct, _solved(output), variables, chain.update(here, states, output, part))
 
-        def gradient_of(params: Any) -> tuple[Array, Any, Array, Array, _Solved, dict]:
+        def gradient_of(params: Any) -> tuple[Array, Any, Array, Array, _Solved, dict, Any]:
             """Return the batch's cost, gradient, loss and right answers on all devices, and what its parts left."""
 
-            def add(carry: tuple, part: Batch) -> tuple[tuple, None]:
-                sums, gradients, solved, variables = carry
-                (cost, (loss, correct, new_solved, variables)), new = jax.value_and_grad(cost_of, has_aux=True)(
-                    params, variables, part
+            def add(carry: tuple, part: tuple[Batch, Any]) -> tuple[tuple, None]:
+                sums, gradients, solved, variables, states = carry
+                (cost, (loss, correct, new_solved, variables, states)), new = jax.value_and_grad(cost_of, has_aux=True)(
+                    params, variables, states, *part
                 )
                 gradients = jax.tree.map(jnp.add, gradients, new)
                 worst = jax.tree.map(jnp.maximum, solved, new_solved)
                 sums = jax.tree.map(jnp.add, sums, (cost, loss, correct))
-                return (sums, gradients, worst, variables), None
+                return (sums, gradients, worst, variables, states), None
 
             sums = jnp.zeros(()), jnp.zeros(()), jnp.zeros((), int)
-            start = (sums, jax.tree.map(jnp.zeros_like, params), _Solved.none(), state.variables)
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            start = (sums, zeros, _Solved.none(), state.variables, state.extensions)
+            whole = batch, context.places
             if options.accumulate == 1:
-                found, _ = add(start, batch)
+                found, _ = add(start, whole)
             else:
-                found, _ = jax.lax.scan(add, start, _parts(batch, options.accumulate))
-            (cost, loss, correct), gradients, solved, variables = found
-            return *total((cost, gradients, loss, correct)), solved, variables
+                found, _ = jax.lax.scan(add, start, _parts(whole, options.accumulate))
+            (cost, loss, correct), gradients, solved, variables, states = found
+            cost, gradients, loss, correct = all_sum((cost, gradients, loss, correct))
+            return cost, gradients, loss, correct, solved, variables, states
 
         @jax.custom_vjp
         def cost_at(params: Any) -> Array:  # for line searches: its derivative, too, is that on all devices
@@ -176,7 +150,7 @@ def make_train_step(
             lambda gradients, cotangent: (jax.tree.map(lambda leaf: cotangent * leaf, gradients),),
         )
 
-        cost, gradients, loss, correct, solved, variables = gradient_of(state.params)
+        cost, gradients, loss, correct, solved, variables, states = gradient_of(state.params)
         updates, opt_state = optimizer.update(
             gradients, state.opt_state, state.params, value=cost, grad=gradients, value_fn=cost_at
         )
@@ -185,7 +159,12 @@ def make_train_step(
         if average is not None:
             average = optax.incremental_update(params, average, 1 - (options.average_decay or 0))
         new = state.replace(
-            step=state.step + 1, params=params, variables=variables, opt_state=opt_state, average=average
+            step=state.step + 1,
+            params=params,
+            variables=variables,
+            opt_state=opt_state,
+            average=average,
+            extensions=states,
         )
 
         grad_norm = optax.tree.norm(gradients)
@@ -205,6 +184,16 @@ def make_train_step(
     return step
 
 
+def preprocessed(batch: Batch, preprocess: Preprocess | None) -> Batch:
+    """Return the batch with inputs as the model takes them."""
+    return batch if preprocess is None else batch._replace(inputs=preprocess(batch.inputs))
+
+
+def right_answers(logits: Float[Array, "batch classes"], batch: Batch) -> Array:
+    """Return which examples the logits classify as their labels say; padding never."""
+    return (jnp.argmax(logits, axis=-1) == batch.labels) & batch.mask
+
+
 class _Solved(NamedTuple):
     """How inner solves ended."""
 
@@ -221,97 +210,43 @@ def _solved(output: HeadOutput) -> _Solved:
     return _Solved.none() if solution is None else _Solved(solution.status, solution.grad_norm)
 
 
-def _parts(batch: Batch, number: int) -> Batch:
+def _mixed(loss: Loss, output: HeadOutput, batch: Batch, context: Context) -> Array:
+    """Return the loss of each example; of mixed ones, that of both classes by their weights."""
+    if batch.partner is None:
+        return loss(output, batch, context)
+    own, other = (
+        loss(output, batch._replace(labels=labels), context) for labels in (batch.labels, batch.partner.labels)
+    )
+    return batch.partner.weight * own + (1 - batch.partner.weight) * other
+
+
+def _parts(tree: Any, number: int) -> Any:
     """Cut every array into equal parts along a new first axis."""
-    size = len(batch["labels"])
-    if size % number:
-        raise ValueError(f"each device's share of a batch must be a multiple of accumulate={number}; got {size}")
-    return {name: array.reshape(number, size // number, *array.shape[1:]) for name, array in batch.items()}
+
+    def cut(array: Array) -> Array:
+        size = len(array)
+        if size % number:
+            raise ValueError(f"each device's share of a batch must be a multiple of accumulate={number}; got {size}")
+        return array.reshape(number, size // number, *array.shape[1:])
+
+    return jax.tree.map(cut, tree)
 
 
-def _prepared(batch: Batch, options: StepOptions, key: PRNGKeyArray, axis_name: str | None) -> Batch:
-    """Augment and preprocess the features of this device's part of a batch."""
-    if options.augment is not None:
-        size = len(batch["labels"])
-        # `parallel` gives every device, of each of the batch's parts, an equal and contiguous share.
-        share, device, devices = size // options.accumulate, 0, 1
-        if axis_name is not None:
-            device, devices = jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)
-        part, place = jnp.divmod(jnp.arange(size), share)
-        places = (part * devices + device) * share + place
-        keys = jax.vmap(partial(jax.random.fold_in, key))(places)
-        batch = {**batch, "features": jax.vmap(options.augment)(keys, batch["features"])}
-    return _preprocessed(batch, options.preprocess)
+def _places(size: int, parts: int) -> Int[Array, " batch"]:
+    """Return where this device's rows stand in the whole batch."""
+    # `parallel` gives every device, of each of the batch's parts, an equal and contiguous share.
+    share = size // parts
+    device, devices = collective.device()
+    part, place = jnp.divmod(jnp.arange(size), share)
+    return (part * devices + device) * share + place
 
 
-def _preprocessed(batch: Batch, preprocess: Preprocess | None) -> Batch:
-    return batch if preprocess is None else {**batch, "features": preprocess(batch["features"])}
-
-
-def make_eval_step(
-    model: Model, *, axis_name: str | None = None, preprocess: Preprocess | None = None
-) -> Callable[[tuple[TrainState, EvalSums], Batch], EvalSums]:
-    """Make the step ((state, sums), batch) -> sums that adds a batch to the sums."""
-
-    def step(carry: tuple[TrainState, EvalSums], batch: Batch) -> EvalSums:
-        state, sums = carry
-        batch = _preprocessed(batch, preprocess)
-        output, _ = forward(model, state.evaluated_params, state.variables, batch, train=False)
-        labels = batch["labels"]
-        num_classes = output.logits.shape[-1]
-        statistics = ClassStatistics.from_batch(output.features, labels, num_classes)
-        parts = (
-            jnp.sum(_losses(output.logits, labels)),
-            jnp.sum(_correct(output.logits, labels), dtype=jnp.int32),
-            jnp.sum(labels >= 0, dtype=jnp.int32),
-        )
-        if axis_name is not None:
-            parts, statistics = jax.lax.psum(parts, axis_name), statistics.all_reduce(axis_name)
-        loss, correct, count = parts
-        return EvalSums(sums.loss + loss, sums.correct + correct, sums.count + count, sums.statistics.merge(statistics))
-
-    return step
-
-
-def make_centred_step(
-    model: Model, *, axis_name: str | None = None, preprocess: Preprocess | None = None
-) -> Callable[[tuple[TrainState, ClassStatistics], Batch], CentredSums]:
-    """Make the step ((state, training statistics), batch) -> sums of a second pass, once the centres are known."""
-
-    def step(carry: tuple[TrainState, ClassStatistics], batch: Batch) -> CentredSums:
-        state, statistics = carry
-        batch = _preprocessed(batch, preprocess)
-        output, _ = forward(model, state.evaluated_params, state.variables, batch, train=False)
-        labels = batch["labels"]
-        agreement = nearest_centre_agreement(
-            output.features, output.frame, output.bias, statistics.means, statistics.present, labels
-        )
-        sums = CentredSums(agreement, MarginSums.from_batch(centred_margins(output, statistics, labels), labels))
-        if axis_name is not None:
-            sums = CentredSums(sums.agreement.all_reduce(axis_name), sums.margins.all_reduce(axis_name))
-        return sums
-
-    return step
-
-
-def centred_margins(
-    output: HeadOutput, statistics: ClassStatistics, labels: Int[Array, " batch"]
-) -> Float[Array, " batch"]:
-    """Cosine margins of the features less the global mean of `statistics`, under the class vectors less theirs.
-
-    Centred as Markou et al. (2024) do: rectified features share a large part, which tells no classes apart.
-    """
-    frame = output.frame - jnp.mean(output.frame, axis=1, keepdims=True)
-    return cosine_margins(output.features - statistics.compute().global_mean, frame, labels)
-
-
-def _losses(logits: Array, labels: Array) -> Array:
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), jnp.maximum(labels, 0))
-    return jnp.where(labels >= 0, losses, 0)
-
-
-def _correct(logits: Array, labels: Array) -> Array:
-    return jnp.argmax(logits, axis=-1) == labels
+def _augmented(batch: Batch, augment: Augment | None, context: Context) -> Batch:
+    if augment is None:
+        return batch
+    assert context.key is not None and context.places is not None, "the step has drawn them"  # noqa: PT018
+    keys = jax.vmap(partial(jax.random.fold_in, context.key))(context.places)
+    return batch._replace(inputs=jax.vmap(augment)(keys, batch.inputs))
 
 
 def _all_finite(tree: Any) -> Array:

@@ -43,7 +43,7 @@ def test_devices_must_agree():
 
 def test_a_wrong_frame_is_not_timed():
     problem = networks.make_problem("mlp:10", 16, "float32")
-    run = train_step.Run(problem, networks.nearest_head(10, "polar", train_step.AXIS), 1)
+    run = train_step.Run(problem, networks.nearest_head(10, "polar"), 1)
     right = run.step
 
     def wrong(state, batch):
@@ -67,10 +67,10 @@ def test_a_wrong_frame_is_not_timed():
 )
 def test_resnets_have_room_for_their_simplex_and_see_every_class(case, shape, stem, final_dim):
     problem = networks.make_problem(case, 8, "bfloat16")
-    backbone = problem.backbone(axis_name=None)
+    backbone = problem.backbone()
     assert (backbone.stem, backbone.final_dim, backbone.dtype) == (stem, final_dim, jnp.bfloat16)
-    assert {batch["features"].shape for batch in problem.batches} == {shape}
-    labels = np.concatenate([batch["labels"] for batch in problem.batches])
+    assert {batch.inputs.shape for batch in problem.batches} == {shape}
+    labels = np.concatenate([batch.labels for batch in problem.batches])
     assert set(labels) == set(range(problem.num_classes))
 
 

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from nc_jax.data import LabelledArrays
 
 
-def with_defaults(features=None, labels=None, num_classes=10, class_names=()):
-    features = np.zeros((8, 4), np.float32) if features is None else features
+def with_defaults(inputs=None, labels=None, num_classes=10, class_names=()):
+    inputs = np.zeros((8, 4), np.float32) if inputs is None else inputs
     labels = np.arange(8) if labels is None else labels
-    return LabelledArrays(features, labels, num_classes, class_names)
+    return LabelledArrays(inputs, labels, num_classes, class_names)
 
 
 def spoiled(value, *examples):
-    features = np.zeros((8, 2, 2), np.float32)
-    features[list(examples), 1, 0] = value
-    return features
+    inputs = np.zeros((8, 2, 2), np.float32)
+    inputs[list(examples), 1, 0] = value
+    return inputs
 
 
 REFUSED = [
@@ -38,14 +38,14 @@ REFUSED = [
     ),
     (dict(labels=np.arange(8.0)), "labels must be integers; got dtype float64"),
     (dict(labels=np.zeros((8, 10), np.int32)), "labels must have shape (examples,); got (8, 10)"),
-    (dict(labels=np.arange(7)), "features and labels must have the same length; got 8 features and 7 labels"),
-    (dict(features=spoiled(np.nan, 7)), "features must be finite; got NaN at example 7"),
-    (dict(features=spoiled(-np.inf, 3, 5)), "features must be finite; got an infinity at example 3"),
+    (dict(labels=np.arange(7)), "inputs and labels must have the same length; got 8 inputs and 7 labels"),
+    (dict(inputs=spoiled(np.nan, 7)), "inputs must be finite; got NaN at example 7"),
+    (dict(inputs=spoiled(-np.inf, 3, 5)), "inputs must be finite; got an infinity at example 3"),
     (
-        dict(features=np.zeros(8)),
-        "features must have shape (examples, ...) with at least two axes; got (8,)",
+        dict(inputs=np.zeros(8)),
+        "inputs must have shape (examples, ...) with at least two axes; got (8,)",
     ),
-    (dict(features=np.zeros((8, 2), complex)), "features must be floating or integer; got dtype complex128"),
+    (dict(inputs=np.zeros((8, 2), complex)), "inputs must be floating or integer; got dtype complex128"),
     (dict(num_classes=0), "num_classes must be at least 1; got 0"),
     (dict(class_names=("cat", "dog")), "class_names must hold num_classes=10 names; got 2"),
 ]
@@ -58,9 +58,9 @@ def test_refuses_with_one_sentence(wrong, sentence):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.uint8])
-def test_keeps_the_dtype_of_features_without_copying(dtype):
-    features = np.ones((8, 3, 3, 1), dtype)
-    assert with_defaults(features=features).features is features
+def test_keeps_the_dtype_of_inputs_without_copying(dtype):
+    inputs = np.ones((8, 3, 3, 1), dtype)
+    assert with_defaults(inputs=inputs).inputs is inputs
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint64])
@@ -78,23 +78,23 @@ def test_is_frozen_and_names_its_classes():
 
 
 def test_an_empty_set_is_valid_and_lacks_every_class():
-    arrays = with_defaults(features=np.zeros((0, 4)), labels=np.zeros(0, int), num_classes=3)
+    arrays = with_defaults(inputs=np.zeros((0, 4)), labels=np.zeros(0, int), num_classes=3)
     assert len(arrays) == 0
     assert arrays.absent_classes() == (0, 1, 2)
 
 
 @given(labels=st.lists(st.integers(0, 6), max_size=40))
 def test_counts_and_absent_classes_agree_with_plain_python(labels):
-    arrays = with_defaults(features=np.zeros((len(labels), 1)), labels=np.array(labels, int), num_classes=7)
+    arrays = with_defaults(inputs=np.zeros((len(labels), 1)), labels=np.array(labels, int), num_classes=7)
     assert arrays.class_counts().tolist() == [labels.count(label) for label in range(7)]
     assert arrays.absent_classes() == tuple(sorted(set(range(7)) - set(labels)))
 
 
 def test_subset_takes_numbers_in_order_and_masks():
-    arrays = with_defaults(features=np.arange(8.0)[:, None], class_names=tuple("abcdefghij"))
+    arrays = with_defaults(inputs=np.arange(8.0)[:, None], class_names=tuple("abcdefghij"))
     chosen = arrays.subset(np.array([5, 1, 5]))
     np.testing.assert_array_equal(chosen.labels, [5, 1, 5])
-    np.testing.assert_array_equal(chosen.features[:, 0], [5, 1, 5])
+    np.testing.assert_array_equal(chosen.inputs[:, 0], [5, 1, 5])
     assert (chosen.num_classes, chosen.class_names) == (10, arrays.class_names)
     np.testing.assert_array_equal(arrays.subset(arrays.labels > 5).labels, [6, 7])
     assert len(arrays.subset(np.array([], int))) == 0

@@ -42,9 +42,9 @@ def test_the_two_splits_are_scikit_learns_images(prepared):
         arrays = digits.load(split, prepared)
         ids = [example["id"] for example in raw_examples(prepared, split)]
         assert ids == sorted(ids)
-        assert arrays.features.dtype == np.float32
+        assert arrays.inputs.dtype == np.float32
         assert arrays.labels.dtype == np.int32
-        np.testing.assert_array_equal(arrays.features * 16, images[ids])
+        np.testing.assert_array_equal(arrays.inputs * 16, images[ids])
         np.testing.assert_array_equal(arrays.labels, labels[ids])
         seen += ids
     assert sorted(seen) == list(range(1797))
@@ -55,7 +55,7 @@ def test_the_split_is_stratified(prepared):
     assert (len(train), len(test)) == (1437, 360)
     share = np.bincount(load_digits().target) / 5
     assert np.abs(test.class_counts() - share).max() < 1
-    assert (train.features.min(), train.features.max()) == (0, 1)
+    assert (train.inputs.min(), train.inputs.max()) == (0, 1)
 
 
 def test_the_split_never_changes(prepared):
@@ -121,6 +121,7 @@ def test_an_error_of_the_disk_is_not_mistaken_for_a_lost_race(tmp_path, monkeypa
         digits.load("test", tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_come_first_and_need_no_tensorflow(tmp_path):
     program = (
         "import sys; from nc_jax.data import digits\n"

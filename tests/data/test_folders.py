@@ -41,12 +41,12 @@ def test_the_door_finds_a_folder_below_the_data_and_anywhere(birds, tmp_path):
     assert sources.splits("birds", tmp_path) == sources.splits(str(birds)) == ("train", "val")
     for source in (sources.load("birds", "train", tmp_path), sources.load(str(birds), "train")):
         assert repr(source) == "ImageSource(3 images of 224x224, 3 channels, 2 classes)"
-        assert source.take(np.arange(3))["features"].shape == (3, 224, 224, 3)
+        assert source.take(np.arange(3)).inputs.shape == (3, 224, 224, 3)
 
 
 def test_images_of_one_size_come_into_memory(birds, tmp_path):
     found = sources.load("birds", "val", tmp_path, in_memory=True)
-    np.testing.assert_array_equal(found.features, smooth(64, 32)[None])
+    np.testing.assert_array_equal(found.inputs, smooth(64, 32)[None])
 
 
 def test_a_stretched_image_is_the_whole_one():

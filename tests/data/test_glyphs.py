@@ -38,27 +38,27 @@ def test_presets_have_their_sizes(preset, train, test):
 
 def test_less_is_the_beginning_of_more(small):
     few = glyphs.load("train", num_classes=5, preset="low-data")
-    expected = small.features.reshape(12, 60, 28, 28, 1)[:5, :20]
-    np.testing.assert_array_equal(few.features.reshape(expected.shape), expected)
-    np.testing.assert_array_equal(glyphs.load("test", 3).features, glyphs.load("test", 3, preset="low-data").features)
+    expected = small.inputs.reshape(12, 60, 28, 28, 1)[:5, :20]
+    np.testing.assert_array_equal(few.inputs.reshape(expected.shape), expected)
+    np.testing.assert_array_equal(glyphs.load("test", 3).inputs, glyphs.load("test", 3, preset="low-data").inputs)
 
 
 def test_seeds_splits_classes_and_images_differ():
-    sets = [glyphs.load(split, 4, seed=seed).features for split in ("train", "test") for seed in (0, 1, 2**64 - 1)]
+    sets = [glyphs.load(split, 4, seed=seed).inputs for split in ("train", "test") for seed in (0, 1, 2**64 - 1)]
     images = np.concatenate(sets)
     assert len({image.tobytes() for image in images}) == len(images)
 
 
 def test_threads_change_nothing(small):
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: glyphs.load("train", num_classes=12).features, range(4)))
-    for features in found:
-        np.testing.assert_array_equal(features, small.features)
+        found = list(pool.map(lambda _: glyphs.load("train", num_classes=12).inputs, range(4)))
+    for images in found:
+        np.testing.assert_array_equal(images, small.inputs)
 
 
 def test_the_ink_is_bright_centred_and_of_one_size():
     for size in (28, 64):
-        images = glyphs.render("train", 20, size, options=STILL).features[..., 0]
+        images = glyphs.render("train", 20, size, options=STILL).inputs[..., 0]
         for image in images:
             rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
             extent = max(np.ptp(rows), np.ptp(columns)) + 1
@@ -70,7 +70,7 @@ def test_the_ink_is_bright_centred_and_of_one_size():
 
 
 def test_every_face_occurs_about_as_often():
-    images = glyphs.render("train", 3, options=clean(train_images=4000)).features.reshape(3, 4000, -1)
+    images = glyphs.render("train", 3, options=clean(train_images=4000)).inputs.reshape(3, 4000, -1)
     for of_class in images:
         _, counts = np.unique(of_class, axis=0, return_counts=True)
         assert len(counts) == len(characters.FACES)
@@ -87,16 +87,16 @@ def moments(images):
 
 @pytest.mark.parametrize("size", [28, 56])
 def test_a_shift_is_within_its_range(size):
-    still = moments(glyphs.render("train", 2, size, options=STILL).features.astype(float))
-    moved = moments(glyphs.render("train", 2, size, options=clean(shift=1.5)).features.astype(float)) - still
+    still = moments(glyphs.render("train", 2, size, options=STILL).inputs.astype(float))
+    moved = moments(glyphs.render("train", 2, size, options=clean(shift=1.5)).inputs.astype(float)) - still
     limit = 1.5 * size / 28
     assert np.abs(moved).max() < limit + 0.05
     assert (np.ptp(moved, axis=0) > 1.6 * limit).all()
 
 
 def test_a_scale_is_within_its_range():
-    still = glyphs.render("train", 4, options=STILL).features.astype(float)
-    scaled = glyphs.render("train", 4, options=clean(scale=0.12)).features.astype(float)
+    still = glyphs.render("train", 4, options=STILL).inputs.astype(float)
+    scaled = glyphs.render("train", 4, options=clean(scale=0.12)).inputs.astype(float)
     ratio = 0.5 * np.log(scaled.sum((1, 2, 3)) / still.sum((1, 2, 3)))  # ink grows with the square
     assert np.abs(ratio).max() < 0.13
     assert np.ptp(ratio) > 0.2
@@ -105,8 +105,8 @@ def test_a_scale_is_within_its_range():
 def test_rotation_and_shear_are_those_of_an_independent_warp():
     """Against scipy.ndimage, on the images without distortion."""
     options = clean(rotation=20.0, shear=0.2, train_images=6)
-    still = glyphs.render("train", 3, 112, options=dataclasses.replace(STILL, train_images=6)).features[..., 0]
-    found = glyphs.render("train", 3, 112, options=options).features[..., 0]
+    still = glyphs.render("train", 3, 112, options=dataclasses.replace(STILL, train_images=6)).inputs[..., 0]
+    found = glyphs.render("train", 3, 112, options=options).inputs[..., 0]
     for label, index in itertools.product(range(3), range(6)):
         stream = np.random.Philox(key=(2 * label) << 64).random_raw((6, 6 + 112 * 112 // 4))
         draws = 2 * ((stream[index, :6] >> np.uint64(11)) * 2.0**-53) - 1
@@ -124,14 +124,14 @@ def test_rotation_and_shear_are_those_of_an_independent_warp():
 
 def test_noise_has_its_deviation():
     options = clean(noise=0.05, train_images=60)
-    images = glyphs.render("train", 2, options=options).features / 255
+    images = glyphs.render("train", 2, options=options).inputs / 255
     background = images[:, :2].ravel()  # rows above the ink, where half of the noise is below 0 and cut off
     assert (background == 0).mean() == pytest.approx(0.5 + 0.0156, abs=0.02)  # and what rounds to 0
     assert background[background > 0].std() == pytest.approx(0.05 * np.sqrt(1 - 2 / np.pi), rel=0.05)
 
 
 def test_noise_changes_no_geometry():
-    mild, hard = (glyphs.load("test", 5, preset=preset).features.astype(float) for preset in ("default", "hard"))
+    mild, hard = (glyphs.load("test", 5, preset=preset).inputs.astype(float) for preset in ("default", "hard"))
     # The same numbers times 0.05 or 0.08: the difference is 0.03 of the noise, mostly.
     assert np.abs(mild - hard).mean() < 0.03 * 255
 
@@ -140,7 +140,7 @@ def test_class_means_are_means_of_the_undistorted_faces():
     means = characters.class_means(3)
     assert means.shape == (3, 28, 28)
     assert 0 <= means.min() < means.max() <= 1
-    still = glyphs.render("train", 3, options=clean(train_images=4000)).features.reshape(3, 4000, 28, 28) / 255
+    still = glyphs.render("train", 3, options=clean(train_images=4000)).inputs.reshape(3, 4000, 28, 28) / 255
     # Each of 16 faces comes 250 times, with a standard deviation of 15.
     np.testing.assert_allclose(still.mean(1), means, atol=0.03)
 
@@ -149,8 +149,8 @@ def test_the_nearest_class_mean_classifies_most():
     """No network, but a floor: a rendering fault would show."""
     test = glyphs.load("test")
     train = glyphs.load("train")
-    means = np.stack([train.features[train.labels == label].mean(0).ravel() for label in range(100)])
-    features = test.features.reshape(len(test), -1).astype(float)
+    means = np.stack([train.inputs[train.labels == label].mean(0).ravel() for label in range(100)])
+    features = test.inputs.reshape(len(test), -1).astype(float)
     nearest = ((means**2).sum(1) - 2 * features @ means.T).argmin(1)
     assert (nearest == test.labels).mean() == pytest.approx(0.631, abs=0.02)  # measured
 

@@ -28,7 +28,7 @@ def arrays():
 
 
 def numbers(arrays):
-    return arrays.features[:, 0].astype(int).tolist()
+    return arrays.inputs[:, 0].astype(int).tolist()
 
 
 # Sizes of CIFAR-10-LT and CIFAR-100-LT, of 5000 and 500 images per class, in released training code.
@@ -77,7 +77,7 @@ SUBSETS = {
 
 
 @pytest.mark.parametrize(("take", "counts"), SUBSETS.values(), ids=SUBSETS.keys())
-def test_a_subset_keeps_order_names_and_features(arrays, take, counts):
+def test_a_subset_keeps_order_names_and_inputs(arrays, take, counts):
     found = take(arrays, 3)
     assert found.class_counts().tolist() == counts
     assert numbers(found) == sorted(numbers(found))
@@ -119,7 +119,7 @@ def test_symmetric_noise_has_its_rate_and_spreads_evenly():
     np.add.at(table, (labels, noisy.labels), 1 / 5000)
     # Standard deviations: sqrt(0.3 * 0.7 / 5000) = 0.0065 on the diagonal, sqrt(0.1 * 0.9 / 5000) = 0.0042 beside it.
     np.testing.assert_allclose(table, 0.7 * np.eye(4) + 0.1 * (1 - np.eye(4)), atol=5 * 0.0065)
-    assert noisy.features is clean.features
+    assert noisy.inputs is clean.inputs
     assert clean.labels[0] == 0
 
 

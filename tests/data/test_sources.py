@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grain
@@ -14,9 +13,10 @@ import pytest
 import tensorflow_datasets as tfds
 from prepared import encoded, smooth, written
 
-from nc_jax.data import LabelledArrays, batches, glyphs, sources
+from nc_jax.data import LabelledArrays, glyphs, sources
 from nc_jax.data import images as image_sources
 from nc_jax.data.images import ImageSource
+from nc_jax.streams import batches
 
 CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -61,7 +61,7 @@ def imagenet(tmp_path):
 def test_a_png_set_comes_into_memory_byte_by_byte(cifar10, tmp_path, pixels):
     train, test = (sources.load("cifar10", split, tmp_path) for split in ("train", "test"))
     assert repr(train) == "LabelledArrays(8 examples of shape (32, 32, 3) uint8, 10 classes)"
-    np.testing.assert_array_equal(np.concatenate([train.features, test.features]), pixels)
+    np.testing.assert_array_equal(np.concatenate([train.inputs, test.inputs]), pixels)
     assert [*train.labels.tolist(), *test.labels.tolist()] == [index % 10 for index in range(12)]
     assert train.class_names == CIFAR_NAMES
 
@@ -78,7 +78,7 @@ def test_grey_images_keep_a_channel_and_variants_have_names(tmp_path):
         config="letters",
     )
     letters = sources.load("emnist/letters", "train", tmp_path)
-    np.testing.assert_array_equal(letters.features, image[None])
+    np.testing.assert_array_equal(letters.inputs, image[None])
     assert (letters.labels.tolist(), letters.num_classes) == ([26], 37)
     with pytest.raises(FileNotFoundError, match="tfds build emnist/byclass"):
         sources.load("emnist", "train", tmp_path)
@@ -86,7 +86,7 @@ def test_grey_images_keep_a_channel_and_variants_have_names(tmp_path):
 
 def test_a_set_of_many_reads_is_in_order(tmp_path, monkeypatch, cifar10, pixels):
     monkeypatch.setattr(image_sources, "READ_AT_ONCE", 3)
-    np.testing.assert_array_equal(sources.load("cifar10", "train", tmp_path).features, pixels[:8])
+    np.testing.assert_array_equal(sources.load("cifar10", "train", tmp_path).inputs, pixels[:8])
 
 
 def test_the_newest_version_is_read(tmp_path, cifar10):
@@ -154,20 +154,20 @@ def test_a_batch_is_a_function_of_indices_and_seed():
     source = plain(*[smooth(60, 80, turn=index) for index in range(6)]).cropped(16, seed=1)
     indices = np.array([4, 0, 4])
     batch = source.take(indices)
-    assert (batch["features"].shape, batch["labels"].dtype) == ((3, 16, 16, 3), np.int32)
-    np.testing.assert_array_equal(batch["features"], [source[index]["image"] for index in indices])
-    np.testing.assert_array_equal(source.take(indices, seed=5)["features"], source.take(indices, seed=5)["features"])
-    assert not np.array_equal(source.take(indices, seed=5)["features"], batch["features"])
+    assert (batch.inputs.shape, batch.labels.dtype) == ((3, 16, 16, 3), np.int32)
+    np.testing.assert_array_equal(batch.inputs, [source[index]["image"] for index in indices])
+    np.testing.assert_array_equal(source.take(indices, seed=5).inputs, source.take(indices, seed=5).inputs)
+    assert not np.array_equal(source.take(indices, seed=5).inputs, batch.inputs)
     central = source.cropped(16)
-    np.testing.assert_array_equal(central.take(indices, seed=5)["features"], central.take(indices)["features"])
+    np.testing.assert_array_equal(central.take(indices, seed=5).inputs, central.take(indices).inputs)
 
 
 def test_the_pipeline_takes_a_source():
     source = plain(*[smooth(20 + index, 30, turn=index) for index in range(5)]).cropped(8, seed=3)
     first, second = ([*batches(source, 2, seed=1, num_steps=6, prefetch=count)] for count in (0, 2))
     for one, other in zip(first, second, strict=True):
-        np.testing.assert_array_equal(one["features"], other["features"])
-    assert [batch["labels"].tolist() for batch in first[:3]] == [[0, 0], [0, 0], [0, -1]]
+        np.testing.assert_array_equal(one.inputs, other.inputs)
+    assert [batch.labels.tolist() for batch in first[:3]] == [[0, 0], [0, 0], [0, -1]]
 
 
 def test_images_of_many_sizes_make_no_batch():
@@ -239,12 +239,14 @@ def test_an_index_outside_is_an_index_error(index):
 
 
 @pytest.mark.parametrize("name", [name for name in sources.SPLITS if name not in sources.EMBEDDED])
-def test_a_missing_set_is_an_error_at_once_that_says_how_to_prepare_it(tmp_path, name):
-    start = time.perf_counter()
+def test_a_missing_set_is_an_error_at_once_that_says_how_to_prepare_it(tmp_path, monkeypatch, name):
+    def ask(*arguments, **options):
+        raise AssertionError("the network is asked")
+
+    monkeypatch.setattr(sources.urllib.request, "urlopen", ask)
     folder = tmp_path / "my data"
     with pytest.raises(FileNotFoundError) as caught:
         sources.load(name, "train", folder)
-    assert time.perf_counter() - start < 5
     full_name = "emnist/byclass" if name == "emnist" else name
     assert f"`tfds build {full_name} --data_dir '{folder}' --file_format array_record`" in str(caught.value)
     if name == "imagenet2012":
@@ -296,14 +298,14 @@ def test_our_own_sets_come_through_the_same_door(tmp_path):
     vectors = sources.load("digits", "test", tmp_path)
     images = sources.load("digits", "test", tmp_path, in_memory=False)
     assert isinstance(vectors, LabelledArrays)
-    np.testing.assert_array_equal(images[5]["image"].ravel() / 16, vectors.features[5])
+    np.testing.assert_array_equal(images[5]["image"].ravel() / 16, vectors.inputs[5])
 
 
 def test_glyphs_on_disk_are_the_rendered_ones(tmp_path, monkeypatch):
     monkeypatch.setitem(glyphs.PRESETS, "low-data", glyphs.GlyphOptions(train_images=2, test_images=1))
     for split in ("train", "test"):
         stored, rendered = sources.load("glyphs/low-data", split, tmp_path), glyphs.load(split, preset="low-data")
-        np.testing.assert_array_equal(stored.features, rendered.features)
+        np.testing.assert_array_equal(stored.inputs, rendered.inputs)
         np.testing.assert_array_equal(stored.labels, rendered.labels)
         assert stored.class_names == rendered.class_names
 
@@ -325,12 +327,10 @@ def test_preparing_what_is_there_does_nothing(tmp_path, cifar10):
 CLOSED = "http://127.0.0.1:9/"  # the discard port: nobody listens
 
 
-def test_preparing_without_a_connection_fails_at_once(tmp_path, monkeypatch):
+def test_preparing_without_a_connection_says_who_must_answer(tmp_path, monkeypatch):
     monkeypatch.setitem(sources.HOMES, "cifar10", CLOSED)
-    start = time.perf_counter()
     with pytest.raises(ConnectionError, match=f"^{CLOSED} must answer within 3 s for cifar10 to be downloaded; got no"):
         sources.prepare("cifar10", tmp_path)
-    assert time.perf_counter() - start < 5
 
 
 def test_a_server_that_hangs_is_given_up(monkeypatch):

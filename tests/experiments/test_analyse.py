@@ -58,12 +58,16 @@ def test_statistics_are_those_of_numpy(directory, epoch):
     assert f"{found['test/mismatch']['nearest']['median']:.4g}" in row
 
 
-def test_directories_are_told_apart(directory, tmp_path):
+def test_directories_are_told_apart_and_their_settings_compared_first(directory, tmp_path, capsys):
     (tmp_path / "other").mkdir()
+    for place, rate in (("run", 0.1), ("other", 0.05)):
+        document = {"config": {"workdir": place, "optimizer": {"learning_rate": rate, "name": "sgd"}}}
+        (tmp_path / place / "config.json").write_text(json.dumps(document))
     (tmp_path / "other" / "metrics.jsonl").write_text((directory / "metrics.jsonl").read_text())
     found = analyse.run(analyse.Config((directory, tmp_path / "other"), metrics=("train/loss",)))
     assert found.keys() == {"train/loss"}
     assert found["train/loss"].keys() == {"run/nearest", "run/fixed", "other/nearest", "other/fixed"}
+    assert capsys.readouterr().out.startswith("optimizer.learning_rate: 0.1, 0.05\n")
 
 
 @pytest.mark.parametrize(
@@ -74,6 +78,7 @@ def test_directories_are_told_apart(directory, tmp_path):
         (["run", "--metrics", "nc9"], "metrics must be in the log, which has epoch, run, step"),
     ],
 )
+@pytest.mark.slow
 def test_what_cannot_be_analysed_is_refused(directory, monkeypatch, flags, sentence):
     monkeypatch.chdir(directory.parent)
     program = [sys.executable, "-m", "experiments.analyse", *flags]

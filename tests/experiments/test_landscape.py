@@ -1,6 +1,5 @@
-"""All starts arrive, all saddles are certified, and the command keeps its promises."""
+"""All starts arrive, all saddles are certified, and mistakes are refused."""
 
-import json
 import re
 from pathlib import Path
 
@@ -10,14 +9,16 @@ import numpy as np
 import pytest
 from theory.catalogue import GOLDEN
 
-from experiments import harness, landscape, landscape_parts
-from experiments.free_descent import gradient_descent, lbfgs, stable_rate
+from experiments import landscape
+from nc_jax.study import Ledger, cli
+from nc_jax.study.descent import gradient_descent, lbfgs, stable_rate
+from nc_jax.study.landscape import MinorityOptions, minority_collapse
 
 SMOKE = landscape.PRESETS["smoke"]
 
 
 def config_of(*flags):
-    return harness.parse(SMOKE, list(flags))
+    return cli.parse(SMOKE, list(flags))
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +27,7 @@ def finished(tmp_path_factory) -> tuple[Path, dict]:
     return directory, landscape.run(config_of("--workdir", str(directory)))
 
 
-def test_a_run_writes_what_its_header_promises_and_resumes(finished):
-    directory, summary = finished
-    for name in ("config.json", "summary.json", "summary.md", "slice.png", "minority.png"):
-        assert (directory / name).stat().st_size > 0
-    (directory / "summary.json").unlink()
-    (directory / "parts" / "descents-ce-3-2-3.json").write_text(json.dumps(summary["descents"]["ce:3:2:3"]))
-    again = landscape.run(config_of("--resume", str(directory)))
-    assert again == summary
-
-
+@pytest.mark.slow
 def test_every_start_reaches_the_closed_form_and_no_saddle_is_called_a_minimum(finished):
     _, summary = finished
     (found,) = summary["descents"].values()
@@ -52,9 +44,10 @@ def test_every_start_reaches_the_closed_form_and_no_saddle_is_called_a_minimum(f
         assert min(saddle["values"]) > found["value"] + 1e-3
 
 
+@pytest.mark.slow
 def test_the_slice_has_a_saddle_and_two_minima_where_it_says(finished):
     directory, _ = finished
-    sliced = json.loads((directory / "parts" / "slice.json").read_text())
+    sliced = Ledger(directory / "results.jsonl").get({"what": "slice", "case": ""})
     gaps, along, across = (np.array(sliced[name]) for name in ("gaps", "along", "across"))
     assert gaps.min() > -1e-12
     low = gaps < 2e-3 * gaps.max()
@@ -68,12 +61,11 @@ def test_the_slice_has_a_saddle_and_two_minima_where_it_says(finished):
     assert row[start] < min(row[start - 8], row[start + 8])  # up along
 
 
+@pytest.mark.slow
 def test_minorities_collapse_as_in_the_golden_values():
-    class Options:
-        minority, majority, decays, least_decay, greatest_decay, minority_bias_decay = (2,), 20, 3, 0.01, 0.09, 0.02
-
+    options = MinorityOptions(minority=(2,), decays=3, least_decay=0.01, greatest_decay=0.09)
     with jax.enable_x64(True):
-        found = landscape_parts.minority_collapse(Options())
+        found = minority_collapse(options)
     golden = [GOLDEN["ufm_imbalanced"][f"n[20,20,2,2]_lz{decay}"] for decay in (0.01, 0.03)]
     np.testing.assert_allclose(found["decays"], [0.01, 0.03, 0.09])
     cosines = [case["cos_W_minority"] for case in golden]
@@ -113,11 +105,16 @@ def test_descent_within_a_saddle_s_dimensions_stays_there_unless_it_is_kicked():
         (["--cases", "ce:2:5:2"], "the slice needs a first case of at least 3 classes; got 'ce:2:5:2'"),
         (["--weight-decay", "-1"], "weight_decay must be positive and finite"),
         (["--starts", "0"], "starts must be at least 1; got 0"),
-        (["--greatest-decay", "0.0001"], "least_decay must be below greatest_decay; got 0.001, 0.0001"),
-        (["--minority", "-2"], "every class needs at least one example; got minority=(-2,)"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_written(tmp_path, flags, sentence):
     with pytest.raises(ValueError, match="^" + re.escape(sentence)):
         landscape.run(config_of(*flags, "--workdir", str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+def test_decays_and_counts_of_minorities_are_checked():
+    with pytest.raises(ValueError, match=r"least_decay below greatest_decay; got 0\.001, 0\.0001"):
+        MinorityOptions(greatest_decay=0.0001)
+    with pytest.raises(ValueError, match="every class needs at least one example"):
+        MinorityOptions(minority=(-2,))

@@ -1,6 +1,5 @@
-"""Free features: the least loss, the race of the three heads, resume, refusals."""
+"""Free features: the least loss, the race of the three heads, what a run writes, refusals."""
 
-import json
 import re
 
 import jax
@@ -8,14 +7,20 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from experiments import harness, unconstrained_features
-from experiments.free_features import Descent, least_loss
-from experiments.unconstrained_features import Config
-from nc_jax.training import read_metrics
+from experiments import unconstrained_features
+from experiments.unconstrained_features import Config, head_of
+from nc_jax.study import cli
+from nc_jax.study.free_features import Descent, DescentOptions, least_loss
+from nc_jax.training import MetricsLog, read_metrics
+
+
+def descent_of(name: str, case: str, **options) -> Descent:
+    config = Config(descent=DescentOptions(**options))
+    return Descent(config.descent, case, head_of(config, name, int(case.split(":")[0])))
 
 
 def config_of(*flags: str) -> Config:
-    return harness.parse(unconstrained_features.PRESETS["smoke"], list(flags))
+    return cli.parse(unconstrained_features.PRESETS["smoke"], list(flags))
 
 
 @pytest.mark.parametrize(("num_classes", "dim"), [(3, 2), (4, 5)])
@@ -33,11 +38,12 @@ def test_no_features_and_class_vectors_have_a_smaller_loss(num_classes, dim):
     assert found == pytest.approx(least_loss(num_classes, 5.0), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_nearest_frame_wins_the_race():
     """A small version of the paper's claim: K = 30 in 64 dimensions, three seeds."""
     steps = {}
     for head in ("learned", "fixed", "nearest"):
-        descent = Descent(Config(cases=("30:64",), steps=150), "30:64", head)
+        descent = descent_of(head, "30:64", steps=150)
         histories = [descent(seed) for seed in range(3)]
         steps[head] = [next((i for i, nc3 in enumerate(history["nc3"]) if nc3 < 0.1), 150) for history in histories]
         assert all(history["accuracy"][-1] == 1 for history in histories)
@@ -52,32 +58,19 @@ def test_the_nearest_frame_wins_the_race():
 @pytest.mark.parametrize("optimizer", ["gd", "sgd", "agd"])
 def test_every_optimizer_descends(optimizer):
     rate = 1.0 if optimizer == "agd" else 0.03
-    config = Config(cases=("5:8",), steps=40, optimizer=optimizer, learning_rate=rate, batch_size=6)
-    for head in ("learned", "fixed", "nearest"):
-        gaps = Descent(config, "5:8", head)(0)["loss_gap"]
-        assert gaps[-1] < gaps[0] / 3
+    options = {"steps": 40, "optimizer": optimizer, "learning_rate": rate, "batch_size": 6, "measure_every": 40}
+    gaps = descent_of("nearest", "5:8", **options)(0)["loss_gap"]
+    assert gaps[-1] < gaps[0] / 3
 
 
-def test_a_run_writes_what_its_header_promises_and_resumes(tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    summary = unconstrained_features.run(config_of("--workdir", str(whole)))
-    for name in ("config.json", "summary.json", "summary.md", "metrics.jsonl", "5-8.png"):
-        assert (whole / name).stat().st_size > 0
-    rows = read_metrics(whole / "metrics.jsonl")
-    assert len(rows) == 3 * 2 * 13
-    assert json.loads((whole / "summary.json").read_text())["cases"].keys() == {"5:8"}
-    values = summary["cases"]["5:8"]["nearest"]["values"]
-    assert values["nc3"] == [row["nc3"] for row in rows if row["run"].startswith("5:8-nearest") and row["step"] == 12]
-
-    # Cut off in the middle of the third run.
-    unconstrained_features.run(config_of("--workdir", str(broken)))
-    lines = (broken / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (broken / "metrics.jsonl").write_text("".join(lines[:30]))
-    unconstrained_features.run(config_of("--resume", str(broken)))
-    key = lambda row: (row["run"], row["step"])  # noqa: E731
-    again = sorted(read_metrics(broken / "metrics.jsonl"), key=key)
-    for ours, theirs in zip(again, sorted(rows, key=key), strict=True):
-        assert ours == pytest.approx(theirs, nan_ok=True)
+def test_the_summary_holds_what_the_log_says(tmp_path):
+    flags = ["--methods", "fixed", "--workdir", str(tmp_path / "run")]
+    summary = unconstrained_features.run(config_of(*flags))
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert len(rows) == 2 * 13
+    values = summary["cases"]["5:8"]["fixed"]
+    assert values["nc3"] == [row["nc3"] for row in rows if row["step"] == 12]
+    assert values["milliseconds"][0] > 0
 
 
 @pytest.mark.parametrize(
@@ -85,9 +78,7 @@ def test_a_run_writes_what_its_header_promises_and_resumes(tmp_path):
     [
         (["--cases", "ten:8"], "a case is \"K:d\", classes and dimensions; got 'ten:8'"),
         (["--cases", "10:8"], "a simplex ETF of 10 classes needs dim >= 9; got dim=8"),
-        (["--steps", "0"], "steps must be at least 1; got 0"),
-        (["--learning-rate", "0"], "learning_rate must be positive; got 0.0"),
-        (["--seeds", "0"], "at least one case, head and seed are needed"),
+        (["--seeds", "0"], "at least one case, method and seed are needed"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_written(tmp_path, flags, sentence):
@@ -96,13 +87,26 @@ def test_mistakes_are_refused_before_anything_is_written(tmp_path, flags, senten
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
-    values = {"loss_gap": np.array([1.0, np.nan])}
-    with pytest.raises(FloatingPointError, match="met a NaN or an infinity in step 1"):
-        unconstrained_features.write(None, "run", values)
+def test_options_of_a_descent_are_checked():
+    with pytest.raises(ValueError, match="steps must be at least 1; got 0"):
+        DescentOptions(steps=0)
+    with pytest.raises(ValueError, match="learning_rate must be positive; got 0"):
+        DescentOptions(learning_rate=0.0)
+
+
+def test_a_descent_that_diverges_has_no_numbers(tmp_path, capsys):
+    def diverging(seed):
+        series = {name: np.array([1.0, np.nan]) for name in ("loss_gap", *unconstrained_features.FINAL)}
+        return series | {"solve_status": np.zeros(2)}
+
+    key = {"case": "5:8", "method": "fixed", "seed": 0}
+    with MetricsLog(tmp_path) as log:
+        found = unconstrained_features.descend(Config(), log, key, diverging)
+    assert np.isnan(list(found.values())).all()
+    assert capsys.readouterr().out == "5:8-fixed-seed0 diverged in step 1\n"
 
 
 def test_the_memory_of_a_descent_is_what_xla_plans():
-    descent = Descent(Config(cases=("5:8",), steps=3), "5:8", "nearest")
+    descent = descent_of("fixed", "5:8", steps=3)
     assert 15 * 8 * 4 < descent.memory() < 1e6
     assert jax.devices()[0].platform == "cpu"

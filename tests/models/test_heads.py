@@ -11,6 +11,7 @@ import numpy as np
 import oracles
 import pytest
 
+from nc_jax import collective
 from nc_jax.frames import simplex_template
 from nc_jax.models import FixedHead, LearnedHead, NearestHead
 from nc_jax.solvers import Status
@@ -391,13 +392,15 @@ def test_devices_share_their_labels(num_devices):
     features, labels = BATCHES[1]
     labels = np.sort(labels)  # each device has seen a few classes only
     weights = np.random.default_rng(0).normal(size=(DIM, DIM)).astype(np.float32)
-    _, variables = run(NearestHead(K), BATCHES[:1])
+    head = NearestHead(K)
+    _, variables = run(head, BATCHES[:1])
 
     def device_step(weights, variables, features, labels):
-        gradient, (output, after) = step_below(NearestHead(K, axis_name="batch"), weights, variables, features, labels)
+        with collective.over("batch"):
+            gradient, (output, after) = step_below(head, weights, variables, features, labels)
         return jax.lax.psum(gradient, "batch"), (output, after)
 
-    gradient, (output, after) = step_below(NearestHead(K), weights, variables, features, labels)
+    gradient, (output, after) = step_below(head, weights, variables, features, labels)
     split = [array.reshape(num_devices, -1, *array.shape[1:]) for array in (features, labels)]
     parallel = jax.pmap(device_step, "batch", in_axes=(None, None, 0, 0), devices=jax.devices()[:num_devices])
     gradients, (outputs, afters) = parallel(weights, variables, *split)
@@ -416,10 +419,11 @@ def test_devices_share_their_labels(num_devices):
 def test_devices_agree_bit_for_bit():
     """Every device solves the same problem: the replicated state cannot drift apart."""
     features, labels = (array.reshape(2, -1, *array.shape[1:]) for array in BATCHES[0])
-    head = NearestHead(K, axis_name="batch")
+    head = NearestHead(K)
 
     def step(variables, features, labels):
-        return head.apply(variables, features, labels, train=True, mutable=["nearest"])[1]
+        with collective.over("batch"):
+            return head.apply(variables, features, labels, train=True, mutable=["nearest"])[1]
 
     after = jax.pmap(step, "batch", in_axes=(None, 0, 0), devices=jax.devices()[:2])(init(head), features, labels)
     jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf[0], leaf[1]), after)
@@ -436,7 +440,7 @@ def init_on(features, make_head, *args, train=False, **settings):
 
 
 REFUSED = {
-    "NearestHead needs labels in training; got None": init_on(FEATURES, NearestHead, K, train=True),
+    "a nearest head needs labels in training; got None": init_on(FEATURES, NearestHead, K, train=True),
     "a simplex ETF of 8 classes needs dim >= 7; got dim=6": init_on(FEATURES, NearestHead, 8),
     "a simplex ETF of 9 classes needs dim >= 8; got dim=6": init_on(FEATURES, FixedHead, 9),
     'averaging must be "ema" or "cma"; got \'sma\'': init_on(FEATURES, NearestHead, K, averaging="sma"),
@@ -446,7 +450,7 @@ REFUSED = {
     'prox_point must be "previous" or "initial"; got \'next\'': init_on(FEATURES, NearestHead, K, prox_point="next"),
     "features must have shape (batch, dim); got shape (24, 6, 1)": init_on(FEATURES[..., None], LearnedHead, K),
     "radius must be positive; got -1.0": init_on(FEATURES, LearnedHead, K, radius=-1.0),
-    "radius must be positive; got 0.0": init_on(FEATURES, NearestHead, K, radius=0.0),
+    "radius must be positive, or None; got 0.0": init_on(FEATURES, NearestHead, K, radius=0.0),
 }
 
 

@@ -30,7 +30,7 @@ def test_equals_the_formula(hidden):
 
 
 @pytest.mark.parametrize(
-    "head", [LearnedHead(3), FixedHead(3, radius=5.0), NearestHead(3)], ids=lambda head: type(head).__name__
+    "head", [LearnedHead(3), FixedHead(3, radius=5.0), NearestHead(3)], ids=lambda head: head.head.name
 )
 def test_a_classifier_is_a_backbone_and_a_head(head):
     model = Classifier(MLP((8,), 4), head)
@@ -38,9 +38,9 @@ def test_a_classifier_is_a_backbone_and_a_head(head):
     assert set(variables["params"]["backbone"]) == {"Dense_0", "features"}
     output, _ = model.apply(variables, INPUTS, LABELS, train=True, mutable=["nearest"])
     features = MLP((8,), 4).apply({"params": variables["params"]["backbone"]}, INPUTS)
-    if not isinstance(head, LearnedHead):
+    if head.head.name != "learned":
         features = 5 * features / jnp.linalg.norm(features, axis=1, keepdims=True)
     np.testing.assert_allclose(output.features, features, atol=F32_EXACT)
     np.testing.assert_allclose(output.logits, features @ output.frame + output.bias, atol=F32_EXACT)
-    assert (output.solution is None) == (not isinstance(head, NearestHead))
+    assert (output.solution is None) == (head.head.name != "nearest")
     assert model.apply(variables, INPUTS).logits.shape == (5, 3), "no labels are needed to classify"

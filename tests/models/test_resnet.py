@@ -11,6 +11,8 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
+from nc_jax import collective
+from nc_jax.data import Batch
 from nc_jax.models import BatchNorm, Classifier, LearnedHead, ResNet
 from nc_jax.training import AXIS, create_state, data_parallel, make_train_step
 
@@ -30,7 +32,7 @@ def num_params(num_classes, **resnet):
 @pytest.fixture(scope="module")
 def tiny():
     """A tiny network, its initial variables, a batch of images, and the output and variables of a training pass."""
-    model = ResNet(**TINY, axis_name=AXIS)
+    model = ResNet(**TINY)
     images = jax.random.normal(jax.random.key(1), (16, 8, 8, 3))
     variables = jax.jit(model.init)(KEY, images)
     return model, variables, images, jax.jit(apply_in_training(ResNet(**TINY)))(variables, images)
@@ -127,16 +129,17 @@ def test_bfloat16_is_for_computing_and_float32_for_keeping(tiny):
     assert 1e-4 < error < 0.05  # seventeen layers of 8-bit mantissas
 
 
+@pytest.mark.slow
 def test_eight_devices_share_their_batch_statistics(tiny):
     """One training step, gradients included, is the same on eight devices; two of them hold nothing but padding."""
     images, labels = tiny[2], jnp.arange(16) % 3
-    batch = {"features": images, "labels": jnp.where(jnp.arange(16) < 11, labels, -1)}
+    batch = Batch(images, labels, jnp.arange(16) < 11)
     ends = []
     for axis_name, run in (
         (None, jax.jit),
         (AXIS, data_parallel),
     ):
-        model = Classifier(ResNet(**TINY, axis_name=axis_name), LearnedHead(3))
+        model = Classifier(ResNet(**TINY), LearnedHead(3))
         optimizer = optax.sgd(0.1)
         state = create_state(model, optimizer, KEY, images)
         ends.append(jax.device_get(run(make_train_step(model, optimizer, axis_name=axis_name))(state, batch)))
@@ -199,7 +202,8 @@ def test_devices_with_different_numbers_of_examples_weigh_accordingly():
     cotangent = jnp.where(mask[:, None, None], cotangent, 0)  # padding has no loss
 
     def shared(_, batch):
-        outputs, statistics, gradient = normalise(batch["x"], batch["mask"], cotangent=batch["g"], axis_name=AXIS)
+        with collective.over(AXIS):
+            outputs, statistics, gradient = normalise(batch["x"], batch["mask"], cotangent=batch["g"])
         return statistics, jax.lax.all_gather((outputs, gradient), AXIS, tiled=True)
 
     statistics, (outputs, gradient) = data_parallel(shared)(0, {"x": inputs, "mask": mask, "g": cotangent})

@@ -9,19 +9,20 @@ from trees import PAIRS, UNEVEN
 
 from nc_jax.frames import hierarchical_constructor, hierarchical_template
 from nc_jax.frames.properties import gram
+from nc_jax.heads import tree_template
 from nc_jax.hierarchy import LabelTree, similarity
 from nc_jax.losses import cross_entropy
-from nc_jax.models import FixedHead, HierarchicalTemplate, LevelsHead, NearestHead, TreeSoftmaxHead
+from nc_jax.models import FixedHead, LevelsHead, NearestHead, TreeSoftmaxHead
 
 TREE, KEY = LabelTree.from_edges(PAIRS), jax.random.key(0)
 SIMILARITY = similarity(TREE.distances(), 2.0)
 K, DIM, N = 4, 6, 24
 
 
-def batch(seed=0):
+def batch(seed=0, num_classes=K):
     rng = np.random.default_rng(seed)
-    labels = np.resize(np.arange(K), N)
-    features = np.random.default_rng(9).normal(size=(K, DIM))[labels] + 0.3 * rng.normal(size=(N, DIM))
+    labels = np.resize(np.arange(num_classes), N)
+    features = np.random.default_rng(9).normal(size=(num_classes, DIM))[labels] + 0.3 * rng.normal(size=(N, DIM))
     return jnp.asarray(features, jnp.float32), jnp.asarray(labels, jnp.int32)
 
 
@@ -68,28 +69,34 @@ def test_a_classifier_per_level(kind):
         np.testing.assert_allclose(jnp.linalg.norm(output.levels.frames[0], axis=0), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dim", [3, 4, 6])
-def test_the_nearest_hierarchy_aware_frame(dim):
-    features, labels = batch()
+# A balanced tree's most separated vectors sum to zero, and so the means are centred; those of an uneven one do not.
+BALANCED, UNBALANCED = TREE, LabelTree.from_edges(UNEVEN)
+
+
+@pytest.mark.parametrize(("tree", "dim"), [(BALANCED, 3), (BALANCED, 4), (BALANCED, 6), (UNBALANCED, 6)])
+def test_the_nearest_hierarchy_aware_frame(tree, dim):
+    num_classes, wanted = len(tree.classes), similarity(tree.distances(), 2.0)
+    features, labels = batch(num_classes=num_classes)
     features = features[:, :dim]
-    head = NearestHead(K, template=HierarchicalTemplate(TREE, 2.0), centred=False, radius=None)
+    head = NearestHead(num_classes, template=tree_template(tree, 2.0), radius=None)
     variables = head.init(KEY, features)
-    np.testing.assert_allclose(gram(variables["nearest"]["frame"]), SIMILARITY, atol=1e-6)
+    np.testing.assert_allclose(gram(variables["nearest"]["frame"]), wanted, atol=1e-6)
     output, updated = head.apply(variables, features, labels, train=True, mutable=["nearest"])
-    means = np.stack([features[labels == k].mean(axis=0) for k in range(K)], axis=1)
-    rotation = oracles.polar_by_svd(means @ hierarchical_template(SIMILARITY).T)
-    np.testing.assert_allclose(output.frame, rotation @ hierarchical_template(SIMILARITY), atol=2e-4)
-    np.testing.assert_allclose(gram(output.frame), SIMILARITY, atol=1e-5)
-    np.testing.assert_allclose(output.bias, 0, atol=1e-7)
+    means = np.stack([features[labels == k].mean(axis=0) for k in range(num_classes)], axis=1)
+    rotation = oracles.polar_by_svd(means @ hierarchical_template(wanted).T)
+    np.testing.assert_allclose(output.frame, rotation @ hierarchical_template(wanted), atol=2e-4)
+    np.testing.assert_allclose(gram(output.frame), wanted, atol=1e-5)
+    global_mean = np.mean(features, axis=0) if tree is BALANCED else np.zeros(dim)
+    np.testing.assert_allclose(output.bias, -global_mean @ output.frame, atol=1e-7 if tree is UNBALANCED else 1e-5)
     evaluated = head.apply(updated, features)
-    np.testing.assert_allclose(evaluated.logits, features @ output.frame, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(evaluated.logits, features @ output.frame + output.bias, rtol=1e-4, atol=1e-4)
 
 
 def test_gamma_is_learned_through_the_inner_problem(x64):
     """The derivative of the loss in log gamma, against finite differences of the whole layer."""
     features, labels = batch()
     features = features.astype(jnp.float64)
-    head = NearestHead(K, template=HierarchicalTemplate(TREE, 2.0, learn=True), centred=False, radius=None)
+    head = NearestHead(K, template=tree_template(TREE, 2.0, learn=True), radius=None)
     variables = jax.tree.map(lambda leaf: leaf, head.init(KEY, features))
     rest = {"nearest": variables["nearest"]}
 
@@ -105,10 +112,10 @@ def test_gamma_is_learned_through_the_inner_problem(x64):
 
 
 def test_a_template_that_does_not_fit_is_refused():
-    template = HierarchicalTemplate(TREE, 2.0)
-    with pytest.raises(ValueError, match=r"5 columns and at most dim=6 rows; got shape \(3, 4\)"):
-        NearestHead(5, template=template).init(KEY, jnp.zeros((1, 6)))
-    with pytest.raises(ValueError, match=r"at most dim=2 rows; got shape \(3, 4\)"):
+    template = tree_template(TREE, 2.0)
+    with pytest.raises(ValueError, match=r"a template needs 5 columns; got shape \(3, 4\)"):
+        NearestHead(5, template=template)
+    with pytest.raises(ValueError, match="a template of 3 rows needs features of dim >= 3; got dim=2"):
         NearestHead(4, template=template).init(KEY, jnp.zeros((1, 2)))
     with pytest.raises(ValueError, match="exponential map"):
-        HierarchicalTemplate(TREE, learn=True, mapping="linear").init(KEY)
+        tree_template(TREE, learn=True, mapping="linear")

@@ -66,6 +66,7 @@ def test_the_error_bounds_what_too_few_steps_miss():
     assert found.smallest > values.min() + 1e-6
 
 
+@pytest.mark.slow
 def test_an_objective_of_unconstrained_features_settles_within_the_default_number_of_steps():
     problem = UnconstrainedFeatures.balanced(10, 3, dim=12, weight_decay=5e-4, feature_decay=5e-4, bias_decay=5e-4)
     function = lambda at: objective(problem, at)  # noqa: E731

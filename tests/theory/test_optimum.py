@@ -90,6 +90,7 @@ def test_unit_vectors_with_a_temperature(name):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_a_blind_minimiser_finds_nothing_lower(problem):
     value, _ = minimised(problem, starts=2)
     assert optimal_value(problem) == pytest.approx(value, abs=1e-11)

@@ -1,7 +1,7 @@
 """Fixtures of the tests of training."""
 
 import pytest
-from problems import blobs, make_trainer
+from toy_training import blobs, make_trainer
 
 from nc_jax.data import LabelledArrays
 from nc_jax.training import Trainer

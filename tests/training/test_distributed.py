@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from problems import rows_of
+import pytest
+from toy_training import rows_of
 
 HERE = Path(__file__).parent
 FLOAT32_TRAINING = 1e-5
@@ -37,6 +38,7 @@ def launch(count: int, directory: Path) -> list[dict]:
     return [json.loads((directory / f"state-{index}.json").read_text()) for index in range(count)]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """BatchNorm, nearest head, gradient parts, averages, Grain batches by process, one log, one checkpoint."""
     (alone,) = launch(1, tmp_path / "one")

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from problems import NUM_CLASSES, make_trainer
+from toy_training import NUM_CLASSES, make_trainer
 
-from nc_jax.data import eval_batches
-from nc_jax.training import ResidentSet, example_margins, forward, make_evaluator
+from nc_jax.data import Batch
+from nc_jax.streams import eval_batches
+from nc_jax.training import ResidentSet, StepOptions, example_margins, forward, make_evaluated, make_evaluator
 
 F32_SUMS = 1e-5  # sums over a hundred examples, in another order
 
@@ -27,8 +28,8 @@ def state(one_device, train_set):
 
 
 def as_seen_by_the_classifier(model, state, arrays):
-    batch = {"features": jnp.asarray(arrays.features), "labels": jnp.asarray(arrays.labels)}
-    output, _ = forward(model, state.params, state.variables, batch, train=False)
+    batch = Batch.of(jnp.asarray(arrays.inputs), jnp.asarray(arrays.labels))
+    output, *_ = forward(model, state.params, state.variables, batch, train=False)
     return np.asarray(output.features, float), np.asarray(output.frame, float), np.asarray(output.bias, float)
 
 
@@ -69,7 +70,7 @@ def test_metrics_are_those_of_numpy(one_device, state, train_set, test_set, num_
     trainer = one_device if num_devices == 1 else make_trainer(8)
     model = trainer.model
     devices = jax.devices()[:num_devices]
-    evaluate = make_evaluator(model, devices=devices, slow=True)
+    evaluate = make_evaluator(make_evaluated(model, StepOptions()), devices=devices, slow=True)
 
     def source(arrays):
         return ResidentSet(arrays, 24, devices=devices) if resident else lambda: eval_batches(arrays, 24)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from prepared import encoded, written
-from problems import NUM_CLASSES, NormalisedMLP, fit, make_trainer, rows_of
+from toy_training import NUM_CLASSES, NormalisedMLP, fit, make_trainer, rows_of
 
 from nc_jax.data import augment, sources
 from nc_jax.training import PreemptedError, StepOptions
@@ -50,6 +50,7 @@ def streamed(folder):
     return train.cropped(16, seed=0), test.cropped(16)
 
 
+@pytest.mark.slow
 def test_a_png_set_trains_on_the_device_and_streamed_alike(folder, tmp_path):
     train, test = (sources.load("cifar10", split, folder) for split in ("train", "test"))
     found = []
@@ -64,6 +65,7 @@ def test_a_png_set_trains_on_the_device_and_streamed_alike(folder, tmp_path):
     assert last["test/nc1"] != last["train/nc1"]
 
 
+@pytest.mark.slow
 def test_a_jpeg_set_that_was_interrupted_trains_as_the_unbroken_run(folder, tmp_path):
     """BatchNorm, random crops by four threads, augmentation: stopped in the middle of an epoch, on 1 of 8 devices."""
     trainer = make_trainer(1, backbone=NormalisedMLP(), step=STEP, threads=4)

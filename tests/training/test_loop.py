@@ -6,7 +6,7 @@ import chex
 import jax
 import numpy as np
 import pytest
-from problems import fit, make_trainer, rows_of
+from toy_training import fit, make_trainer, rows_of
 
 from nc_jax.data import LabelledArrays
 from nc_jax.training import Checkpoints, LoopOptions, NonFiniteError

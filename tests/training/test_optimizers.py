@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from nc_jax.data import batches
 from nc_jax.models import MLP, Classifier, LearnedHead
+from nc_jax.streams import batches
 from nc_jax.training import AXIS, create_state, data_parallel, make_train_step
 from nc_jax.training.optimizers import OptimizerOptions, agd, agd_init, make_optimizer, make_schedule
 
@@ -73,6 +73,7 @@ def test_agd_refuses_biases():
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "lbfgs"])
+@pytest.mark.slow
 def test_every_optimiser_trains_alike_on_one_device_and_on_eight(name, train_set):
     """A line search evaluates the loss on all devices, and so its gradient."""
     options = OptimizerOptions(name, learning_rate=1e-2, clip_norm=None if name == "lbfgs" else 1.0)
@@ -82,7 +83,7 @@ def test_every_optimiser_trains_alike_on_one_device_and_on_eight(name, train_set
     losses = []
     for devices in (1, 8):
         step = data_parallel(make_train_step(model, optimizer, axis_name=AXIS), devices=jax.devices()[:devices])
-        state = create_state(model, optimizer, jax.random.key(0), train_set.features[:1])
+        state = create_state(model, optimizer, jax.random.key(0), train_set.inputs[:1])
         found = []
         for _ in range(4):
             state, metrics = step(state, batch)

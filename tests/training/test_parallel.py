@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
-from problems import make_trainer
+from toy_training import make_trainer
 
-from nc_jax.data import batches
+from nc_jax.data import Batch
+from nc_jax.streams import batches
 from nc_jax.training import AXIS, data_parallel, forward, make_train_step
 
 FLOAT32_TRAINING = 1e-5  # what sums in another order leave in the parameters after three epochs
@@ -25,9 +26,10 @@ def train(trainer, arrays, num_steps):
 
 
 def predictions(trainer, state, arrays):
-    batch = {"features": jnp.asarray(arrays.features)}
+    batch = Batch.of(jnp.asarray(arrays.inputs), arrays.labels)
     state = jax.tree.map(jnp.asarray, state)
-    return np.argmax(forward(trainer.model, state.params, state.variables, batch, train=False)[0].logits, axis=1)
+    output, *_ = forward(trainer.model, state.params, state.variables, batch, train=False)
+    return np.argmax(output.logits, axis=1)
 
 
 def test_eight_devices_train_as_one(one_device, train_set, test_set):

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import NormalisedMLP, blobs, fit, make_trainer, rows_of
+from toy_training import NormalisedMLP, blobs, fit, make_trainer, rows_of
 
-from nc_jax.data import batches
 from nc_jax.models import MLP, Classifier, LearnedHead
+from nc_jax.streams import batches
 from nc_jax.training import PreemptedError, StepOptions, create_state, make_train_step
 
 FLOAT32_TRAINING = 1e-5  # what sums in another order leave in the parameters after three epochs
@@ -20,7 +20,7 @@ FLOAT32_TRAINING = 1e-5  # what sums in another order leave in the parameters af
 
 def run_steps(trainer, arrays, num_steps=5):
     state = trainer.init(arrays, seed=0)
-    for batch in batches(arrays, 24, seed=0, num_steps=num_steps, parts=trainer.options.step.accumulate):
+    for batch in batches(arrays, 24, seed=0, num_steps=num_steps, parts=trainer.step_options.accumulate):
         state, _ = trainer.step(state, batch)
     return jax.device_get(state)
 
@@ -40,6 +40,7 @@ def test_a_resident_set_trains_like_a_streamed_one(train_set, test_set, tmp_path
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_eight_devices_train_a_resident_set_as_one(train_set, test_set, tmp_path):
     found = [
         fit(make_trainer(n, backbone=NormalisedMLP(), epochs=2), train_set, test_set, tmp_path / str(n)).state.params
@@ -57,7 +58,7 @@ def test_parts_of_a_batch_add_up_to_its_gradient(train_set):
     batch = next(batches(train_set, 24, seed=0, start_step=4, num_steps=1))  # mostly padding
     found = []
     for accumulate in (1, 3):
-        state = create_state(model, optimizer, jax.random.key(0), train_set.features[:1])
+        state = create_state(model, optimizer, jax.random.key(0), train_set.inputs[:1])
         step = jax.jit(make_train_step(model, optimizer, options=StepOptions(accumulate=accumulate)))
         found.append(step(state, batch))
     chex.assert_trees_all_close(found[0], found[1], rtol=1e-5, atol=1e-6)
@@ -83,11 +84,11 @@ def test_the_average_is_that_of_the_parameters(train_set):
 
 
 def test_augmentation_does_not_depend_on_the_devices(train_set):
-    def noise(key, features):
-        return features + jax.random.normal(key, features.shape)
+    def noise(key, inputs):
+        return inputs + jax.random.normal(key, inputs.shape)
 
-    def twice(features):
-        return 2.0 * features
+    def twice(inputs):
+        return 2.0 * inputs
 
     options = StepOptions(preprocess=twice, augment=noise, accumulate=3)
     states = [run_steps(make_trainer(n, step=options), train_set) for n in (1, 8)]
@@ -100,9 +101,9 @@ def test_augmentation_does_not_depend_on_the_devices(train_set):
 
 def test_evaluation_preprocesses_and_does_not_augment(train_set, test_set):
     halved = blobs(40, seed=1)
-    halved = type(halved)(halved.features / 2, halved.labels, 4)
+    halved = type(halved)(halved.inputs / 2, halved.labels, 4)
     plain = make_trainer(1)
-    options = StepOptions(preprocess=lambda features: 2 * features, augment=lambda key, features: 0 * features)
+    options = StepOptions(preprocess=lambda inputs: 2 * inputs, augment=lambda key, inputs: 0 * inputs)
     state = plain.init(train_set, seed=0)
     expected = plain.evaluate(state, lambda: batches(test_set, 24, seed=0, num_steps=2)).metrics
     found = make_trainer(1, step=options).evaluate(state, lambda: batches(halved, 24, seed=0, num_steps=2)).metrics
@@ -156,6 +157,7 @@ def test_the_handler_of_sigterm_is_put_back(one_device, train_set, test_set, tmp
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_another_number_of_devices(train_set, test_set, tmp_path):
     unbroken = fit(make_trainer(1), train_set, test_set, tmp_path / "unbroken")
     fit(make_trainer(1, epochs=1), train_set, test_set, tmp_path / "broken")

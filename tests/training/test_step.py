@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from toy_training import make_trainer
 
-from nc_jax.data import batches
+from nc_jax.data import Batch
 from nc_jax.models import MLP, Classifier, LearnedHead
-from nc_jax.solvers import Status
+from nc_jax.solvers import Status, TrustRegionOptions
+from nc_jax.streams import batches
 from nc_jax.training import create_state, make_train_step
 
 
@@ -21,20 +23,21 @@ def learned():
 
 def test_step_is_sgd_on_the_mean_cross_entropy(learned, train_set):
     model, optimizer, step = learned
-    state = create_state(model, optimizer, jax.random.key(0), train_set.features[:1])
-    features, labels = jnp.asarray(train_set.features[:20]), train_set.labels[:20]
+    state = create_state(model, optimizer, jax.random.key(0), train_set.inputs[:1])
+    inputs, labels = jnp.asarray(train_set.inputs[:20]), train_set.labels[:20]
 
     def mean_loss(params):
-        logits = model.apply({"params": params}, features).logits
+        logits = model.apply({"params": params}, inputs).logits
         return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(20), labels])
 
     loss, gradients = jax.value_and_grad(mean_loss)(state.params)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradients)
-    # Four rows of padding, with features that would show.
-    batch = {
-        "features": np.concatenate([features, np.full((4, 6), 1e3, np.float32)]),
-        "labels": np.concatenate([labels, np.full(4, -1, np.int32)]),
-    }
+    # Four rows of padding, with inputs and labels that would show.
+    batch = Batch(
+        inputs=np.concatenate([inputs, np.full((4, 6), 1e3, np.float32)]),
+        labels=np.concatenate([labels, np.full(4, 1, np.int32)]),
+        mask=np.arange(24) < 20,
+    )
     new, metrics = step(state, batch)
     chex.assert_trees_all_close(new.params, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(metrics.loss, loss, rtol=1e-6)
@@ -44,7 +47,7 @@ def test_step_is_sgd_on_the_mean_cross_entropy(learned, train_set):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_step_that_is_not_finite_is_not_taken(one_device, train_set, bad):
     batch = next(batches(train_set, 24, seed=0, num_steps=1))
-    batch["features"][3, 2] = bad
+    batch.inputs[3, 2] = bad
     before = jax.device_get(one_device.init(train_set, seed=0))
     after, metrics = one_device.step(one_device.init(train_set, seed=0), batch)
     assert not bool(metrics.finite)
@@ -55,11 +58,7 @@ def test_a_step_that_is_not_finite_is_not_taken(one_device, train_set, bad):
 
 
 def test_an_unfinished_solve_is_reported(train_set):
-    from problems import make_trainer
-
-    from nc_jax.solvers import TrustRegionOptions
-
-    trainer = make_trainer(1, solver="trust_region", options=TrustRegionOptions(max_iterations=1))
+    trainer = make_trainer(1, solver="trust_region", trust_region=TrustRegionOptions(max_iterations=1))
     _, metrics = trainer.step(trainer.init(train_set, seed=0), next(batches(train_set, 24, seed=0, num_steps=1)))
     assert int(metrics.solve_status) == Status.ITERATION_LIMIT
     assert float(metrics.solve_grad_norm) > 1e-4

@@ -12,7 +12,7 @@ def main(index: int, count: int, port: str, directory: Path) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
     import numpy as np
-    from problems import NormalisedMLP, blobs, fit, make_trainer
+    from toy_training import NormalisedMLP, blobs, fit, make_trainer
 
     from nc_jax.training import StepOptions
 

@@ -1,0 +1,106 @@
+"""Does every label tree have a hierarchy-aware frame, whatever the map of distances to cosines?
+
+Claim     Liang and Davis (2023), section 3, give a frame for trees whose leaves are equally deep; here for all trees.
+Command   python -m experiments.haframe_trees        (10,000 random trees: 4 minutes on a CPU core)
+Expected  no failure for distances by depth or height; path lengths fail where leaves are not equally deep
+Writes    runs/haframe_trees/<time>-<preset>/: config.json, summary.md, summary.json
+Data      random trees of varied depth and branching.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+
+from nc_jax.hierarchy import LabelTree
+from nc_jax.methods import HierarchyOptions
+from nc_jax.methods.hierarchy import MAPS, wanted_cosines
+from nc_jax.study import RunOptions, Table, main
+from nc_jax.study.cli import open_run
+from nc_jax.study.tables import markdown_table, show_table
+from nc_jax.training.logging import write_atomically
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(RunOptions):
+    """Settings of the experiment.
+
+    Attributes:
+        trees: how many random trees.
+    """
+
+    trees: int = 10_000  # a failure in a thousand would be seen ten times
+
+
+PRESETS = {"default": Config(), "smoke": Config(trees=20)}  # the latter for the tests, in seconds
+
+
+def random_tree(rng: np.random.Generator) -> LabelTree:
+    """Draw a tree of 1 to 6 levels with 1 to 5 children a node; a branch may end early."""
+    depth, edges, level = int(rng.integers(1, 7)), [], ["n"]
+    for at in range(depth):
+        below = []
+        for node in level[:12]:  # at most 60 leaves a level: the eigenvalues, not the tree, take the time
+            ends = at > 0 and rng.random() < 0.25
+            below += [] if ends else [f"{node}.{child}" for child in range(int(rng.integers(1, 6)))]
+        below = below or [f"{level[0]}.0", f"{level[0]}.1"]
+        edges += [(name.rpartition(".")[0], name) for name in below]
+        level = below
+    return LabelTree.from_edges(edges)
+
+
+def path_lengths(tree: LabelTree) -> np.ndarray:
+    """Number of edges between leaves: a distance that is no ultrametric where leaves are not equally deep."""
+    depths = tree.depths[tree.leaves]
+    common = tree.height - tree.distances()
+    lengths = depths[:, None] + depths - 2 * common
+    np.fill_diagonal(lengths, 0)
+    return lengths
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Draw trees and count those without a frame; write and show a table.
+
+    Returns:
+        What summary.json holds: "failures" by kind of distance and map, "negative", how many matrices had an eigenvalue
+        below -1e-8 at the closed form's s, and the number of "trees".
+
+    Raises:
+        ValueError: if there are fewer than one.
+        FileExistsError: if the run directory exists.
+    """
+    if config.trees < 1:
+        raise ValueError(f"trees must be at least 1; got {config.trees}")
+    directory, config = open_run("haframe_trees", config)
+    rng = np.random.default_rng(0)
+    failures = {kind: dict.fromkeys(MAPS, 0) for kind in ("depth", "height", "path")}
+    maps = {name: HierarchyOptions(mapping=mapping, gamma=gamma) for name, (mapping, gamma) in MAPS.items()}
+    below, count, sizes = 0, 0, []
+    while count < config.trees:
+        tree = random_tree(rng)
+        if len(tree.classes) < 3:
+            continue
+        count += 1
+        sizes.append(len(tree.classes))
+        distances = {"depth": tree.distances("depth"), "height": tree.distances("height"), "path": path_lengths(tree)}
+        for kind, matrix in distances.items():
+            for name, options in maps.items():
+                try:
+                    found = wanted_cosines(options, matrix)
+                    below += bool(np.linalg.eigvalsh(found)[0] < -1e-8)
+                except ValueError:
+                    failures[kind][name] += 1
+    columns = ["map of u = d / d_max", *(f"no frame, {kind}" for kind in failures)]
+    rows = [[name, *(f"{failures[kind][name] / count:.2%}" for kind in failures)] for name in MAPS]
+    title = f"{count} random trees of {min(sizes)} to {max(sizes)} classes; below -1e-8 at the closed form's s: {below}"
+    table = Table(title, columns, rows)
+    show_table(table)
+    summary = {"trees": count, "failures": failures, "negative": below, "directory": str(directory)}
+    write_atomically(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_atomically(directory / "summary.md", f"{title}\n\n{markdown_table(table)}")
+    return summary
+
+
+if __name__ == "__main__":
+    main(run, PRESETS)

@@ -1,0 +1,39 @@
+"""Random class vectors: a frame without any geometry, to compare the others with."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from nc_jax.arrays import safe_norm
+
+
+def random_unit(
+    num_classes: int, dim: int, *, key: PRNGKeyArray | None = None, dtype: DTypeLike = jnp.float32
+) -> Float[Array, "dim classes"]:
+    """Unit vectors drawn uniformly from the sphere, each by itself.
+
+    Args:
+        num_classes: K >= 2.
+        dim: feature dimension d >= 1.
+        key: determines the draw.
+        dtype: a floating dtype.
+
+    Returns:
+        Class vectors as columns, shape (d, K), each of unit Euclidean norm.
+
+    Raises:
+        ValueError: if K < 2, d < 1, or there is no key.
+
+    Example:
+        >>> random_unit(5, 3, key=jax.random.key(0)).shape
+        (3, 5)
+
+    Reference: Muller, A note on a method for generating points uniformly on n-dimensional spheres (1959).
+    """
+    if num_classes < 2 or dim < 1:
+        raise ValueError(f"random class vectors need num_classes >= 2 and dim >= 1; got {num_classes} and {dim}")
+    if key is None:
+        raise ValueError("random class vectors need a key; got None")
+    drawn = jax.random.normal(key, (dim, num_classes), jnp.promote_types(dtype, jnp.float32))
+    return (drawn / safe_norm(drawn, axis=0)).astype(dtype)

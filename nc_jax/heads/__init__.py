@@ -1,0 +1,33 @@
+"""Classifier heads as pure functions: a frame, and who decides where it is.
+
+`learned`, `fixed`, `rotated` and `nearest` return a `Head`: `init(key, dim)` gives parameters and state, `apply` maps
+features to a `HeadOutput`. `nc_jax.models` wraps the same functions for Flax Linen and NNX.
+"""
+
+from nc_jax.heads.fixed import FrameConstructor, fixed
+from nc_jax.heads.head import Declared, Head, Initial
+from nc_jax.heads.learned import learned
+from nc_jax.heads.levels import levels, tree_softmax
+from nc_jax.heads.nearest import NearestOptions, batch_means_of, nearest
+from nc_jax.heads.output import HeadOutput, LevelOutput, scale_features
+from nc_jax.heads.rotated import rotated
+from nc_jax.heads.tree_template import tree_template
+
+__all__ = [
+    "Declared",
+    "FrameConstructor",
+    "Head",
+    "HeadOutput",
+    "Initial",
+    "LevelOutput",
+    "NearestOptions",
+    "batch_means_of",
+    "fixed",
+    "learned",
+    "levels",
+    "nearest",
+    "rotated",
+    "scale_features",
+    "tree_softmax",
+    "tree_template",
+]

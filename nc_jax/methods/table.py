@@ -1,0 +1,39 @@
+"""The table of all methods, by the names that commands take."""
+
+from collections.abc import Mapping
+
+from nc_jax.methods import hierarchy, simplex, smoothing
+from nc_jax.methods.method import Method
+
+
+def joined(*families: Mapping[str, Method]) -> dict[str, Method]:
+    """Join the families' dictionaries.
+
+    Raises:
+        ValueError: if two families name a method alike.
+    """
+    table: dict[str, Method] = {}
+    for family in families:
+        twice = sorted(set(table) & set(family))
+        if twice:
+            raise ValueError(f"every method needs a name of its own; got two of {', '.join(twice)}")
+        table |= family
+    return table
+
+
+METHODS = joined(
+    simplex.METHODS,
+    hierarchy.METHODS,
+    smoothing.METHODS,
+)
+
+
+def method(name: str) -> Method:
+    """Return a method by name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in METHODS:
+        raise ValueError(f"a method must be one of {', '.join(METHODS)}; got {name!r}")
+    return METHODS[name]

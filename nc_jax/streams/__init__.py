@@ -1,0 +1,23 @@
+"""Streams: which examples make up step s, as a pure function of the seed and s; and how they are read.
+
+A stream knows nothing of devices or of training: a run at step s of seed q reads the same examples on any machine,
+whatever was read before, and so resumes exactly.
+"""
+
+from nc_jax.streams.epochs import Epochs, epoch_indices, epoch_order, steps_per_epoch
+from nc_jax.streams.reader import batches, eval_batches, read
+from nc_jax.streams.stream import Plan, Stream, local_rows, locate
+
+__all__ = [
+    "Epochs",
+    "Plan",
+    "Stream",
+    "batches",
+    "epoch_indices",
+    "epoch_order",
+    "eval_batches",
+    "local_rows",
+    "locate",
+    "read",
+    "steps_per_epoch",
+]

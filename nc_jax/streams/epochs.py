@@ -1,0 +1,162 @@
+"""The usual stream: every example once per epoch, in a new order each time."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from nc_jax.data.arrays import LabelledArrays
+from nc_jax.data.source import ExampleSource
+from nc_jax.streams.stream import Plan
+
+ENDLESS = 2**62  # epochs of a stream that nobody means to exhaust
+
+
+@dataclass(frozen=True, eq=False)
+class Epochs:
+    r"""Each example once per epoch; the last batch of an epoch is filled up with padding.
+
+    Step s is batch s mod S of epoch s div S, with S = `steps_per_epoch(N, batch_size)`.
+
+    In stratified order the n_k shuffled members of class k take the positions :math:`(r + u_k) / n_k`, r = 0..n_k-1,
+    with one uniform phase u_k per class, and the examples are sorted by position. A batch of B out of N then holds
+    :math:`B n_k / N` members of class k to within :math:`1 + (K - 2) n_k / N`: less than 2 when the classes are
+    balanced.
+
+    Attributes:
+        source: N >= 1 examples.
+        batch_size: examples per step over all processes.
+        epochs: how many.
+        stratified: spread each class evenly over the epoch; needs `shuffle`, and labels in memory.
+        shuffle: False keeps the order of the source in every epoch.
+
+    Raises:
+        ValueError: if a number is below 1, or stratified batches are asked for without labels or shuffling.
+
+    Reference: evenly spaced picks from a random start are Madow and Madow's (1944) systematic sampling, here per class.
+    """
+
+    source: ExampleSource
+    batch_size: int
+    epochs: int = ENDLESS
+    stratified: bool = False
+    shuffle: bool = True
+
+    def __post_init__(self):
+        steps_per_epoch(len(self.source), self.batch_size)
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1; got {self.epochs}")
+        if self.stratified and not self.shuffle:
+            raise ValueError("stratified batches are shuffled; got stratified=True with shuffle=False")
+        if self.stratified and not isinstance(self.source, LabelledArrays):
+            raise ValueError(f"stratified batches need labels in memory; got {self.source!r}")
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps per epoch, S."""
+        return steps_per_epoch(len(self.source), self.batch_size)
+
+    @property
+    def ends(self) -> range:
+        """Step numbers at which epochs end."""
+        steps = self.epoch_steps
+        return range(steps, self.epochs * steps + 1, steps)
+
+    def plan(self, seed: int, segment: int) -> Plan:
+        """Return the steps of an epoch."""
+        labels = self.source.labels if isinstance(self.source, LabelledArrays) else np.zeros(len(self.source), np.int32)
+        index = epoch_indices(
+            labels, self.batch_size, seed=seed, epoch=segment, stratified=self.stratified, shuffle=self.shuffle
+        )
+        return Plan(index.astype(np.int32))
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Number of batches that hold every example once, the last one possibly padded.
+
+    Args:
+        num_examples: N >= 1.
+        batch_size: examples per (global) batch, B >= 1.
+
+    Returns:
+        The ceiling of N / B.
+
+    Raises:
+        ValueError: if N < 1 or B < 1.
+
+    Example:
+        >>> steps_per_epoch(1437, 256)
+        6
+    """
+    if num_examples < 1:
+        raise ValueError(f"an epoch needs at least one example; got {num_examples}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    return -(-num_examples // batch_size)
+
+
+def epoch_indices(
+    labels: Int[np.ndarray, " examples"],
+    batch_size: int,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    stratified: bool = False,
+    shuffle: bool = True,
+) -> Int[np.ndarray, "steps batch"]:
+    """Which examples make up the batches of an epoch, those of `Epochs`.
+
+    Args:
+        labels: classes, shape (N,), non-negative.
+        batch_size: B >= 1.
+        seed: see `epoch_order`.
+        epoch: see `epoch_order`.
+        stratified: see `Epochs`.
+        shuffle: see `Epochs`.
+
+    Returns:
+        Example numbers of shape (S, B), -1 for padding at the end.
+
+    Example:
+        >>> epoch_indices(np.zeros(5, np.int32), 3, shuffle=False)
+        array([[ 0,  1,  2],
+               [ 3,  4, -1]])
+    """
+    steps = steps_per_epoch(len(labels), batch_size)
+    order = epoch_order(labels, seed, epoch, stratified) if shuffle else np.arange(len(labels))
+    padded = np.full(steps * batch_size, -1, order.dtype)
+    padded[: len(order)] = order
+    return padded.reshape(steps, batch_size)
+
+
+def epoch_order(
+    labels: Int[np.ndarray, " examples"], seed: int, epoch: int, stratified: bool = False
+) -> Int[np.ndarray, " examples"]:
+    """A random order of the examples that depends on nothing but the arguments; see `Epochs` for `stratified`.
+
+    Args:
+        labels: classes, shape (N,), non-negative.
+        seed: in 0..2^64-1.
+        epoch: in 0..2^64-1.
+        stratified: spread each class evenly.
+
+    Returns:
+        A permutation of 0..N-1.
+
+    Example:
+        >>> labels = np.repeat([0, 1], 4)
+        >>> labels[epoch_order(labels, seed=0, epoch=0, stratified=True)].reshape(4, 2).sum(axis=1)
+        array([1, 1, 1, 1])
+    """
+    stream = np.random.Philox(key=seed + (epoch << 64))  # different keys give independent streams (NumPy, Philox)
+    # Sorting the raw stream and not calling Generator.permutation: NumPy promises the former for all versions, so a run
+    # resumes exactly after an upgrade too. 0.07 ms for 1437 examples, 0.25 s for the 1.28 million of ImageNet.
+    priorities = stream.random_raw(len(labels))
+    if not stratified:
+        return np.argsort(priorities, kind="stable")
+    members = np.lexsort((priorities, labels))  # by class, shuffled within each
+    counts = np.bincount(labels)
+    ranks = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    phases = (stream.random_raw(len(counts)) >> np.uint64(11)) * 2.0**-53  # the 53 bits of a float64 in [0, 1)
+    positions = (ranks + np.repeat(phases, counts)) / np.repeat(counts, counts)
+    return members[np.argsort(positions, kind="stable")]

@@ -1,0 +1,224 @@
+"""Batches of static shape, read ahead by threads, on Grain: random access by step, so a run resumes exactly."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from nc_jax.data.batch import PADDING_LABEL, Batch
+from nc_jax.data.source import ExampleSource
+from nc_jax.streams.epochs import ENDLESS, Epochs, steps_per_epoch
+from nc_jax.streams.stream import Plan, Stream, local_rows, locate
+
+
+def read(
+    source: ExampleSource,
+    stream: Stream,
+    *,
+    seed: int,
+    start_step: int = 0,
+    num_steps: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    parts: int = 1,
+    prefetch: int = 2,  # gathering 256x64 takes 5 us: a deeper buffer only holds memory
+    threads: int = 1,
+) -> Iterator[Batch]:
+    """Read the batches of a stream, step after step.
+
+    All batches have one shape: rows without an example are padding. Starting at `start_step=s` gives exactly what an
+    unbroken run gives from step s on.
+
+    Args:
+        source: the examples.
+        stream: which of them make up which step.
+        seed: of the stream, 0..2^64-1.
+        start_step: first step to yield, counted from the beginning of training.
+        num_steps: how many batches to yield from there; None goes on to the end of the stream.
+        process_index: which slice of every batch is wanted (`jax.process_index()`).
+        process_count: into how many equal slices every batch is cut (`jax.process_count()`).
+        parts: a slice has an equal and contiguous share of each of so many parts of the batch, one after the other:
+            what a part holds, over all processes, then does not depend on their number.
+        prefetch: batches prepared ahead by threads; 0 prepares each when it is asked for.
+        threads: how many; images that have to be decoded keep one per core busy.
+
+    Returns:
+        An iterator over batches of new arrays: inputs (B / process_count, ...), scale and dtype as in the source, and
+        labels (B / process_count,), int32. A late process may see nothing but padding in the last batch of an epoch.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the batch size is not a multiple of `process_count` times
+            `parts`.
+    """
+    batch_size = stream.batch_size
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must lie in 0..2^64-1; got {seed}")
+    if start_step < 0:
+        raise ValueError(f"start_step must be at least 0; got {start_step}")
+    if num_steps is not None and num_steps < 0:
+        raise ValueError(f"num_steps must be at least 0, or None for all that are left; got {num_steps}")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index must lie in 0..process_count-1; got {process_index} of {process_count}")
+    if parts < 1:
+        raise ValueError(f"parts must be at least 1; got {parts}")
+    if batch_size % (process_count * parts):
+        times = f" times parts={parts}" if parts > 1 else ""
+        raise ValueError(f"batch_size must be a multiple of process_count={process_count}{times}; got {batch_size}")
+    if prefetch < 0:
+        raise ValueError(f"prefetch must be at least 0; got {prefetch}")
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1; got {threads}")
+
+    columns = np.arange(batch_size).reshape(parts, process_count, -1)[:, process_index].ravel()
+    stop = None if num_steps is None else start_step + num_steps
+    # Threads, never processes: the arrays are in memory, and a fork after JAX has started its threads can deadlock.
+    options = grain.ReadOptions(
+        num_threads=threads if prefetch else 0, prefetch_buffer_size=max(prefetch, threads) if prefetch else 0
+    )
+    steps: Any = grain.MapDataset.source(_Steps(stream, seed, columns))[start_step:stop]
+    return iter(steps.map(lambda chosen: _gather(source, *chosen)).to_iter_dataset(options))
+
+
+def batches(
+    source: ExampleSource,
+    batch_size: int,
+    *,
+    seed: int,
+    stratified: bool = False,
+    shuffle: bool = True,
+    start_step: int = 0,
+    num_steps: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    parts: int = 1,
+    prefetch: int = 2,
+    threads: int = 1,
+) -> Iterator[Batch]:
+    """Read training batches, each epoch in a new order and each example once per epoch; see `Epochs` and `read`.
+
+    Args:
+        source: N >= 1 examples.
+        batch_size: examples per step over all processes.
+        seed: see `read`.
+        stratified: see `Epochs`.
+        shuffle: see `Epochs`.
+        start_step: see `read`.
+        num_steps: how many batches to yield; None never ends.
+        process_index: see `read`.
+        process_count: see `read`.
+        parts: see `read`.
+        prefetch: see `read`.
+        threads: see `read`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> from nc_jax.data import LabelledArrays
+        >>> arrays = LabelledArrays(np.eye(5), np.arange(5), num_classes=5)
+        >>> [batch.labels.tolist() for batch in batches(arrays, 3, seed=0, shuffle=False, num_steps=3)]
+        [[0, 1, 2], [3, 4, -1], [0, 1, 2]]
+    """
+    return read(
+        source,
+        Epochs(source, batch_size, ENDLESS, stratified, shuffle),
+        seed=seed,
+        start_step=start_step,
+        num_steps=num_steps,
+        process_index=process_index,
+        process_count=process_count,
+        parts=parts,
+        prefetch=prefetch,
+        threads=threads,
+    )
+
+
+def eval_batches(
+    source: ExampleSource,
+    batch_size: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 2,
+    threads: int = 1,
+) -> Iterator[Batch]:
+    """Read every example once, in order, in batches of static shape.
+
+    Args:
+        source: N >= 1 examples.
+        batch_size: examples per batch over all processes.
+        process_index: see `read`.
+        process_count: see `read`.
+        prefetch: see `read`.
+        threads: see `read`.
+
+    Returns:
+        An iterator of `steps_per_epoch(N, batch_size)` batches; `Batch.mask` tells padding from examples.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> from nc_jax.data import LabelledArrays
+        >>> arrays = LabelledArrays(np.eye(5), np.arange(5), num_classes=5)
+        >>> [batch.mask.tolist() for batch in eval_batches(arrays, 3)]
+        [[True, True, True], [True, True, False]]
+    """
+    return batches(
+        source,
+        batch_size,
+        seed=0,
+        shuffle=False,
+        num_steps=steps_per_epoch(len(source), batch_size),
+        process_index=process_index,
+        process_count=process_count,
+        prefetch=prefetch,
+        threads=threads,
+    )
+
+
+class _Steps:
+    """A stream as a Grain data source: number of a step -> its examples, and the seed of this visit to them."""
+
+    def __init__(self, stream: Stream, seed: int, columns: np.ndarray):
+        self._stream, self._seed, self._columns = stream, seed, columns
+        self._lock = threading.Lock()
+        self._plans: dict[int, Plan] = {}
+
+    def __len__(self) -> int:
+        return min(self._stream.ends[-1], sys.maxsize)
+
+    def __getitem__(self, index: int) -> tuple[Plan, int]:
+        segment, row = locate(self._stream, index)
+        # Another seed for every segment; folded into 64 bits by a fixed odd number (Knuth's multiplier).
+        visit = (self._seed + segment * 6364136223846793005) % 2**64
+        return local_rows(self._plan(segment), row, self._columns), visit
+
+    def _plan(self, segment: int) -> Plan:
+        with self._lock:  # prefetching threads share the plans: one of them makes one, the others wait
+            if segment not in self._plans:
+                plan = self._stream.plan(self._seed, segment)
+                # Two segments: prefetching looks over the end of one into the next.
+                self._plans = dict(list(self._plans.items())[-1:])
+                self._plans[segment] = plan
+            return self._plans[segment]
+
+
+def _gather(source: ExampleSource, chosen: Plan, seed: int) -> Batch:
+    """Read a batch; rows without an example are zero."""
+    index = chosen.index
+    mask = index >= 0
+    extras: dict[str, Any] = {"index": index, "slot": chosen.slot, "replayed": chosen.replayed}
+    if mask.all():
+        return source.take(index, seed)._replace(**extras)
+    # A share of the last batch may be padding alone: its shape is that of an example, which is then thrown away.
+    used = index[mask] if mask.any() else np.zeros(1, index.dtype)
+    read = source.take(used, seed)
+    inputs = np.zeros((len(index), *read.inputs.shape[1:]), read.inputs.dtype)
+    labels = np.full(len(index), PADDING_LABEL, read.labels.dtype)
+    if mask.any():
+        inputs[mask], labels[mask] = read.inputs, read.labels
+    return Batch(inputs, labels, mask, **extras)

@@ -1,0 +1,275 @@
+"""Comparisons: every group trained with every seed, as rows on disk that resume."""
+
+import functools
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from nc_jax.streams import Stream
+from nc_jax.study.data import Data
+from nc_jax.study.ledger import Ledger
+from nc_jax.study.progress import Progress
+from nc_jax.study.settings import Comparison, Group, expand
+from nc_jax.study.trainers import SPLITS, data_of, make_trainer
+from nc_jax.training import MetricsLog, NonFiniteError, Trained, Trainer, read_metrics
+
+# A process that keeps the programs of more groups than this may run out of memory maps, of which Linux allows 65,530.
+KEPT_PROGRAMS = 4
+MOST_IN_ROWS = 100  # classes up to which a row holds the whole confusion matrix
+
+
+class Run(NamedTuple):
+    """A finished run, for what an experiment measures beside the usual.
+
+    Attributes:
+        group: to which it belongs.
+        seed: of it.
+        name: in the log.
+        trainer: that trained it.
+        trained: the final state and its evaluations.
+        data: what it was trained on.
+        history: its lines of the log.
+    """
+
+    group: Group
+    seed: int
+    name: str
+    trainer: Trainer
+    trained: Trained
+    data: Data
+    history: list[dict[str, Any]]
+
+
+Found = dict[str, Any]  # what a run reached: numbers by name, and whatever pictures need
+Measure = Callable[[Run], Found]
+
+
+class Results(NamedTuple):
+    """What a comparison found.
+
+    Attributes:
+        rows: by case and row of its table, what each seed reached, in the order of the seeds.
+        groups: by case, the runs behind each row.
+        rates: the learning rate of each group, by the name of its run without the seed.
+    """
+
+    rows: dict[str, dict[str, list[Found]]]
+    groups: dict[str, list[Group]]
+    rates: dict[str, float]
+
+    def values(self, case: str) -> dict[str, dict[str, list[float]]]:
+        """Return the numbers of a case, by row and metric, one per seed; NaN where a run diverged."""
+        found: dict[str, dict[str, list[float]]] = {}
+        for label, runs in self.rows[case].items():
+            names = dict.fromkeys(name for run in runs for name, value in run.items() if _is_number(value))
+            found[label] = {name: [float(run.get(name, math.nan)) for run in runs] for name in names}
+        return found
+
+    def runs(self, case: str) -> dict[str, list[str]]:
+        """Return the names of the runs behind each row."""
+        return {group.label: [group.run(seed) for seed in range(group.settings.seeds)] for group in self.groups[case]}
+
+
+def nothing(run: Run) -> Found:
+    """Measure nothing besides the usual."""
+    del run
+    return {}
+
+
+def silent(group: Group, found: list[Found]) -> None:
+    """Say nothing."""
+    del group, found
+
+
+def compare(
+    config: Comparison,
+    directory: Path,
+    *,
+    measure: Measure = nothing,
+    score: str = "test/error",
+    after: Callable[[Group, list[Found]], None] = silent,
+) -> Results:
+    """Train every group with every seed, and go on where an earlier attempt stopped.
+
+    Args:
+        config: what to compare.
+        directory: of the run.
+        measure: what to find out about a finished run besides the usual. A value under "also" holds further rows of
+            the table: numbers by name, by label.
+        score: which number decides between learning rates; less is better.
+        after: called when all seeds of a group are done.
+
+    Returns:
+        What `usual` and `measure` found of each run.
+
+    Raises:
+        NonFiniteError: if every run diverges, or training diverges at every learning rate.
+    """
+    groups = expand(config)
+    every = list(itertools.chain(*groups.values()))
+    total = sum((g.settings.seeds + len(g.settings.rates) * SPLITS) * g.settings.loop.epochs for g in every)
+    found: dict[str, list[Found]] = {}
+    rates: dict[str, float] = {}
+    with Session(directory, total, measure) as session:
+        for group in every:
+            data, settings = data_of(group.settings), group.settings
+            rates[group.name] = settings.optimizer.learning_rate
+            if settings.rates:
+                rates[group.name] = session.choose_rate(group, data, score)
+            build = functools.cache(functools.partial(make_trainer, group, data, rate=rates[group.name]))
+            found[group.name] = [
+                session.train(group, data, build, seed, group.run(seed)) for seed in range(settings.seeds)
+            ]
+            after(group, found[group.name])
+            if len(every) > KEPT_PROGRAMS:
+                build.cache_clear()
+                jax.clear_caches()
+    runs = [run for one in found.values() for run in one]
+    if all(run["diverged"] for run in runs):
+        raise NonFiniteError(runs[0]["diverged"])
+    rows: dict[str, dict[str, list[Found]]] = {case: {} for case in groups}
+    for group in every:
+        runs = found[group.name]
+        rows[group.case][group.label] = runs
+        for label in dict.fromkeys(label for run in runs for label in run.get("also", {})):
+            rows[group.case][label] = [run.get("also", {}).get(label, {}) for run in runs]
+    return Results(rows, groups, rates)
+
+
+class Session:
+    """The training of a comparison: its log, its ledger, its progress. Use it in a `with` block.
+
+    A row of results.jsonl is a finished run. A run that diverges is a row as well, without numbers.
+
+    Args:
+        directory: of the run.
+        total: epochs of all runs together, for the progress.
+        measure: what to find out about a finished run besides the usual.
+    """
+
+    def __init__(self, directory: Path, total: int, measure: Measure = nothing):
+        self.directory, self.measure = directory, measure
+        self.ledger = Ledger(directory / "results.jsonl")
+        self.log, self.bar = MetricsLog(directory), Progress(total, "epochs")
+
+    def __enter__(self) -> "Session":
+        self.bar.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.__exit__(*error)
+        self.log.close()
+
+    def train(
+        self, group: Group, data: Data, build: Callable[[], tuple[Trainer, Stream]], seed: int, name: str
+    ) -> Found:
+        """Return what a run reached: out of the ledger, or by training it.
+
+        Args:
+            group: to which the run belongs.
+            data: what to train on.
+            build: () -> the compiled steps and the stream; called if something is to be trained.
+            seed: of the run.
+            name: of the run, in the log.
+        """
+        epochs, seen = group.settings.loop.epochs, 0
+
+        def on_epoch(epoch: int, metrics: dict[str, float]) -> None:
+            nonlocal seen
+            self.bar.advance(max(epoch - seen, 0), f"{name}, test accuracy {metrics['test/accuracy']:.3f}")
+            seen = max(epoch, seen)
+
+        def compute() -> Found:
+            trainer, stream = build()
+            options: Any = {"seed": seed, "run": name, "directory": self.directory, "log": self.log}
+            try:
+                trained = trainer.fit(data.train, data.test, stream=stream, on_epoch=on_epoch, **options)
+            except NonFiniteError as error:
+                return {"diverged": str(error)}
+            history = [row for row in read_metrics(self.log.path) if row["run"] == name]
+            run = Run(group, seed, name, trainer, trained, data, history)
+            return usual(run) | self.measure(run)
+
+        key = {"case": group.case, "variant": group.variant, "method": group.method, "seed": seed, "run": name}
+        # Of several processes the first one writes; all train.
+        found = self.ledger.once(key, compute, write=jax.process_index() == 0)
+        self.bar.advance(epochs - seen, name)
+        return found
+
+    def choose_rate(self, group: Group, data: Data, score: str) -> float:
+        """Return the learning rate with the best score on examples held out of the training set.
+
+        Each rate trains on three quarters of the training set and is judged on the last one, for `SPLITS` draws of it.
+        A rate at which training diverges is the worst.
+
+        Args:
+            group: whose rates are to be tried.
+            data: its test set plays no part.
+            score: name of the number that decides; less is better.
+
+        Raises:
+            NonFiniteError: if training diverges at every rate.
+        """
+        draws = [np.random.default_rng(split).permutation(len(data.train)) % 4 == 0 for split in range(SPLITS)]
+        parts = [data.held_out(mask) for mask in draws]
+        rates, scores = group.settings.rates, {}
+        for rate in rates:
+            build = functools.cache(functools.partial(make_trainer, group, parts[0], rate=rate))
+            name = f"{group.name}-rate{rate:g}"
+            found = [self.train(group, part, build, split, f"{name}-split{split}") for split, part in enumerate(parts)]
+            values = [math.inf if run["diverged"] or math.isnan(run[score]) else run[score] for run in found]
+            scores[rate] = statistics.fmean(values)
+            # A process cannot hold the programs of all rates of all methods: LLVM runs out of memory maps.
+            build.cache_clear()
+            jax.clear_caches()
+        best = min(rates, key=lambda rate: scores[rate])
+        if not math.isfinite(scores[best]):
+            raise NonFiniteError(
+                f"training of {group.label} must converge at one of the learning rates {rates}; got none"
+            )
+        return best
+
+
+def usual(run: Run) -> Found:
+    """Return what every comparison wants to know of a run.
+
+    Returns:
+        The final metrics ("train/loss", "test/accuracy", ...); "accuracy_epoch_1"; "epochs_to_target", NaN where it was
+        not reached; "seconds_per_epoch", the median; "solve_status", the worst of all steps; for every class
+        "class_accuracy", and "confusion" for up to `MOST_IN_ROWS` classes; and "diverged", "" unless it did.
+    """
+    history = sorted(run.history, key=lambda row: row["epoch"])
+    trained = [row for row in history if row["epoch"] > 0]
+    target = run.group.settings.target_accuracy
+    confusion = run.trained.test.confusion
+    found: Found = {
+        "diverged": "",
+        **{f"train/{name}": value for name, value in run.trained.train.metrics.items()},
+        **{f"test/{name}": value for name, value in run.trained.test.metrics.items()},
+        "test/error": 1 - run.trained.test.metrics["accuracy"],
+        "accuracy_epoch_1": next((row["test/accuracy"] for row in trained if row["epoch"] == 1), math.nan),
+        "epochs_to_target": next((row["epoch"] for row in history if row["test/accuracy"] >= target), math.nan),
+        "seconds_per_epoch": statistics.median([row["step/seconds"] for row in trained] or [math.nan]),
+        "solve_status": max((int(row["step/solve_status"]) for row in trained), default=0),
+    }
+    if confusion is not None:
+        found["class_accuracy"] = np.asarray(run.trained.test.class_accuracy).tolist()
+        if len(confusion) <= MOST_IN_ROWS:
+            found["confusion"] = np.asarray(confusion).tolist()
+    return found
+
+
+def mean_confusion(runs: Sequence[Found]) -> np.ndarray | None:
+    """Return the sum of the runs' confusion matrices; None where there are none."""
+    matrices = [run["confusion"] for run in runs if "confusion" in run]
+    return np.sum(np.array(matrices), axis=0) if matrices else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

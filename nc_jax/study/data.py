@@ -1,0 +1,179 @@
+"""Data sets by name, with what belongs to them: class names, preprocessing, a label tree."""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from nc_jax.data import ExampleSource, LabelledArrays, digits, glyphs, hierarchies, sources, take_per_class
+from nc_jax.data.augment import AUGMENTATIONS, make, make_preprocess
+from nc_jax.data.images import ImageSource
+from nc_jax.hierarchy import LabelTree, from_nested
+from nc_jax.training.step import Augment, Preprocess
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """What to train on.
+
+    Attributes:
+        name: of the set, as in `nc_jax.data.sources.load`: digits, glyphs, glyphs/low-data, cifar10, or a folder of
+            images.
+        tree: label tree of its classes, as in `nc_jax.data.hierarchies.load`, or a file; "flat" has all classes
+            equally far apart; methods that know no tree do without.
+        num_classes: of the glyphs, 2 to 1000; other sets have the classes that they have.
+        per_class: training images to keep of each class; None keeps all.
+        without_class: leave this class out of the training set.
+        augmentation: of the training images: one of `nc_jax.data.augment.AUGMENTATIONS`.
+        train_crop: of images that have no common size: a "random" rectangle, or "stretch", which resizes the whole.
+        test_crop: of such images in the test: the "centre", or "stretch".
+        data_dir: where TFDS keeps prepared data, and folders of images are looked for; None is TFDS's own default.
+    """
+
+    name: str = "digits"
+    tree: str | None = None
+    num_classes: int | None = None
+    per_class: int | None = None
+    without_class: int | None = None
+    augmentation: str = "none"
+    train_crop: Literal["random", "stretch"] = "random"
+    test_crop: Literal["centre", "stretch"] = "centre"
+    data_dir: str | None = None
+
+
+class Data(NamedTuple):
+    """A data set, ready to be trained on.
+
+    Attributes:
+        train: the training set.
+        test: the test set.
+        augment: of the training step.
+        preprocess: of every step.
+        size: height of the images, in pixels, or the length of vectors.
+        tree: label tree with its classes in the order of the labels; None where none was asked for.
+    """
+
+    train: ExampleSource
+    test: ExampleSource
+    augment: Augment | None
+    preprocess: Preprocess | None
+    size: int
+    tree: LabelTree | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, K."""
+        return self.train.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """K names."""
+        names = getattr(self.train, "class_names", ())
+        return tuple(names) or tuple(str(label) for label in range(self.num_classes))
+
+    @property
+    def absent_classes(self) -> tuple[int, ...]:
+        """The classes without a training example, as far as that is known."""
+        return self.train.absent_classes() if isinstance(self.train, LabelledArrays) else ()
+
+    def held_out(self, mask: np.ndarray) -> "Data":
+        """Train on some training examples and test on the others; the test set plays no part.
+
+        Args:
+            mask: which training examples to test on, shape (N,), bool.
+
+        Raises:
+            ValueError: if the training set is not in memory.
+        """
+        if not isinstance(self.train, LabelledArrays):
+            raise ValueError(f"parts of a training set are held out in memory; got {self.train!r}")
+        return self._replace(train=self.train.subset(~mask), test=self.train.subset(mask))
+
+
+def load(options: DataOptions, *, flat: bool = False, seed: int = 0) -> Data:
+    """Load a data set by name.
+
+    Digits come with the mean training image subtracted; other images stay bytes until the device normalises them.
+
+    Args:
+        options: see there.
+        flat: digits as vectors, for an MLP, instead of images.
+        seed: of the choice that `per_class` makes, and of random crops.
+
+    Raises:
+        ValueError: if there is no such set, tree or augmentation, or it cannot be had that way.
+        FileNotFoundError: if the set has not been prepared.
+    """
+    name, data_dir = options.name, options.data_dir
+    base, _, preset = name.partition("/")
+    if options.augmentation not in AUGMENTATIONS:
+        raise ValueError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}; got {options.augmentation!r}")
+    if options.num_classes is not None and base != "glyphs":
+        raise ValueError(
+            f"only the glyphs come with any number of classes; got num_classes={options.num_classes} of {name}"
+        )
+    train: Any
+    test: Any
+    if base == "digits":
+        if options.augmentation != "none":
+            raise ValueError(f"digits have no augmentation: they are centred vectors; got {options.augmentation!r}")
+        train, test = _centred_digits(data_dir, (64,) if flat else (8, 8, 1))
+    elif base == "glyphs":  # rendered at once: sooner than it is read from a folder
+        count = options.num_classes or glyphs.NUM_CLASSES
+        train, test = (
+            glyphs.load(split, preset=preset or "default", num_classes=count)  # pyright: ignore[reportArgumentType]
+            for split in ("train", "test")
+        )
+    else:
+        train, test = _prepared(options, seed)
+    if options.per_class is not None:
+        if not isinstance(train, LabelledArrays):
+            raise ValueError(f"per_class needs a set in memory; got {name}")
+        train = take_per_class(train, options.per_class, seed=seed)
+    if options.without_class is not None:
+        train = _without(train, options.without_class, name)
+    named = base == "digits"
+    size = train.take(np.zeros(1, np.int64)).inputs.shape[1]
+    return Data(
+        train,
+        test,
+        augment=None if named or options.augmentation == "none" else make(options.augmentation),
+        preprocess=None if named else make_preprocess(name),
+        size=size,
+        tree=_tree(options.tree, train.class_names),
+    )
+
+
+def _tree(name: str | None, class_names: tuple[str, ...]) -> LabelTree | None:
+    if name is None:
+        return None
+    if name == "flat":
+        return from_nested({"root": list(class_names)}).ordered(class_names)
+    return hierarchies.load(name, class_names)
+
+
+def _centred_digits(data_dir: str | None, shape: tuple[int, ...]) -> tuple[LabelledArrays, LabelledArrays]:
+    train, test = (digits.load(split, data_dir) for split in ("train", "test"))
+    mean = train.inputs.mean(axis=0)
+    train, test = (dataclasses.replace(part, inputs=(part.inputs - mean).reshape(-1, *shape)) for part in (train, test))
+    return train, test
+
+
+def _prepared(options: DataOptions, seed: int) -> tuple[Any, Any]:
+    splits = sources.splits(options.name, options.data_dir)
+    if len(splits) < 2:
+        raise ValueError(f"{options.name} must have a split to train on and one to test on; got {', '.join(splits)}")
+    train, test = (sources.load(options.name, split, options.data_dir) for split in splits[:2])
+    if isinstance(train, ImageSource) and isinstance(test, ImageSource):
+        size = sources.IMAGE_SIZE
+        train = train.stretched(size) if options.train_crop == "stretch" else train.cropped(size, seed=seed)
+        test = test.stretched(size) if options.test_crop == "stretch" else test.cropped(size)
+    return train, test
+
+
+def _without(train: Any, absent: int, name: str) -> LabelledArrays:
+    if not isinstance(train, LabelledArrays):
+        raise ValueError(f"without_class needs a set in memory; got {name}")
+    if not 0 <= absent < train.num_classes:
+        raise ValueError(f"without_class must lie in 0..{train.num_classes - 1}; got {absent}")
+    return train.subset(train.labels != absent)

@@ -1,0 +1,151 @@
+"""Matrices as pictures: cosines, confusions, numbers over a grid."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.cluster.hierarchy
+import scipy.spatial.distance
+from matplotlib.figure import Figure
+
+MOST_NAMES = 30  # classes up to which their names fit on an axis
+
+
+def cosine_matrices(
+    path: Path, matrices: Mapping[str, np.ndarray], target: float, class_names: Sequence[str] = ()
+) -> None:
+    """Draw the cosines between centred class means, one matrix per method.
+
+    Args:
+        path: of the picture.
+        matrices: (K, K) per method.
+        target: the cosine that every pair of different classes should have, named in the title.
+        class_names: K names, for the axes.
+    """
+    figure = Figure(figsize=(4 * len(matrices), 4.1), layout="constrained")
+    axes: Any = figure.subplots(1, len(matrices), squeeze=False)
+    image = None
+    for axis, (name, matrix) in zip(axes.flat, matrices.items(), strict=True):
+        diagonal = np.eye(len(matrix), dtype=bool)
+        # The diagonal is one by definition; what matters is how far each pair is from the target, which is white.
+        shown = np.where(diagonal, np.nan, matrix)
+        image = axis.imshow(shown, vmin=target - 0.3, vmax=target + 0.3, cmap="RdBu_r")
+        pairs = matrix[~diagonal]
+        axis.set_title(f"{name}: {np.nanmean(pairs):.3f} ± {np.nanstd(pairs):.3f}", fontsize=10)
+        _name_classes(axis, len(matrix), class_names)
+    figure.suptitle(f"cosines between centred class means (simplex ETF: {target:.3f})", fontsize=11)
+    if image is not None:
+        figure.colorbar(image, ax=axes, shrink=0.8, extend="both")
+    figure.savefig(path, dpi=120)
+
+
+def confusion(path: Path, matrices: Mapping[str, np.ndarray], class_names: Sequence[str] = ()) -> None:
+    """Draw which classes are taken for which: shares of each true class, mistakes only.
+
+    Args:
+        path: of the picture.
+        matrices: counts (K, K) per method, true classes in rows.
+        class_names: K names, for the axes.
+    """
+    columns = min(len(matrices), 4)
+    lines = -(-len(matrices) // columns)
+    figure = Figure(figsize=(3.9 * columns, 3.9 * lines + 0.4), layout="constrained")
+    axes: Any = figure.subplots(lines, columns, squeeze=False)
+    shares = {name: counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) for name, counts in matrices.items()}
+    # Right answers are left out: beside them, the mistakes would all have the same colour.
+    mistakes = {name: np.where(np.eye(len(share), dtype=bool), np.nan, share) for name, share in shares.items()}
+    highest = max((np.nanmax(share) for share in mistakes.values()), default=0) or 1.0
+    image = None
+    for axis, (name, share) in zip(axes.flat, mistakes.items(), strict=False):
+        image = axis.imshow(share, vmin=0, vmax=highest, cmap="magma_r")
+        counts = matrices[name]
+        axis.set_title(f"{name}: {np.trace(counts) / max(counts.sum(), 1):.1%} right", fontsize=10)
+        _name_classes(axis, len(share), class_names)
+        axis.set_xlabel("taken for", fontsize=8)
+    for line in axes:
+        line[0].set_ylabel("class", fontsize=8)
+    for axis in axes.flat[len(mistakes) :]:
+        axis.axis("off")
+    if image is not None:
+        figure.colorbar(image, ax=axes, shrink=0.8, format="{x:.0%}")
+    figure.suptitle("confusions on the test set, as shares of each class", fontsize=11)
+    figure.savefig(path, dpi=120)
+
+
+def wanted_cosines(path: Path, wanted: np.ndarray, found: Mapping[str, np.ndarray]) -> None:
+    """Draw the wanted cosines between classes and those of the class means, of methods that have some.
+
+    Args:
+        path: of the PNG.
+        wanted: (K, K).
+        found: (K, K) per method; empty ones are left out.
+    """
+    shown = {"wanted": wanted} | {name: matrix for name, matrix in found.items() if matrix.size}
+    # Classes in the order of a clustering, so that the tree is seen as blocks.
+    order = _leaf_order(wanted)
+    columns = min(len(shown), 4)
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(3 * columns, 3 * rows), layout="constrained")
+    axes: Any = figure.subplots(rows, columns, squeeze=False)
+    image = None
+    for axis, (name, matrix) in zip(axes.flat, shown.items(), strict=False):
+        image = axis.imshow(matrix[np.ix_(order, order)], vmin=-1, vmax=1, cmap="RdBu_r")
+        error = np.abs(matrix - wanted)[np.triu_indices(len(wanted), 1)].mean()
+        axis.set_title(name if name == "wanted" else f"{name}: {error:.3f}", fontsize=8)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    for axis in axes.flat[len(shown) :]:
+        axis.axis("off")
+    if image is not None:
+        figure.colorbar(image, ax=axes, shrink=0.7)
+    figure.suptitle("cosines between class means, and their mean error", fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+def heat_maps(
+    path: Path, tables: Mapping[str, np.ndarray], rows: Sequence[Any], columns: Sequence[Any], labels: tuple[str, str]
+) -> None:
+    """Draw tables of numbers side by side as heat maps, each number written in its cell.
+
+    Args:
+        path: of the PNG.
+        tables: by title, each of shape (rows, columns).
+        rows: what stands beside the rows.
+        columns: what stands below the columns.
+        labels: of both axes, the rows' first.
+    """
+    width, height = 0.5 + 0.8 * len(columns), 1.0 + 0.5 * len(rows)
+    figure = Figure(figsize=(width * len(tables), height), layout="constrained")
+    axes: Any = figure.subplots(1, len(tables), squeeze=False, sharey=True)[0]
+    for axis, (title, values) in zip(axes, tables.items(), strict=True):
+        axis.imshow(values, cmap="viridis", aspect="auto")
+        middle = (values.min() + values.max()) / 2
+        for row, column in np.ndindex(*values.shape):
+            shade = "k" if values[row, column] > middle else "w"  # the colours brighten upwards
+            axis.text(column, row, f"{values[row, column]:.3f}", ha="center", va="center", color=shade, fontsize=8)
+        axis.set_xticks(range(len(columns)), [str(value) for value in columns])
+        axis.set_yticks(range(len(rows)), [str(value) for value in rows])
+        axis.set_xlabel(labels[1])
+        axis.set_title(title, fontsize=10)
+    axes[0].set_ylabel(labels[0])
+    figure.savefig(path, dpi=120)
+
+
+def rounded(matrix: Any, digits: int = 3) -> list[list[float]]:
+    """Return a matrix as JSON can hold it, rounded: what a picture needs of it."""
+    return np.round(np.asarray(matrix, float), digits).tolist()
+
+
+def _leaf_order(wanted: np.ndarray) -> np.ndarray:
+    between = scipy.spatial.distance.squareform(1 - wanted, checks=False)
+    return scipy.cluster.hierarchy.leaves_list(scipy.cluster.hierarchy.average(between))
+
+
+def _name_classes(axis: Any, count: int, class_names: Sequence[str]) -> None:
+    if class_names and count <= MOST_NAMES:
+        rotation = 90 if max(map(len, class_names)) > 2 else 0
+        axis.set_xticks(range(count), class_names, fontsize=7, rotation=rotation)
+        axis.set_yticks(range(count), class_names, fontsize=7)
+    else:
+        axis.set_xlabel("class", fontsize=8)

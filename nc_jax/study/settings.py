@@ -1,0 +1,140 @@
+"""The settings of a comparison, and what is to be run: cases x variants x methods x seeds."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import tyro
+
+from nc_jax.heads import NearestOptions
+from nc_jax.methods import HierarchyOptions, method
+from nc_jax.study.backbones import BackboneOptions
+from nc_jax.study.cli import RunOptions
+from nc_jax.study.config import changed, differences
+from nc_jax.study.data import DataOptions
+from nc_jax.training import LoopOptions, OptimizerOptions
+
+Changes = Mapping[str, Any]  # dotted names of settings and their values
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison(RunOptions):
+    """Settings of a comparison; an experiment's presets are such values.
+
+    Attributes:
+        methods: which to compare, by their names in `nc_jax.methods.METHODS`.
+        seeds: how many of each; a seed sets the initial state and the order of the examples.
+        rates: learning rates to choose from: every method gets the one that is best on parts held out of the training
+            set. Empty: all have `optimizer.learning_rate`.
+        cases: which of the preset's cases to run; empty runs all of them.
+        target_accuracy: the test accuracy whose first epoch is reported.
+        data: what to train on.
+        backbone: which network gives the features.
+        optimizer: which optimiser, and its schedule.
+        loop: how long to train.
+        head: choices about heads.
+        hierarchy: choices about methods that know a label tree.
+        grid: per case and variant, what it changes in these settings (set by the preset).
+    """
+
+    methods: tuple[str, ...] = ("learned", "fixed", "nearest")
+    seeds: int = 8  # enough for a paired test; five at least
+    rates: tuple[float, ...] = ()
+    cases: tuple[str, ...] = ()
+    target_accuracy: float = 0.95
+    data: DataOptions = dataclasses.field(default_factory=DataOptions)
+    backbone: BackboneOptions = dataclasses.field(default_factory=BackboneOptions)
+    optimizer: OptimizerOptions = dataclasses.field(default_factory=OptimizerOptions)
+    loop: LoopOptions = dataclasses.field(default_factory=LoopOptions)
+    head: NearestOptions = dataclasses.field(default_factory=NearestOptions)
+    hierarchy: HierarchyOptions = dataclasses.field(default_factory=HierarchyOptions)
+    grid: tyro.conf.Suppress[Mapping[str, Mapping[str, Changes]]] = dataclasses.field(
+        default_factory=lambda: {"": {"": {}}}
+    )
+
+
+class Group(NamedTuple):
+    """The runs that differ in nothing but the seed: a row of a table.
+
+    Attributes:
+        case: what it is run on; "" where there is one case only.
+        variant: of the settings; "" where there is one only.
+        method: its name.
+        settings: those of the comparison, with the changes of the case and the variant.
+    """
+
+    case: str
+    variant: str
+    method: str
+    settings: Comparison
+
+    @property
+    def label(self) -> str:
+        """Name of the row, in tables and plots."""
+        title = method(self.method).title
+        if not self.variant:
+            return title
+        return self.variant if len(self.settings.methods) == 1 else f"{self.variant}, {title}"
+
+    @property
+    def name(self) -> str:
+        """Name of the group in the log, and of its runs' folders of checkpoints, before the seed."""
+        return "-".join(filter(None, (slug(self.case), slug(self.variant), self.method)))
+
+    def run(self, seed: int) -> str:
+        """Return the name of a run."""
+        return f"{self.name}-seed{seed}"
+
+
+def expand(config: Comparison) -> dict[str, list[Group]]:
+    """Return the groups of each case.
+
+    Raises:
+        ValueError: if a setting does not exist or does not fit, a case or a method is unknown, or there is nothing to
+            compare.
+    """
+    unknown = set(config.cases) - set(config.grid)
+    if unknown:
+        raise ValueError(
+            f"cases must be among {', '.join(map(repr, config.grid))}; got {', '.join(map(repr, sorted(unknown)))}"
+        )
+    groups: dict[str, list[Group]] = {}
+    for case, variants in config.grid.items():
+        if config.cases and case not in config.cases:
+            continue
+        groups[case] = []
+        for variant, changes in variants.items():
+            settings = changed(config, changes)
+            groups[case] += [Group(case, variant, name, settings) for name in settings.methods]
+    if config.seeds < 1 or not all(groups.values()):
+        raise ValueError(
+            f"at least one method and one seed are needed; got methods={config.methods}, seeds={config.seeds}"
+        )
+    names: set[str] = set()
+    for group in itertools.chain(*groups.values()):
+        method(group.method)
+        if group.name in names:
+            raise ValueError(f"every row needs a name of its own; got two that give {group.name!r}")
+        names.add(group.name)
+    return groups
+
+
+def refuse_overridden(config: Comparison, preset: Comparison) -> None:
+    """Raise a ValueError if the command line set what the preset's cases or variants set, too."""
+    given = set(differences(config, preset))
+    for case, variants in config.grid.items():
+        for variant, changes in variants.items():
+            both = sorted(given & set(changes))
+            if both and (not config.cases or case in config.cases):
+                where = " and ".join(filter(None, (case, variant)))
+                raise ValueError(
+                    f"{both[0]} is what this preset varies ({where} sets it to {changes[both[0]]!r}); "
+                    "leave it out, or take a preset without variants"
+                )
+
+
+def slug(name: str) -> str:
+    """Return a name of safe characters for files; "" stays empty."""
+    return re.sub(r"[^\w.]+", "-", name).strip("-.")

@@ -1,0 +1,80 @@
+"""Weight decay on the features: on those that the backbone gives, over a stated number of examples."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from nc_jax.arrays import at_least_float32
+from nc_jax.data import Batch
+from nc_jax.heads import HeadOutput
+from nc_jax.training.extension import Context, Extension
+
+Reduction = Literal["mean", "sum", "dataset"]
+
+
+@dataclass(frozen=True)
+class FeatureDecay(Extension):
+    r"""Penalty on the raw features :math:`h_i` of a batch of B examples, added to its mean cross-entropy.
+
+    .. math::
+        \frac{\lambda_H}{2} \, s \sum_{i=1}^{B} \|h_i\|^2, \qquad
+        s = \tfrac1B \text{ ("mean")}, \quad 1 \text{ ("sum")}, \quad \tfrac NB \text{ ("dataset")}
+
+    "dataset" is, in expectation, the sum over the training set, and so the penalty of `nc_jax.theory`: for all N
+    examples as the batch it is the same number. With "sum" the weight means something else at every batch size.
+
+    Raw are the features before a head scales them: scaled ones have a constant length, and a penalty on it no gradient.
+
+    Attributes:
+        weight: :math:`\lambda_H > 0`.
+        reduction: over the examples of a batch, on all devices together; padding counts for nothing.
+        num_examples: N, of "dataset" only.
+
+    Raises:
+        ValueError: if the weight is not positive, the reduction is unknown, or N is missing where it is needed, or
+            given where it is not.
+
+    Reference: Zhu et al. (2021) for the sum over all examples; their released program adds the "sum" over a batch, of
+    scaled features; Hong and Ling's has "dataset".
+    """
+
+    weight: float
+    reduction: Reduction
+    num_examples: int | None = None
+
+    def __post_init__(self):
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"the weight of a feature decay must be positive and finite; got {self.weight}")
+        if self.reduction not in get_args(Reduction):
+            raise ValueError(f"reduction must be one of {', '.join(get_args(Reduction))}; got {self.reduction!r}")
+        if (self.num_examples is not None) != (self.reduction == "dataset"):
+            raise ValueError(
+                'num_examples goes with the reduction "dataset", and only with it; '
+                f"got num_examples={self.num_examples} and reduction={self.reduction!r}"
+            )
+        if self.num_examples is not None and self.num_examples < 1:
+            raise ValueError(f"num_examples must be at least 1; got {self.num_examples}")
+
+    @property
+    def name(self) -> str:
+        """Of its penalty in the log."""
+        return "feature_decay"
+
+    def penalties(
+        self, context: Context, state: Any, output: HeadOutput, batch: Batch
+    ) -> dict[str, Float[Array, " batch"]]:
+        """Return the penalty of each example, such that its mean over the batch is the formula above.
+
+        Raises:
+            ValueError: if the output has no raw features.
+        """
+        del state, batch
+        if output.raw_features is None:
+            raise ValueError("feature decay needs raw features in the model's output, as Classifier gives; got None")
+        squares = jnp.sum(at_least_float32(output.raw_features) ** 2, axis=1)
+        # The step takes the mean over the B examples of the batch, which is what "mean" asks for.
+        scale = {"mean": 1.0, "sum": context.count, "dataset": self.num_examples}[self.reduction]
+        return {"penalty": self.weight / 2 * scale * squares}

@@ -1,0 +1,64 @@
+"""Every method through the one Trainer: killed and resumed, it ends as the unbroken run, bit for bit."""
+
+import dataclasses
+import json
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from nc_jax.methods import METHODS
+from nc_jax.study import Comparison
+from nc_jax.study.backbones import BackboneOptions
+from nc_jax.study.data import DataOptions
+from nc_jax.study.settings import Group
+from nc_jax.study.trainers import data_of, make_trainer
+from nc_jax.training import LoopOptions, MetricsLog, OptimizerOptions
+
+pytestmark = pytest.mark.slow
+
+
+class KilledError(Exception):
+    """What a test kills a run with."""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_killed_run_resumes_bit_for_bit(name, tmp_path, digits_dir):
+    settings = Comparison(
+        methods=(name,),
+        data=DataOptions("digits", "digits", data_dir=digits_dir, per_class=20),
+        backbone=BackboneOptions(hidden=(16,), dim=12),
+        optimizer=OptimizerOptions(learning_rate=0.05),
+        loop=LoopOptions(epochs=3, batch_size=64, checkpoint_every=1, devices=2),
+    )
+    data = data_of(settings)
+    trainer, stream = make_trainer(Group("", "", name, settings), data)
+
+    def fit(folder, stream):
+        folder.mkdir(exist_ok=True)
+        with MetricsLog(folder) as log:
+            options = {"seed": 0, "run": "run", "directory": folder, "log": log, "stream": stream}
+            return trainer.fit(data.train, data.test, **options)
+
+    @dataclasses.dataclass(frozen=True)
+    class Deadly:
+        """The stream, until the run wants its third epoch."""
+
+        batch_size: int = stream.batch_size
+        ends: tuple = tuple(stream.ends)
+
+        def plan(self, seed, segment):
+            if segment == 2:
+                raise KilledError
+            return stream.plan(seed, segment)
+
+    with pytest.raises(KilledError):
+        fit(tmp_path / "broken", Deadly())
+    broken, unbroken = fit(tmp_path / "broken", stream), fit(tmp_path / "unbroken", stream)
+    chex.assert_trees_all_equal(jax.device_get(broken.state), jax.device_get(unbroken.state))
+    np.testing.assert_array_equal(broken.test.confusion, unbroken.test.confusion)
+    assert broken.test.confusion.sum() == len(data.test)
+    lines = [(tmp_path / folder / "metrics.jsonl").read_text().splitlines() for folder in ("broken", "unbroken")]
+    ours, theirs = ([{**json.loads(line), "step/seconds": 0} for line in part] for part in lines)
+    assert ours == theirs

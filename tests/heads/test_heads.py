@@ -1,0 +1,296 @@
+"""Heads as pure functions: in plain JAX, Linen, NNX and Equinox they give the same numbers."""
+
+from functools import partial
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from flax import nnx
+from trees import PAIRS, UNEVEN
+
+from nc_jax import heads
+from nc_jax.frames import as_template, simplex_etf, simplex_template
+from nc_jax.hierarchy import LabelTree
+from nc_jax.losses import cross_entropy
+from nc_jax.models import FixedHead, HeadModule
+from nc_jax.models.nnx import NNXHead
+
+K, DIM, INPUTS, N, STEPS = 4, 6, 5, 24, 4
+KEY, RATE = jax.random.key(0), 0.05
+SAME = 1e-5  # the same arithmetic, compiled in another program
+FLAT = LabelTree.from_edges([("root", name) for name in "abcd"])
+
+
+def batches():
+    """Inputs and labels of every step; from the second on a class is absent, and the last ends with padding."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(K, INPUTS))
+    labels = np.stack([np.resize([k for k in range(K) if step == 0 or k != step % K], N) for step in range(STEPS)])
+    inputs = centres[labels] + 0.5 * rng.normal(size=(STEPS, N, INPUTS))
+    labels[-1, -5:] = -1
+    return jnp.asarray(inputs, jnp.float32), jnp.asarray(labels, jnp.int32)
+
+
+BATCHES = batches()
+WEIGHTS = jnp.asarray(np.random.default_rng(1).normal(size=(INPUTS, DIM)), jnp.float32)
+
+
+def compiled(function):
+    """`jax.jit` for what runs once: without optimisation it compiles in 60 % of the time."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def mean_loss(output, labels):
+    return jnp.sum(jnp.where(labels >= 0, cross_entropy(output.logits, labels), 0)) / jnp.sum(labels >= 0)
+
+
+def stepped(tree, slopes):
+    return jax.tree.map(lambda value, slope: value - RATE * slope, tree, slopes)
+
+
+def losses_in_plain_jax(head, start, apply=None):
+    """Train a linear layer below a head by gradient descent; return the losses, and what has become of the head."""
+    apply = apply or partial(head.apply, train=True)
+
+    def step(carry, batch):
+        trained, state = carry
+        inputs, labels = batch
+
+        def loss(trained):
+            weights, params = trained
+            output, after = apply(params, state, inputs @ weights, labels)
+            return mean_loss(output, labels), after
+
+        (value, state), slopes = jax.value_and_grad(loss, has_aux=True)(trained)
+        return (stepped(trained, slopes), state), value
+
+    params, state = start
+    ((_, params), state), losses = compiled(partial(jax.lax.scan, step))(((WEIGHTS, params), state), BATCHES)
+    return losses, params, state
+
+
+def losses_in_linen(head, start):
+    module: nn.Module = HeadModule(head)
+
+    def apply(params, state, features, labels):
+        variables = {"params": params, head.collection: state}
+        output, after = module.apply(variables, features, labels, train=True, mutable=[head.collection])
+        return output, after.get(head.collection, {})
+
+    return losses_in_plain_jax(head, start, apply)
+
+
+def losses_in_nnx(head, start):
+    class Network(nnx.Module):
+        def __init__(self):
+            self.weights = nnx.Param(WEIGHTS)
+            self.head = NNXHead(head, DIM, rngs=nnx.Rngs(0))
+
+    @nnx.jit
+    def step(network, inputs, labels):
+        def loss(network):
+            return mean_loss(network.head(inputs @ network.weights[...], labels, train=True), labels)
+
+        value, slopes = nnx.value_and_grad(loss, argnums=nnx.DiffState(0, nnx.Param))(network)
+        nnx.update(network, stepped(nnx.state(network, nnx.Param), slopes))
+        return value
+
+    network = Network()
+    for variables, values in zip((network.head.params, network.head.state), start, strict=True):
+        pairs = zip(jax.tree.leaves(variables, is_leaf=is_variable), jax.tree.leaves(values), strict=True)
+        for variable, value in pairs:
+            variable[...] = value
+    losses = [step(network, *batch) for batch in zip(*BATCHES, strict=True)]
+    parts = (network.head.params, network.head.state)
+    return losses, *jax.tree.map(lambda variable: variable[...], parts, is_leaf=is_variable)
+
+
+def is_variable(node):
+    return isinstance(node, nnx.Variable)
+
+
+class EquinoxHead(eqx.Module):
+    """A head as an Equinox module, as a user would write it."""
+
+    params: dict
+    index: eqx.nn.StateIndex
+    head: heads.Head = eqx.field(static=True)
+
+    def __init__(self, head, start):
+        self.head, (self.params, state) = head, start
+        self.index = eqx.nn.StateIndex(state)
+
+    def __call__(self, features, labels, state, *, train=False):
+        output, after = self.head.apply(self.params, state.get(self.index), features, labels, train=train)
+        return output, state.set(self.index, after)
+
+
+def losses_in_equinox(head, start):
+    @eqx.filter_jit
+    def step(trained, state, inputs, labels):
+        def loss(trained):
+            weights, module = trained
+            output, after = module(inputs @ weights, labels, state, train=True)
+            return mean_loss(output, labels), after
+
+        (value, state), slopes = eqx.filter_value_and_grad(loss, has_aux=True)(trained)
+        return eqx.apply_updates(trained, jax.tree.map(lambda slope: -RATE * slope, slopes)), state, value
+
+    module, state = eqx.nn.make_with_state(EquinoxHead)(head, start)
+    trained, losses = (WEIGHTS, module), []
+    for batch in zip(*BATCHES, strict=True):
+        trained, state, loss = step(trained, state, *batch)
+        losses.append(loss)
+    return losses, trained[1].params, state.get(module.index)
+
+
+def assert_same(found, expected):
+    np.testing.assert_allclose(found[0], expected[0], atol=SAME)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=SAME), found[1:], expected[1:])
+
+
+# Every option of the nearest head is in one of them.
+NEAREST = {
+    "ema": {},
+    "cma, random, drawn to the first rotation, by trust region": {
+        "averaging": "cma",
+        "initial": "random",
+        "prox_point": "initial",
+        "prox_weight": 0.5,
+        "solver": "trust_region",
+    },
+    "full template, gradient stopped in some steps": {"reduced": False, "stop_gradient": (1, 3)},
+    "dense and centred": {"template": simplex_template(K), "radius": 3.0, "min_alpha": 0.8},
+    "dense and not centred": {"template": jnp.eye(K), "initial": "canonical", "radius": None},
+    "learned template": {"template": heads.tree_template(LabelTree.from_edges(PAIRS), 2.0, learn=True)},
+}
+
+
+@pytest.mark.parametrize("settings", NEAREST.values(), ids=NEAREST)
+def test_the_nearest_head_in_linen_is_the_pure_one(settings):
+    head = heads.nearest(K, **settings)
+    start = head.init(KEY, DIM)
+    found, expected = losses_in_linen(head, start), losses_in_plain_jax(head, start)
+    assert_same(found, expected)
+    assert expected[2]["steps"] == STEPS
+    assert np.abs(expected[2]["rotation"] - start[1]["rotation"]).max() > 0.1, "the frame moves"
+
+
+HEADS = {
+    "learned": heads.learned(K, radius=5.0, normalize_columns=True),
+    "fixed": heads.fixed(K, radius=5.0, use_bias=True),
+    "nearest": heads.nearest(K),
+    "nearest, learned template": heads.nearest(K, **NEAREST["learned template"]),
+}
+every_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+
+
+@every_head
+def test_nnx_and_equinox_give_the_same_numbers(head):
+    start = head.init(KEY, DIM)
+    expected = losses_in_plain_jax(head, start)
+    assert_same(losses_in_nnx(head, start), expected)
+    assert_same(losses_in_equinox(head, start), expected)
+
+
+@pytest.mark.parametrize("head", [HEADS["learned"], HEADS["fixed"], HEADS["nearest"]], ids=lambda head: head.name)
+def test_a_loop_in_plain_jax_learns(head):
+    inputs, labels = BATCHES[0][0], BATCHES[1][0]
+    params, state = head.init(KEY, DIM)
+    trained, losses = (WEIGHTS, params), []
+
+    @compiled
+    def step(trained, state):
+        def loss(trained):
+            weights, params = trained
+            output, after = head.apply(params, state, inputs @ weights, labels, train=True)
+            return jnp.mean(cross_entropy(output.logits, labels)), after
+
+        (value, state), slopes = jax.value_and_grad(loss, has_aux=True)(trained)
+        return jax.tree.map(lambda value, slope: value - 0.05 * slope, trained, slopes), state, value
+
+    for _ in range(20):
+        trained, state, value = step(trained, state)
+        losses.append(float(value))
+    assert losses[-1] < 0.85 * losses[0]
+
+
+def test_evaluation_returns_the_state_that_it_was_given():
+    head = heads.nearest(K)
+    params, state = head.init(KEY, DIM)
+    output, after = head.apply(params, state, jnp.ones((2, DIM)))
+    assert after is state
+    np.testing.assert_array_equal(output.frame, state["frame"])
+
+
+def test_a_mask_says_as_much_as_negative_labels():
+    head = heads.nearest(K)
+    params, state = head.init(KEY, DIM)
+    features, labels = BATCHES[0][-1] @ WEIGHTS, BATCHES[1][-1]
+    apply = compiled(partial(head.apply, train=True))
+    by_labels = apply(params, state, features, labels)
+    by_mask = apply(params, state, features, jnp.maximum(labels, 0), mask=labels >= 0)
+    jax.tree.map(np.testing.assert_array_equal, by_mask, by_labels)
+
+
+# --- Whether the means are centred follows from the template. ---
+
+TEMPLATES = {
+    "simplex": (simplex_template(K), True),
+    "full simplex": (simplex_template(K, reduced=False), True),
+    "simplex in bfloat16": (simplex_template(100, dtype=jnp.bfloat16), True),
+    "simplex in integers": (np.array([[1, -1, 0], [0, 1, -1]]), True),
+    "orthogonal": (jnp.eye(K), False),
+    "orthogonal in bfloat16": (jnp.eye(100, dtype=jnp.bfloat16), False),
+    "flat tree": (heads.tree_template(FLAT), True),
+    "balanced tree": (heads.tree_template(LabelTree.from_edges(PAIRS)), True),
+    "uneven tree": (heads.tree_template(LabelTree.from_edges(UNEVEN)), False),
+    "flat tree, least similarity on the grid": (heads.tree_template(FLAT, min_similarity=0.1), False),
+}
+
+
+@pytest.mark.parametrize(("template", "centred"), TEMPLATES.values(), ids=TEMPLATES)
+def test_a_template_is_centred_if_its_vectors_sum_to_zero(template, centred):
+    assert as_template(template).centred == centred
+
+
+def test_a_traced_matrix_counts_as_not_centred_unless_it_is_said_to_be():
+    seen = []
+    jax.eval_shape(lambda matrix: seen.append(as_template(matrix).centred), simplex_template(K))
+    jax.eval_shape(lambda matrix: seen.append(as_template(matrix, centred=True).centred), simplex_template(K))
+    assert seen == [False, True]
+
+
+def test_a_frame_that_is_not_centred_has_no_bias():
+    head = heads.nearest(K, template=jnp.eye(K))
+    params, state = head.init(KEY, DIM)
+    output, after = compiled(partial(head.apply, train=True))(params, state, BATCHES[0][0] @ WEIGHTS, BATCHES[1][0])
+    np.testing.assert_array_equal(output.bias, 0)
+    np.testing.assert_array_equal(after["global_mean"], 0)
+    np.testing.assert_allclose(output.frame.T @ output.frame, np.eye(K), atol=SAME)
+
+
+# --- Precision. ---
+
+
+def cosines(frame):
+    frame = np.asarray(frame, float)
+    return frame.T @ frame
+
+
+def test_a_fixed_frame_is_stored_in_float32_under_bfloat16_features():
+    features = jnp.ones((2, DIM), jnp.bfloat16)
+    head = heads.fixed(K)
+    params, state = head.init(KEY, DIM, jnp.bfloat16)
+    output, _ = head.apply(params, state, features)
+    in_linen = FixedHead(K).init(KEY, features)["frame"]["frame"]
+    for frame in (state["frame"], output.frame, in_linen):
+        assert frame.dtype == jnp.float32
+        np.testing.assert_allclose(cosines(frame), oracles.gram_of_simplex(K), atol=1e-6)
+    rounded = cosines(simplex_etf(K, DIM, key=KEY, dtype=jnp.bfloat16))
+    assert np.abs(rounded - oracles.gram_of_simplex(K)).max() > 1e-4, "bfloat16 would not do"
+    assert head.init(KEY, DIM, jnp.float16)[1]["frame"].dtype == jnp.float32

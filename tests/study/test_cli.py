@@ -1,0 +1,199 @@
+"""The command line: presets, nested settings, saved settings, and ends in one sentence."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import nearest_etf
+from nc_jax.study import RunOptions, cli, main
+from nc_jax.training import NonFiniteError, PreemptedError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    rate: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(RunOptions):
+    inner: Inner = dataclasses.field(default_factory=Inner)
+    folder: Path = Path("a")
+    seeds: int = 3
+
+
+PRESETS = {"default": Config(), "small": Config(seeds=1)}
+
+
+def run(config):
+    directory, config = cli.open_run("test_cli", config)
+    found.append((directory, config))
+
+
+found: list = []
+
+
+@pytest.fixture(autouse=True)
+def _in_its_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found.clear()
+
+
+def call(*words, run=run):
+    main(run, PRESETS, list(words), header="Does it parse?", plan=lambda config: f"{config.seeds} runs")
+
+
+def test_a_run_has_the_presets_settings_and_the_flags():
+    call("small", "--inner.rate", "0.25", "--workdir", "here")
+    ((directory, config),) = found
+    assert (directory, config.seeds, config.inner.rate, config.preset) == (Path("here"), 1, 0.25, "small")
+    saved = json.loads(Path("here/config.json").read_text())
+    assert saved["config"]["inner"] == {"rate": 0.25}
+    assert saved["environment"]["versions"]["jax"]
+
+
+def test_saved_settings_are_given_back_by_type():
+    call("--inner.rate", "0.25", "--folder", "b", "--workdir", "one")
+    call("--config", "one/config.json", "--seeds", "7", "--workdir", "two")
+    call("--resume", "one")
+    (_, first), (_, second), (_, resumed) = found
+    assert second == dataclasses.replace(first, workdir=Path("two"), config=Path("one/config.json"), seeds=7)
+    assert resumed == dataclasses.replace(first, workdir=None, resume=Path("one"))
+    assert isinstance(resumed.folder, Path)
+
+
+def test_a_dry_run_writes_nothing(capsys):
+    call("small", "--dry-run")
+    assert capsys.readouterr().out == "1 runs\n"
+    assert not list(Path.cwd().iterdir())
+
+
+MISTAKES = {
+    "unknown preset": (["huge"], "the preset must be one of default, small; got 'huge'"),
+    "unknown flag": (["--seedz", "3"], "--seedz"),
+    "wrong value": (["--seeds", "many"], "many"),
+    "nothing to resume": (["--resume", "nowhere"], "a test_cli run has a config.json; got nowhere, without"),
+    "resume with settings": (["--resume", "nowhere", "--seeds", "2"], "it must be the only argument"),
+    "no file": (["--config"], "--config needs the config.json of a run; got nothing"),
+    "distributed": (["--distributed"], "--distributed needs --workdir or --resume"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_ends_in_one_sentence_and_status_2(mistake, capsys):
+    words, sentence = MISTAKES[mistake]
+    with pytest.raises(SystemExit) as stop:
+        call(*words)
+    printed = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert sentence in printed
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1
+    assert not list(Path.cwd().iterdir())  # nothing was written
+
+
+def test_a_run_of_another_experiment_is_not_resumed(capsys):
+    Path("other").mkdir()
+    Path("other/config.json").write_text('{"experiment": "landscape", "config": {}}')
+    with pytest.raises(SystemExit):
+        call("--resume", "other")
+    assert "must be of a test_cli run; got one of landscape" in capsys.readouterr().err
+
+
+def test_an_existing_directory_is_not_touched(capsys):
+    Path("precious").mkdir()
+    with pytest.raises(SystemExit) as stop:
+        call("--workdir", "precious")
+    assert stop.value.code == 2
+    assert "a new run needs a directory that does not exist yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; go on with: python -m "),
+        (PreemptedError("r was asked to stop"), 75, "r was asked to stop; go on with: python -m "),
+        (NonFiniteError("training needs finite numbers"), 2, "error: training needs finite numbers"),
+    ],
+)
+def test_how_a_run_ends_is_said_with_the_command_to_go_on(error, status, sentence, capsys):
+    def stopped(config):
+        run(config)
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        call("--workdir", "here", run=stopped)
+    printed = capsys.readouterr().err
+    assert stop.value.code == status
+    assert printed.startswith(sentence)
+    assert printed.count("\n") == 1
+    assert status == 2 or printed.endswith("--resume here\n")
+
+
+def test_the_environment_variable_shows_the_traceback(monkeypatch):
+    monkeypatch.setitem(os.environ, "NC_JAX_DEBUG", "1")
+    with pytest.raises(FileNotFoundError):
+        call("--resume", "nowhere")
+
+
+def test_what_a_preset_varies_is_not_overridden(capsys):
+    from experiments import fixed_etf
+    from nc_jax.study import refuse_overridden
+
+    with pytest.raises(SystemExit):
+        main(fixed_etf.run_comparison, fixed_etf.PRESETS, ["--backbone.final-dim", "7"], check=refuse_overridden)
+    assert "backbone.final_dim is what this preset varies (d = K sets it to 10)" in capsys.readouterr().err
+
+
+def test_a_comparisons_mistake_is_found_before_anything_is_written(tmp_path, capsys):
+    for words, sentence in (
+        (["--backbone.dim", "8"], "a simplex ETF of 10 classes needs dim >= 9; got dim=8"),
+        (["--methods", "nearst"], "a method must be one of learned, fixed, "),
+        (["--seeds", "0"], "at least one method and one seed are needed"),
+        (["--data.without-class", "12"], "without_class must lie in 0..9; got 12"),
+        (["--loop.batch-size", "33"], "a multiple of the 8 devices; got 33"),
+        (["--methods", "haframe"], "this method needs a label tree"),
+        (["--loop.devices", "99"], "devices must lie in 1..8, the local ones; got 99"),
+        (["--head.radius", "-1"], "radius must be positive"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(nearest_etf.run_comparison, nearest_etf.PRESETS, ["smoke", "--data.data-dir", str(tmp_path), *words])
+        assert stop.value.code == 2
+        assert sentence in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_python_m_experiments_lists_what_there_is():
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert "python -m experiments.nearest_etf\n    Does the nearest simplex ETF train faster" in done.stdout
+    assert "paper-cifar10-resnet18" in done.stdout
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_real_process_is_one_sentence(tmp_path):
+    # A shell that started the tests in the background has told them, and so their children, to ignore Ctrl-C.
+    program = (
+        "import runpy, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "runpy.run_module('experiments.landscape', run_name='__main__', alter_sys=True)\n"
+    )
+    command = [sys.executable, "-c", program, "--workdir", str(tmp_path / "run")]
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, **pipes)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("0 of ")  # the run has begun
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    last = said.strip().splitlines()[-1]
+    assert last == f"interrupted; go on with: python -m experiments.landscape --resume {tmp_path / 'run'}"
+    assert "Traceback" not in said

@@ -1,0 +1,90 @@
+"""Data sets and networks by name."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nc_jax.study import backbones
+from nc_jax.study.backbones import BackboneOptions, make_backbone
+from nc_jax.study.data import DataOptions, load
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("tfds"))
+
+
+def test_digits_come_flat_or_as_images(data_dir):
+    flat, images = (load(DataOptions(data_dir=data_dir), flat=flat) for flat in (True, False))
+    assert (flat.train.inputs.shape, images.train.inputs.shape) == ((1437, 64), (1437, 8, 8, 1))
+    np.testing.assert_allclose(flat.train.inputs.mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_array_equal(flat.test.inputs, images.test.inputs.reshape(360, 64))
+    part = flat.held_out(np.arange(1437) % 4 == 0)
+    assert (len(part.train), len(part.test)) == (1077, 360)
+
+
+def test_glyphs_come_in_any_number_and_are_preprocessed_on_the_device():
+    data = load(DataOptions("glyphs/low-data", num_classes=4, per_class=3, augmentation="shift"), seed=1)
+    assert (data.train.inputs.shape, data.num_classes, data.size) == ((12, 28, 28, 1), 4, 28)
+    image = jnp.asarray(data.train.inputs[0])
+    assert data.augment(jax.random.key(0), image).shape == image.shape
+    assert -1 < data.preprocess(image).min() < 0 < data.preprocess(image).max()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"augmentation": "shift"}, "digits have no augmentation"),
+        ({"augmentation": "crop"}, "augmentation must be one of none, shift, "),
+        ({"num_classes": 5}, "only the glyphs come with any number of classes"),
+        ({"name": "cifar"}, "name must be one of"),
+        ({"without_class": 10}, "without_class must lie in 0..9; got 10"),
+        ({"tree": "cifar100"}, "'0' is no node"),
+    ],
+)
+def test_sets_that_cannot_be_had_are_refused(data_dir, options, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        load(DataOptions(data_dir=data_dir, **options))
+
+
+@pytest.mark.parametrize("name", backbones.BACKBONES)
+def test_every_network_takes_small_images(name):
+    backbone = make_backbone(BackboneOptions(name, width_multiplier=1 / 4), size=32)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 1), np.float32)
+    features, _ = jax.eval_shape(lambda images: backbone.init_with_output(jax.random.key(0), images), images)
+    assert (features.ndim, features.shape[0]) == (2, 2)
+
+
+@pytest.mark.parametrize(("neck", "dim"), [("norm", 12), ("type1", 30), ("type2", 7), ("transformation", 12)])
+def test_necks_stand_behind_any_network(neck, dim):
+    options = BackboneOptions(hidden=(5,), dim=12, neck=neck, neck_dim=30)
+    backbone = make_backbone(options, size=8, num_classes=7)
+    features, _ = jax.eval_shape(lambda: backbone.init_with_output(jax.random.key(0), jnp.zeros((2, 64))))
+    assert features.shape == (2, dim)
+
+
+@pytest.mark.parametrize(("size", "patch"), [(8, 2), (28, 4), (32, 4), (64, 8), (96, 16), (224, 16)])
+def test_the_vits_patches_tile_every_set_of_images(size, patch):
+    assert make_backbone(BackboneOptions("vit"), size=size).patch == patch
+    assert size % patch == 0
+
+
+def test_agd_gets_networks_of_matrices():
+    backbone = make_backbone(BackboneOptions("resnet18", width_multiplier=1 / 16), size=16, only_matrices=True)
+    variables = jax.eval_shape(lambda key: backbone.init(key, jnp.zeros((2, 16, 16, 1))), jax.random.key(0))
+    assert min(leaf.ndim for leaf in jax.tree.leaves(variables["params"])) == 4
+    for name in ("mlp", "vit"):
+        with pytest.raises(ValueError, match='biases, for which "agd" has no rule'):
+            make_backbone(BackboneOptions(name), size=16, only_matrices=True)
+
+
+def test_networks_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match=r"^a backbone must be one of mlp, resnet18, "):
+        BackboneOptions("resnet19")
+    with pytest.raises(ValueError, match=r"^widths must be at least 1"):
+        BackboneOptions(hidden=(0,))
+    with pytest.raises(ValueError, match=r"^final_dim narrows the last block of residual networks; got 'vgg11'"):
+        BackboneOptions("vgg11", final_dim=3)

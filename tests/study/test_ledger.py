@@ -1,0 +1,46 @@
+"""What is done is done once, whatever a crash has left."""
+
+import math
+
+import pytest
+
+from nc_jax.study import Ledger
+
+
+def test_a_part_is_computed_once(tmp_path):
+    path = tmp_path / "results.jsonl"
+    first = Ledger(path).once({"seed": 0}, lambda: {"a": (1, 2), "b": math.nan})
+    again = Ledger(path).once({"seed": 0}, lambda: pytest.fail("computed again"))
+    assert first["a"] == again["a"] == [1, 2]
+    assert math.isnan(first["b"])
+    assert math.isnan(again["b"])
+
+
+def test_another_key_is_another_result_in_any_order_of_its_parts(tmp_path):
+    ledger = Ledger(tmp_path / "results.jsonl")
+    assert ledger.once({"seed": 0, "method": "a"}, lambda: 1) == 1
+    assert ledger.once({"method": "a", "seed": 0}, lambda: 2) == 1
+    assert ledger.once({"method": "a", "seed": 1}, lambda: 3) == 3
+    assert len(ledger) == 2
+    assert ledger.get({"method": "b", "seed": 1}) is None
+
+
+@pytest.mark.parametrize("cut", [1, 10, -1])
+def test_a_line_that_a_crash_cut_is_done_again(tmp_path, cut):
+    path = tmp_path / "results.jsonl"
+    ledger = Ledger(path)
+    for seed in (0, 1):
+        ledger.once({"seed": seed}, lambda seed=seed: seed)
+    first, second = path.read_text().splitlines(keepends=True)
+    path.write_text(first + second[:cut])
+    ledger = Ledger(path)
+    assert ledger.once({"seed": 0}, lambda: 9) == 0
+    assert ledger.once({"seed": 1}, lambda: 9) == 9
+    assert Ledger(path).get({"seed": 1}) == 9
+
+
+def test_a_bad_line_is_named(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"key": {"a": 1}, "found": 1}\nnonsense\n{"key": {"a": 2}, "found": 1}\n')
+    with pytest.raises(ValueError, match=r"results.jsonl must hold .* in each line; line 2 is b'nonsense'"):
+        Ledger(path)

@@ -1,0 +1,88 @@
+"""Numbers over seeds, and the tables that show them."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from nc_jax.study import Column, comparison_tables
+from nc_jax.study.statistics import mean_and_interval, mean_and_sd, paired_difference, paired_p, paired_ratio
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1.0, 2.0, 3.0], "2.00 ± 1.00"),
+        ([1.5], "1.50"),
+        ([1.0, math.nan, 3.0], "2.00 ± 1.41 (2 of 3)"),
+        ([math.nan], "-"),
+    ],
+)
+def test_mean_and_sd(values, expected):
+    assert mean_and_sd(values, 2) == expected
+
+
+def test_the_paired_test_is_a_paired_t_test():
+    ours, theirs = [1.0, 2.5, 3.0, 4.2], [0.5, 2.1, 2.2, 4.1]
+    expected = stats.ttest_rel(ours, theirs).pvalue
+    assert paired_difference(ours, theirs, 3) == f"+0.450 (p = {expected:.2g})"
+    assert paired_p(ours, theirs) == pytest.approx(expected)
+    assert paired_difference([1.0, math.nan], [0.5, 1.0], 1) == "+0.5"
+    assert paired_difference([math.nan], [1.0], 1) == "-"
+
+
+def test_rounding_and_two_seeds_are_no_test():
+    base = np.float32([0.7, 0.8, 0.9])
+    equal = base + np.float32(0.0138889) * np.array([1, 1 + 1e-6, 1 - 1e-6])
+    assert paired_difference(equal.tolist(), base.tolist(), 4) == "+0.0139"
+    # Two exact frames differ from a simplex by their rounding.
+    assert paired_difference([3e-7, 4e-7, 5e-7], [1e-7, 1e-7, 2e-7], 3) == "+0.000"
+    assert paired_difference([1.0, 2.0], [0.5, 1.0], 1) == "+0.8"
+    assert paired_p([1.0, 2.0], [0.5, 1.0]) is None
+
+
+def test_four_differences_of_one_sign_have_the_least_signed_rank_p_value():
+    text = paired_difference([1.0, 2.0, 3.0, 4.0], [0.0, 1.5, 2.0, 2.0], 3, wilcoxon=True)
+    assert text.startswith("+1.125 (p = ")
+    assert text.endswith(f", {2 * 0.5**4:.2g})")
+
+
+def test_the_interval_is_students():
+    half = 4.302653 / 3**0.5  # t of 2 degrees of freedom at 97.5 %, ddof = 1
+    assert mean_and_interval([1.0, 2.0, 3.0], 4) == f"2.0000 ± {half:.4f}"
+    assert mean_and_interval([1.0, math.nan], 1) == "1.0 (1 of 2)"
+
+
+def test_a_ratio_is_a_geometric_mean():
+    theirs, ours = [2.0, 4.0, 9.0], [1.0, 2.0, 3.0]
+    expected = stats.ttest_1samp(np.log([2.0, 2.0, 3.0]), 0).pvalue
+    assert paired_ratio(theirs, ours) == f"2.29 (p = {expected:.2g})"
+    assert paired_ratio([2.0, math.nan], [1.0, 1.0]) == "2 (1 of 2)"
+
+
+COLUMNS = (Column("a", "A", 1), Column("time", "time", 0, test="none"), Column("absent", "nowhere", 1))
+
+
+def rows(count):
+    return {f"m{place}": {"a": [1.0 + place, 2.0 + place, 4.5], "time": [1.0, 1.0, 1.0]} for place in range(count)}
+
+
+def test_few_rows_stand_beside_each_other():
+    (table,) = comparison_tables(rows(2), COLUMNS, "m1")
+    assert table.columns == ["", "m0", "m1", "m1 - m0"]
+    assert [line[0] for line in table.rows] == ["A", "time"]
+    assert table.rows[0][1] == mean_and_sd([1.0, 2.0, 4.5], 1)
+    assert table.rows[0][3] == paired_difference([2.0, 3.0, 4.5], [1.0, 2.0, 4.5], 1)
+    assert table.rows[1][3] == ""
+
+
+def test_many_rows_stand_below_each_other_with_their_differences():
+    first, second = comparison_tables(rows(5), COLUMNS, "m0", interval=True)
+    assert first.columns == ["", "A", "time"]
+    assert [line[0] for line in first.rows] == [f"m{place}" for place in range(5)]
+    assert second.columns == ["", "A"]
+    assert [line[0] for line in second.rows] == [f"m{place}" for place in range(1, 5)]
+    assert second.title.startswith("m0 less the other")
+    (alone,) = comparison_tables(rows(5), COLUMNS, None)
+    assert len(alone.rows) == 5
