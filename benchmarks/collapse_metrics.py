@@ -7,9 +7,9 @@ Checked   the statistics and NC1 to NC3 of some batches against NumPy in float64
           batches, the number of examples and the variance within classes that they were drawn with.
 Writes    benchmarks/results/collapse_metrics-<preset>-<device>-<time>.json and .png
 
-Features are drawn on the device batch by batch, and their drawing is not timed. The default preset times some batches
-of each size and extrapolates to all (marked ~ in the table, "extrapolated" in the JSON); the gpu preset goes through
-all. Beside each update stands one product, features^T features, which is the least that a scatter matrix costs.
+Features are drawn on the device, batch by batch; drawing is not timed. The default preset times some batches of each
+size and extrapolates to all batches (marked ~ in the table, "extrapolated" in the JSON). The gpu preset runs all
+batches. For comparison, each row also gives the time of one product, features^T features: a scatter matrix needs it.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from benchmarks import harness
 from nc_jax.frames import simplex_etf
 from nc_jax.metrics import ClassStatistics, collapse_metrics
 
-# Of the statistics and metrics in float32 against NumPy in float64, for their time to mean anything.
+# Largest relative error of statistics and metrics in float32 against NumPy in float64; else no time is reported.
 TOLERANCE = 1e-4
 
 
@@ -37,14 +37,14 @@ class Config(harness.Options):
     """Settings of the benchmark.
 
     Attributes:
-        num_examples: N.
+        num_examples: number of examples N.
         dim: feature dimension d.
-        num_classes: K.
-        batch_sizes: to try.
-        complete: go through all batches, instead of extrapolating from `repeats` of them.
-        repeats: batches timed one by one.
-        budget: seconds after which no more batches of a size are timed, though three at least.
-        check_batches: how many batches of the first size are compared with NumPy.
+        num_classes: number of classes K.
+        batch_sizes: batch sizes to time.
+        complete: run all batches, instead of extrapolating from `repeats` batches.
+        repeats: number of batches that are timed one by one.
+        budget: seconds after which no more batches of a size are timed; at least three are.
+        check_batches: number of batches of the first size to compare with NumPy.
     """
 
     num_examples: int = 1_280_000  # ImageNet has 1 281 167 training images
@@ -72,10 +72,11 @@ PRESETS = {
 def make_batch(config: Config, size: int) -> Callable[[Any], tuple[jax.Array, jax.Array]]:
     """Return the compiled function index -> (features, labels) of the batch that begins with example index * size.
 
-    Class k is a unit Gaussian about centre k of a simplex ETF of radius sqrt(d), shifted by 1: the features are neither
-    centred nor collapsed. Labels go round. Beyond N the labels are -1, padding.
+    The features of class k are Gaussian with unit variance about centre k of a simplex ETF of radius sqrt(d), and all
+    are shifted by 1: so they are neither centred nor collapsed. The labels are 0..K-1 in turn, and -1 (padding) for
+    examples beyond N.
     """
-    # The matrices are arguments, not constants, of the compiled function: XLA would spend seconds on folding them.
+    # The centres are an argument, not a constant, of the compiled function: XLA would spend seconds on folding them.
     centres = 1 + math.sqrt(config.dim) * simplex_etf(config.num_classes, config.dim).T
 
     @jax.jit
@@ -95,13 +96,13 @@ def num_batches(config: Config, size: int) -> int:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def update(stats: ClassStatistics, features: jax.Array, labels: jax.Array) -> ClassStatistics:
-    """Add a batch, in the statistics' own memory."""
+    """Add a batch to the statistics, in place."""
     return stats.update(features, labels)
 
 
 @jax.jit
 def product(features: jax.Array) -> jax.Array:
-    """Compute features^T features, in the precision of the statistics."""
+    """Compute features^T features, with the precision of the statistics."""
     return jnp.matmul(features.T, features, precision="highest")
 
 
@@ -118,13 +119,13 @@ def check(config: Config) -> dict[str, float]:
         Relative errors by name.
 
     Raises:
-        WrongAnswerError: if one is too large.
+        WrongAnswerError: if an error exceeds `TOLERANCE`.
     """
     size = config.batch_sizes[0]
     draw = make_batch(config, size)
     stats = ClassStatistics.init(config.num_classes, config.dim)
     kept = []
-    # Every class at least twice: a scatter of single examples is zero.
+    # Every class must occur at least twice, because the scatter of a single example is zero.
     needed = max(config.check_batches, -(-2 * config.num_classes // size))
     for index in range(min(needed, num_batches(config, size))):
         batch = draw(index)
@@ -145,7 +146,7 @@ def check(config: Config) -> dict[str, float]:
 
 
 def reference(features: np.ndarray, labels: np.ndarray, frame: np.ndarray) -> dict[str, Any]:
-    """Statistics and some metrics in NumPy, from all features at once; every class must be present."""
+    """Compute statistics and some metrics in NumPy, from all features at once; every class must be present."""
     num_classes = frame.shape[1]
     counts = np.bincount(labels, minlength=num_classes)
     order = np.argsort(labels, kind="stable")
@@ -154,7 +155,8 @@ def reference(features: np.ndarray, labels: np.ndarray, frame: np.ndarray) -> di
     residuals = features - means[labels]
     scatter = residuals.T @ residuals
     centred = means - means.mean(axis=0)
-    # tr(S_W pinv(S_B)) / K with K S_B = M^T M: the directions of M M^T's positive eigenvalues, one fewer than classes.
+    # NC1 = tr(S_W pinv(S_B)) / K, where M holds the centred means as rows and K S_B = M^T M. Use the K - 1 positive
+    # eigenvalues of M M^T.
     values, vectors = np.linalg.eigh(centred @ centred.T)
     values, vectors = values[1:], vectors[:, 1:]
     directions = centred.T @ vectors / np.sqrt(values)
@@ -179,7 +181,7 @@ def time_batches(config: Config, size: int) -> dict[str, Any]:
     """Time updates with one batch size, one by one, and in a complete run with all batches.
 
     Raises:
-        WrongAnswerError: if the complete pass lost examples, or its variance is not that of the features.
+        WrongAnswerError: if the complete run lost examples, or found another variance than that of the features.
     """
     draw, total = make_batch(config, size), num_batches(config, size)
     batch = jax.block_until_ready(draw(0))
@@ -218,31 +220,31 @@ def time_batches(config: Config, size: int) -> dict[str, Any]:
 
 
 def batches(draw: Callable[[Any], tuple[jax.Array, jax.Array]], total: int) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """Draw all batches, one after the other, each waited for."""
+    """Draw all batches, one after another, and wait for each."""
     for index in range(total):
         yield jax.block_until_ready(draw(index))
 
 
 def check_complete(config: Config, stats: ClassStatistics) -> None:
-    """Hold the statistics of all examples against what the features were drawn from."""
+    """Compare the statistics of all examples with the distribution from which the features were drawn."""
     counted = int(np.sum(np.asarray(stats.counts), dtype=np.int64))
     harness.require_at_most("the number of examples lost", abs(counted - config.num_examples), 0)
     freedom = (config.num_examples - config.num_classes) * config.dim
     variance = float(np.trace(np.asarray(stats.scatter, np.float64))) / freedom
-    # Five standard errors of a sample variance, and float32 sums.
+    # Five standard errors of a sample variance, plus the errors of float32 sums.
     limit = 5 * math.sqrt(2 / freedom) + TOLERANCE
     harness.require_at_most("the error of the variance within classes", abs(variance - 1), limit)
 
 
 def prepare_update(config: Config, size: int) -> Callable[[], Any]:
-    """Return a compiled update and its arguments: `harness.peak_memory` runs this in a process of its own."""
+    """Return a compiled update with its arguments. `harness.peak_memory` runs this in a new process."""
     stats = jax.block_until_ready(ClassStatistics.init(config.num_classes, config.dim))
     arguments = (stats, *jax.block_until_ready(make_batch(config, size)(0)))
     return functools.partial(update.lower(*arguments).compile(), *arguments)
 
 
 def prepare_metrics(config: Config) -> Callable[[], Any]:
-    """Return the compiled metrics and their arguments, for `harness.peak_memory`."""
+    """Return the compiled metrics with their arguments. `harness.peak_memory` runs this in a new process."""
     arguments = some_statistics(config), simplex_etf(config.num_classes, config.dim)
     return functools.partial(metrics_of.lower(*arguments).compile(), *arguments)
 

@@ -1,18 +1,19 @@
 r"""The gradient of the nearest frame by the dense formula for declarative nodes, in PyTorch.
 
-For y(x) = argmin f(x, u) subject to h(u) = 0, with A = D h (one row a constraint), multipliers lambda from
-lambda^T A = D_u f, H the Hessian of the Lagrangian f - lambda^T h in u, and B = D_x D_u f,
+Let y(x) = argmin f(x, u) over u with h(u) = 0. Let A = D h (one row per constraint) and B = D_x D_u f. Let lambda be
+the multipliers with lambda^T A = D_u f, and H the Hessian of the Lagrangian f - lambda^T h in u. Then
 
     D y = H^-1 A^T (A H^-1 A^T)^-1 A H^-1 B - H^-1 B                       (h does not depend on x, so C = 0)
 
-Here u = U (d, r), x = the means, h the r (r + 1) / 2 entries of U^T U - I on and above the diagonal. H sends a
-direction Z to Z M with M = 2 T T^T + delta I - U^T D_u f, so it is I_d (x) M, one r x r block repeated d times.
+Here u is the rotation U (d, r), x are the class means, and h are the r (r + 1) / 2 entries of U^T U - I on and above
+the diagonal. T (r, K) is the template and delta the proximal weight. H maps a direction Z to Z M with
+M = 2 T T^T + delta I - U^T D_u f, so H is the Kronecker product of I_d and M: one r x r block, repeated d times.
 
 Reference: Gould, Hartley and Campbell, Deep declarative networks (2022), proposition on equality constraints; used for
-the nearest simplex ETF by Markou, Ajanthan and Gould (2024). Written from the mathematics.
+the nearest simplex ETF by Markou, Ajanthan and Gould (2024). Written from the mathematics, not from their program.
 """
 
-# The programs that are compared with are in the extra `bench`, which a linter need not have.
+# PyTorch is in the extra `bench`, which may not be installed where the linter runs.
 # pyright: reportMissingImports=false
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def needed_bytes(problem: Problem, itemsize: int = 4) -> int:
-    """Memory for A, H^-1 A^T and A H^-1 A^T, the arrays that the formula cannot do without."""
+    """Return the bytes of A, H^-1 A^T and A H^-1 A^T, the arrays that the formula needs at least."""
     dim, rank = problem.previous.shape
     constraints = rank * (rank + 1) // 2
     return itemsize * (2 * constraints * dim * rank + constraints**2)
@@ -39,10 +40,10 @@ def dense_backward(
     """Return a function that computes the gradient of <G, U T> in the means, given the solution U.
 
     Args:
-        problem: of which U is the solution.
-        rotation: U.
-        dtype: of the computation.
-        whole_hessian: build and factor H as one (d r) x (d r) matrix; False uses its blocks, which is kinder.
+        problem: the problem that U solves.
+        rotation: U, shape (d, r).
+        dtype: name of the dtype of the computation.
+        whole_hessian: build and factor H as one (d r) x (d r) matrix. False uses its blocks, which is much cheaper.
     """
     import torch
 

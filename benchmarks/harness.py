@@ -1,7 +1,7 @@
-"""What every benchmark shares: clocks, a memory meter, answer checks, and the file that it writes.
+"""Code that all benchmarks share: clocks, a memory meter, checks of answers, and the result file.
 
-A benchmark is a frozen dataclass of settings (with at least the fields of `Options`), a dict of presets, and a function
-run(config) -> dict that checks every answer, times it, and ends in `report`.
+A benchmark consists of a frozen dataclass of settings (derived from `Options`), a dict of presets, and a function
+run(config) -> dict. This function checks every answer, times it, and returns the result of `report`.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ class Options:
 
 
 class WrongAnswerError(AssertionError):
-    """A result that is not right to its tolerance: no time is reported for it."""
+    """An answer differs from the right one by more than its tolerance, so no time is reported for it."""
 
 
 def main(
@@ -64,9 +64,9 @@ def main(
     Args:
         run: the benchmark.
         presets: its settings by name.
-        argv: the command line's words; None is the command line's own.
-        synchronous: run programs on a CPU in the calling thread. JAX else hands them to another one, which takes 50 us;
-            a training step, which is what surrounds a solve, pays that once and not for the solve.
+        argv: words of the command line; None takes those with which the process was started.
+        synchronous: run programs on a CPU in the calling thread. Otherwise JAX hands them to another thread, which
+            takes 50 us. Inside a training step, a solve does not have this cost.
     """
     if synchronous:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -74,7 +74,7 @@ def main(
 
 
 def available(*packages: str) -> bool:
-    """Whether packages that a comparison needs are installed; if not, say so on the terminal."""
+    """Return whether the packages that a comparison needs are installed; print a message if not."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         print(f"{', '.join(missing)} not installed, so its rows are left out: pip install -e '.[bench]'")
@@ -82,7 +82,7 @@ def available(*packages: str) -> bool:
 
 
 def progress(what: str) -> None:
-    """Say on standard error what is being measured: a benchmark may take minutes."""
+    """Print to standard error what is being measured, because a benchmark may take minutes."""
     print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
@@ -97,12 +97,12 @@ class Timing:
     """Wall-clock seconds of repeated calls.
 
     Attributes:
-        median: of the timed calls.
-        lower_quartile: of the timed calls.
-        upper_quartile: of the timed calls.
-        minimum: of the timed calls.
-        repeats: how many calls were timed.
-        compile: what the first call took beyond the median: compilation and first allocations.
+        median: median time of a call.
+        lower_quartile: lower quartile of the times.
+        upper_quartile: upper quartile of the times.
+        minimum: shortest time.
+        repeats: number of timed calls.
+        compile: time of the first call minus the median, that is, of compilation and first allocations.
     """
 
     median: float
@@ -124,15 +124,16 @@ class Timing:
         }
 
 
-# A comparison calls other programs in between, which leave cold caches and sleeping threads. A call shorter than this
-# (seconds) is timed as in a loop: after an untimed call, so many in a row that they take this long, each waited for.
+# In a comparison, other programs run between the calls of a program, so its caches are cold and its threads asleep. So
+# a call that is shorter than this (in seconds) is timed as in a loop: after one untimed call come so many calls in a
+# row that together they take this long. Each call is waited for.
 SHORT_CALL = 0.02
 
 
 def measure(
     function: Callable[..., Any], *args: Any, repeats: int = 20, warmup: int = 2, budget: float = 20.0
 ) -> Timing:
-    """Time one function: see `compare`."""
+    """Time one function with its arguments; see `compare` for the options."""
     return compare({"": lambda: function(*args)}, repeats=repeats, warmup=warmup, budget=budget)[""]
 
 
@@ -145,19 +146,19 @@ def compare(
     minimum: int = 3,
     check: Callable[[Name, Any], bool] = lambda name, result: True,
 ) -> dict[Name, Timing]:
-    """Time several functions in turns (A, B, A, B, ...), so that a busy machine disturbs all of them alike.
+    """Time several functions in turns (A, B, A, B, ...), so that other load on the machine affects all of them equally.
 
-    Every call is waited for until its result is ready. The first call of each function is timed apart: it compiles, and
-    its result is checked.
+    Every call is waited for until its result is ready. The first call of each function is timed separately, because it
+    compiles; its result is checked.
 
     Args:
-        functions: of no argument, by name (or by any other key).
-        repeats: timed calls of each; of a short function, timed rows of calls (see SHORT_CALL).
-        warmup: untimed calls after the first; a function whose calls are longer than SHORT_CALL gets one at most.
-        budget: seconds after which a function gets no more turns, though at least `minimum` timed calls.
-        minimum: see `budget`.
-        check: called with a name and the first result before anything is timed. It raises a `WrongAnswerError`, or
-            returns False to leave the function out.
+        functions: functions without arguments, by name (or by any other key).
+        repeats: timed calls of each function; for a short function, timed rows of calls (see SHORT_CALL).
+        warmup: untimed calls after the first; a function whose calls are longer than SHORT_CALL gets at most one.
+        budget: seconds after which a function gets no more timed calls, if it has had `minimum` of them.
+        minimum: least number of timed calls of each function.
+        check: called with a name and the first result before anything is timed. It may raise a `WrongAnswerError`, or
+            return False to leave the function out.
 
     Returns:
         A timing for each name that was not left out.
@@ -192,7 +193,7 @@ def compare(
 
 
 def ratio(slow: Timing, fast: Timing) -> float:
-    """How many times as long the first takes as the second, from the medians."""
+    """Return the median of the first timing divided by that of the second."""
     return slow.median / fast.median
 
 
@@ -212,12 +213,12 @@ def _timing(samples: list[float], first: float) -> Timing:
 
 
 class Memory(NamedTuple):
-    """Memory of one call beyond what was held before it.
+    """Memory of one call, beyond the memory that was held before it.
 
     Attributes:
-        peak: measured extra bytes at the highest point, the result included.
-        planned: bytes that XLA's plan of the compiled program has for temporaries and results (None: no XLA program).
-            LAPACK's and the matrix products' own work space is not in it.
+        peak: measured extra bytes at the highest point, including the result.
+        planned: bytes that XLA plans for temporaries and results of the compiled program, without the work space of
+            LAPACK and of matrix products; None if the call is not an XLA program.
         method: how `peak` was measured.
     """
 
@@ -229,13 +230,13 @@ class Memory(NamedTuple):
 def peak_memory(prepare: Callable[..., Callable[[], Any]], *args: Any) -> Memory:
     """Measure the extra peak memory of one call, in a fresh process.
 
-    `prepare(*args)` builds the inputs there and returns the call; for JAX, `functools.partial(compiled, *inputs)` with
-    `compiled = jitted.lower(*inputs).compile()`, so that compilation is over before the meter starts. It must be a
-    function of a module, and its arguments must pickle.
+    In the new process, `prepare(*args)` builds the inputs and returns the call. For JAX, return
+    `functools.partial(compiled, *inputs)` with `compiled = jitted.lower(*inputs).compile()`, so that compilation ends
+    before the measurement starts. `prepare` must be a function of a module, and its arguments must pickle.
 
-    On a CPU (Linux) the kernel's own high-water mark of resident memory is reset before the call and read after it: no
-    peak is too short to be seen, and a fresh process has little freed memory in which the call could hide. On a GPU the
-    allocator counts.
+    On a CPU (Linux), the kernel's high-water mark of resident memory is reset before the call and read after it. So
+    even a short peak is seen, and a fresh process has little freed memory that the call could reuse unseen. On a GPU
+    the allocator reports the peak.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, _prepare_child, (jax.default_backend(),)) as pool:
@@ -243,10 +244,10 @@ def peak_memory(prepare: Callable[..., Callable[[], Any]], *args: Any) -> Memory
 
 
 def _prepare_child(backend: str) -> None:
-    """Set what is read when a process first uses its device."""
+    """Set the variables that JAX reads when a process first uses its device."""
     if backend == "gpu":
-        # The parent may hold most of the memory; autotuning allocates trial buffers, which would raise the high-water
-        # mark before the call.
+        # No preallocation, because the parent process may hold most of the memory. No autotuning, because its trial
+        # buffers would raise the high-water mark before the call.
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
 
@@ -290,7 +291,7 @@ def _status_bytes(field: str) -> int:
 
 
 def relative_error(found: Any, expected: Any) -> float:
-    """Frobenius norm of the difference relative to the expected array's, in float64 (NaN gives infinity)."""
+    """Return the Frobenius norm of the difference over that of the expected array, in float64; infinity for NaN."""
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     return float(error) if math.isfinite(error) else math.inf
@@ -300,7 +301,7 @@ def require_close(what: str, found: Any, expected: Any, tolerance: float) -> flo
     """Return the relative error of an answer.
 
     Raises:
-        WrongAnswerError: if it exceeds the tolerance.
+        WrongAnswerError: if the error exceeds the tolerance.
     """
     return require_at_most(f"the relative error of {what}", relative_error(found, expected), tolerance)
 
@@ -309,7 +310,7 @@ def require_at_most(what: str, value: float, limit: float) -> float:
     """Return a value that must not exceed a limit.
 
     Raises:
-        WrongAnswerError: if it does, or is not a number.
+        WrongAnswerError: if the value exceeds the limit, or is NaN.
     """
     if not value <= limit:
         raise WrongAnswerError(f"{what} must be at most {limit:.1e} for its time to mean anything; got {value:.1e}")
@@ -321,15 +322,15 @@ def require_at_most(what: str, value: float, limit: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A number that the benchmark promises.
+    """A number that the benchmark reports by name, possibly with a target.
 
     Attributes:
         statement: what the number is.
-        case: for which problem.
+        case: the problem on which it was obtained.
         obtained: the number.
-        at_least: its target, if larger is better.
-        at_most: its target, if smaller is better.
-        unit: of the number, e.g. "ms"; "x" for a ratio.
+        at_least: target of a number for which larger is better; None for no such target.
+        at_most: target of a number for which smaller is better; None for no such target.
+        unit: unit of the number, for instance "ms"; "x" for a ratio.
     """
 
     statement: str
@@ -360,18 +361,18 @@ def report(
     """Show the table and write <results>/<name>-<preset>-<device kind>-<time>.json, with a PNG beside it.
 
     Args:
-        name: of the benchmark (its module).
-        config: with which it ran.
-        rows: every number that was measured: flat dicts of JSON values.
-        table: what of it people read first.
+        name: name of the benchmark (its module).
+        config: settings with which it ran.
+        rows: all measured numbers, as flat dicts of JSON values.
+        table: the numbers to show on the terminal and in the README.
         claims: the numbers that have a name, with their targets.
-        draw: fills an empty figure.
+        draw: function that draws into an empty figure; None draws nothing.
 
     Returns:
-        The document that was written, and its "path".
+        The document that was written, and its path under "path".
 
     Raises:
-        FileExistsError: if the file exists: nothing is ever overwritten.
+        FileExistsError: if the file exists, because results are never overwritten.
     """
     kind = re.sub(r"[^a-z0-9]+", "-", jax.devices()[0].device_kind.lower()).strip("-")
     config.results.mkdir(parents=True, exist_ok=True)
@@ -399,12 +400,12 @@ def report(
 
 
 def _json_value(value: Any) -> Any:
-    """None for a number that is not finite, which JSON cannot hold."""
+    """Return None for a number that is not finite, which JSON cannot represent; other values unchanged."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def claims_table(claims: Sequence[Claim]) -> Table:
-    """Lay out claims with their targets beside what was obtained."""
+    """Return the table of claims: their targets, and the numbers that were obtained."""
     rows = []
     for claim in claims:
         limits = (("at least", claim.at_least), ("at most", claim.at_most))
@@ -416,7 +417,7 @@ def claims_table(claims: Sequence[Claim]) -> Table:
 
 
 def number(value: float) -> str:
-    """Return a number with three significant digits, without an exponent where it stays short."""
+    """Return a number with three significant digits, without an exponent if the text stays short."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     digits = 2 - math.floor(math.log10(abs(value)))
@@ -432,7 +433,7 @@ def duration(seconds: float) -> str:
 
 
 def quartiles(row: Mapping[str, Any]) -> str:
-    """Return the quartiles of a row that holds a `Timing.row()`, "-" for one without."""
+    """Return the quartiles of a row as text; "-" for a row without a timing."""
     if "seconds" not in row:
         return "-"
     return f"{duration(row['seconds_lower_quartile'])} .. {duration(row['seconds_upper_quartile'])}"

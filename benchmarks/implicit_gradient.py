@@ -1,19 +1,20 @@
 """What does the gradient of the nearest frame cost, how exact is it, and how much memory does it need?
 
-Claim     The implicit gradient is exact to float32 (relative error at most 1e-3) at condition numbers from 1, where the
-          classes have collapsed and autodiff of the singular value decomposition fails, to 1e3. It is faster than the
-          dense declarative-node formula by at least 30 at (d, K) = (512, 10) and 2000 at (512, 100), and routine at
-          (2048, 1000), where the dense formula would need terabytes.
+Claim     The implicit gradient is exact to float32 (relative error at most 1e-3) at condition numbers from 1 to 1e3.
+          (At 1 the classes have collapsed, and autodiff of the singular value decomposition fails.) It is faster than
+          the dense declarative-node formula by a factor of at least 30 at (d, K) = (512, 10) and 2000 at (512, 100).
+          It also works at (2048, 1000), where the dense formula would need terabytes.
 Command   python -m benchmarks.implicit_gradient [smoke|default|gpu]
-Compared  (a) the dense formula in PyTorch (benchmarks/declarative.py), with the Hessian's blocks and, where it fits,
-          with the whole Hessian; (b) autodiff of the singular value decomposition; (c) autodiff of unrolled iterations:
-          of a trust region (Newton steps by conjugate gradients from the warm start, both of fixed number) and of
-          Newton-Schulz. All in float32.
-Checked   against float64: every gradient to 1e-3. A peer that misses gets no time; one of ours ends the program.
-Backward  is a program of its own, which gets what the forward pass under differentiation leaves (the solution and the
-          decomposition that told whether it is unique, for ours) and a cotangent. The dense formula gets the solution.
-          Forward + backward, in one program, shows that nothing was pushed from one to the other.
-Memory    of one forward + backward, in a process of its own (`harness.peak_memory`), results included.
+Compared  (a) the dense formula in PyTorch (benchmarks/declarative.py), with the blocks of the Hessian and, if it fits
+          into memory, with the whole Hessian; (b) autodiff of the singular value decomposition; (c) autodiff of
+          unrolled iterations: of a trust region (a fixed number of Newton steps from the warm start, each by a fixed
+          number of steps of conjugate gradients) and of Newton-Schulz. All in float32.
+Checked   against float64: every gradient to 1e-3. A peer that misses this gets no time; if one of our own gradients
+          misses it, the program ends.
+Backward  is a separate program. It receives a cotangent and the residuals of the forward pass (for our solvers: the
+          solution, and the decomposition that shows whether it is unique). The dense formula receives the solution.
+          The time of forward + backward in one program shows that no work was moved from one to the other.
+Memory    peak of one forward + backward in a new process (`harness.peak_memory`), including results.
 """
 
 import dataclasses
@@ -35,10 +36,10 @@ from nc_jax.manifolds import Stiefel
 TARGETS = {(512, 10): 30, (512, 100): 2000}  # times faster than the dense formula (two CPU cores)
 DENSE, WHOLE = "dense formula (PyTorch)", "dense formula, whole Hessian (PyTorch)"
 # Two Newton steps reach the minimiser from the warm starts here, and conjugate gradients reach the forcing term in less
-# than eight products. More iterations, or a smaller forcing term, make it worse: the derivative of conjugate gradients
-# on rounding errors is anything (a third step gave relative errors of 1e-1 to 1e6).
+# than eight products. More iterations, or a smaller forcing term, make the gradient worse: conjugate gradients then
+# work on rounding errors, and their derivative is meaningless (a third step gave relative errors of 1e-1 to 1e6).
 OUTER_ITERATIONS, INNER_ITERATIONS, FORCING = 2, 8, 1e-2
-NEWTON_SCHULZ_ITERATIONS = 20  # the fewest for (2048, 1000), with two to spare
+NEWTON_SCHULZ_ITERATIONS = 20  # two more than the fewest that suffice for (2048, 1000)
 
 Frame = Callable[..., jax.Array]
 
@@ -51,15 +52,15 @@ class Config(harness.Options):
         sizes: (d, K) of the problems.
         methods: names in `METHODS`.
         dense: compare with the dense formula.
-        dense_limit: GB beyond which the dense formula is not run.
-        whole_limit: largest d (K - 1) for the dense formula with the whole Hessian.
-        memory: names in `METHODS` whose memory is measured.
-        precisions: of matrix products, see `jax.default_matmul_precision`.
-        conditions: condition numbers of the additional checks of exactness.
-        repeats: timed calls of each.
-        budget: seconds after which a program gets no more calls, though at least `minimum`.
-        minimum: see `budget`.
-        seed: of the problems.
+        dense_limit: largest memory in GB for which the dense formula is run.
+        whole_limit: largest d (K - 1) for which the dense formula is run with the whole Hessian.
+        memory: names in `METHODS`, or that of the dense formula, whose memory is measured.
+        precisions: precisions of matrix products, see `jax.default_matmul_precision`.
+        conditions: condition numbers at which exactness is checked, too.
+        repeats: timed calls of each program.
+        budget: seconds after which a program gets no more timed calls, if it has had `minimum` of them.
+        minimum: least number of timed calls of each program.
+        seed: random seed of the problems.
     """
 
     sizes: tuple[tuple[int, int], ...] = ((64, 10), (128, 10), (512, 10), (512, 100), (2048, 1000))
@@ -75,7 +76,7 @@ class Config(harness.Options):
     whole_limit: int = 1200  # (128, 10) has 1152
     memory: tuple[str, ...] = (*methods, DENSE)
     precisions: tuple[str, ...] = ("highest",)
-    conditions: tuple[float, ...] = (1.0, 1e3)  # collapsed means, whose singular values are equal; the hardest promised
+    conditions: tuple[float, ...] = (1.0, 1e3)  # 1: collapsed means, with equal singular values; 1e3: end of the claim
     repeats: int = 20
     budget: float = 10.0
     minimum: int = 2
@@ -101,7 +102,7 @@ PRESETS = {
 
 
 def implicit_frame(solver: ours.SolverName, *inputs) -> jax.Array:
-    """Ours."""
+    """The frame by one of our solvers, with the implicit gradient."""
     return ours.solve(solver, *inputs).frame
 
 
@@ -127,7 +128,7 @@ def newton_schulz_frame(means, previous, weight, init) -> jax.Array:
 
 
 def unrolled_trust_region_frame(means, previous, weight, init) -> jax.Array:
-    """A trust region whose radius never binds, from the warm start: a fixed number of Newton steps by a fixed CG."""
+    """A trust region with a very large radius: a fixed number of Newton steps, with fixed conjugate gradients each."""
     matrix = _matrix(means, previous, weight)
     manifold = Stiefel(*matrix.shape)
 
@@ -163,7 +164,7 @@ def _frame(rotation) -> jax.Array:
 
 
 def _ratio(running, numerator, denominator) -> jax.Array:
-    """Zero once conjugate gradients have stopped, and the derivative too."""
+    """Return the ratio; once conjugate gradients have stopped, return zero, with derivative zero."""
     return jnp.where(running, numerator / jnp.where(running, denominator, 1), 0)
 
 
@@ -206,7 +207,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def time_methods(problem: Problem, dense: bool, config: Config) -> list[dict[str, Any]]:
-    """One row per method, all timed in turns."""
+    """Return one row per method, all timed in turns."""
     rows: dict[str, dict[str, Any]] = {}
     functions: dict[tuple[str, str], Callable[[], Any]] = {}
     for precision in config.precisions:
@@ -259,7 +260,7 @@ def _case(problem: Problem, name: str) -> dict[str, Any]:
 
 
 def parts_of(problem: Problem, method: str, precision: str) -> dict[str, Callable[[], Any]]:
-    """What is timed of a method that JAX differentiates."""
+    """Return the programs to time for a method that JAX differentiates."""
     inputs, cotangent = ours.inputs_of(problem), jnp.asarray(problem.cotangent)
 
     def at_precision(function: Callable, *args: Any) -> Any:
@@ -287,18 +288,18 @@ def gradient_of(method: str, cotangent, means, *rest) -> jax.Array:
 
 @partial(jax.jit, static_argnames="method")
 def residuals_of(method: str, means, *rest) -> Any:
-    """Return the forward pass's pullback, a tree of arrays."""
+    """Return the pullback of the forward pass, a tree of arrays."""
     return jax.vjp(lambda means: METHODS[method](means, *rest), means)[1]
 
 
 @jax.jit
 def pull_back(residuals: Any, cotangent) -> jax.Array:
-    """Apply it."""
+    """Apply the pullback to a cotangent of the frame."""
     return residuals(cotangent)[0]
 
 
 def prepare(problem: Problem, method: str, precision: str) -> Callable[[], Any]:
-    """For `harness.peak_memory`: one forward + backward, compiled; of the dense formula its backward."""
+    """Return one compiled forward + backward (dense formula: backward only), for `harness.peak_memory`."""
     if method == DENSE:
         return dense_backward(problem, problem.rotation.astype(np.float32))
     inputs = (jnp.asarray(problem.cotangent), *ours.inputs_of(problem))
@@ -307,9 +308,9 @@ def prepare(problem: Problem, method: str, precision: str) -> Callable[[], Any]:
 
 
 def check_at_conditions(dim: int, num_classes: int, config: Config) -> list[dict[str, Any]]:
-    """Rows without a time: gradients where the means are badly conditioned, or collapsed, and nothing regularises.
+    """Check gradients for badly conditioned and for collapsed means, without a proximal term. The rows have no time.
 
-    At a collapse all singular values are equal, which autodiff of the decomposition divides by.
+    For collapsed means all singular values are equal, and autodiff of the decomposition divides by their differences.
     """
     rows = []
     for condition in config.conditions:

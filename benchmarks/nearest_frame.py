@@ -1,17 +1,19 @@
 """How fast is the nearest frame, and how exact?
 
-Claim     Both solvers reach the minimiser to float32's precision, cold and warm, and at condition number 1e3. From a
-          warm start they are faster than pymanopt's trust region (NumPy backend) by at least, at (d, K) = (512, 10),
-          (512, 100), (2048, 1000): polar 30, 20, 25; trust region 10, 5, 4.
+Claim     Both solvers reach the minimiser to the precision of float32, from cold and warm starts, and at condition
+          number 1e3. From a warm start they are faster than pymanopt's trust region (NumPy backend). At (d, K) =
+          (512, 10), (512, 100) and (2048, 1000), polar is faster by factors of at least 30, 20 and 25, and the trust
+          region by at least 10, 5 and 4.
 Command   python -m benchmarks.nearest_frame [smoke|default|gpu]
-Checked   against the polar factor in float64: relative error of the rotation at most 1e-4, |U^T U - I| at most 1e-5 in
-          every entry, and the objective's gradient norm, in float64, at most twice the one at which all trust regions
-          stop (10 eps of float32 times ||B||, our default). A peer that misses gets no time; one of ours ends the
-          program.
-Problem   benchmarks/problems.py; peers in benchmarks/peers.py. Ours run in float32, compiled, with everything that
-          `nearest_frame` returns; the peers in float64.
+Checked   against the polar factor in float64: relative error of the rotation at most 1e-4, and |U^T U - I| at most 1e-5
+          in every entry. All trust regions stop at the same gradient norm: 10 eps of float32 times ||B||, our default.
+          The gradient norm of every answer, computed in float64, must be at most twice this. A peer that misses a check
+          gets no time; if one of our own solvers misses a check, the program ends.
+Problem   benchmarks/problems.py; peers in benchmarks/peers.py. Our solvers run in float32, compiled, and compute all
+          that `nearest_frame` returns. The peers run in float64.
 Dispatch  jax_cpu_enable_async_dispatch is off for all of JAX, see benchmarks/README.md.
-Precision on recent GPUs a product in float32 runs in TF32 where `jax.default_matmul_precision` allows it: both are run.
+Precision on recent GPUs, float32 products run in TF32 if `jax.default_matmul_precision` allows it: both precisions are
+          run.
 """
 
 import dataclasses
@@ -28,7 +30,7 @@ from benchmarks.peers import PEERS
 from benchmarks.problems import Problem, make_problem
 from nc_jax.nearest import NearestFrame
 
-# Times faster than pymanopt's trust region, from a warm start: what this benchmark is to show (two CPU cores).
+# Targets on two CPU cores: how many times faster than pymanopt's trust region, from a warm start, by (d, K).
 TARGETS = {
     "polar": {(512, 10): 30, (512, 100): 20, (2048, 1000): 25},
     "trust region": {(512, 10): 10, (512, 100): 5, (2048, 1000): 4},
@@ -46,14 +48,14 @@ class Config(harness.Options):
         sizes: (d, K) of the problems.
         starts: "warm" and "cold".
         peers: names in `peers.PEERS`.
-        geojax_limit: largest K for geojax: its retraction is the exponential of a 2 K x 2 K matrix.
-        cold_peer_limit: largest K at which the peers are also started cold: at 1000 that takes them minutes.
-        precisions: of matrix products, see `jax.default_matmul_precision`.
-        condition: condition number of the additional check of exactness.
-        repeats: timed calls of each.
-        budget: seconds after which a program gets no more calls, though at least `minimum`.
-        minimum: see `budget`.
-        seed: of the problems.
+        geojax_limit: largest K for geojax, whose retraction needs the exponential of a 2 K x 2 K matrix.
+        cold_peer_limit: largest K at which the peers also solve from a cold start; at 1000 this takes minutes.
+        precisions: precisions of matrix products, see `jax.default_matmul_precision`.
+        condition: condition number at which exactness is checked, too.
+        repeats: timed calls of each program.
+        budget: seconds after which a program gets no more timed calls, if it has had `minimum` of them.
+        minimum: least number of timed calls of each program.
+        seed: random seed of the problems.
     """
 
     sizes: tuple[tuple[int, int], ...] = ((64, 10), (128, 10), (512, 10), (512, 100), (2048, 1000))
@@ -104,7 +106,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def time_solvers(problem: Problem, start: str, peers: list[str], config: Config) -> list[dict[str, Any]]:
-    """One row per solver, ours and the peers', all timed in turns."""
+    """Return one row per solver, our own and the peers', all timed in turns."""
     stop = STOP * float(np.linalg.norm(problem.matrix))
     functions: dict[str, Callable[[], Any]] = {}
     for precision in config.precisions:
@@ -139,7 +141,7 @@ def time_solvers(problem: Problem, start: str, peers: list[str], config: Config)
 
 
 def our_solver(problem: Problem, start: str, solver: ours.SolverName, precision: str) -> Callable[[], NearestFrame]:
-    """`nearest_frame` compiled, its inputs on the device."""
+    """Return a call of the compiled `nearest_frame`, with its inputs on the device."""
     inputs = ours.inputs_of(problem, start)
 
     def call() -> NearestFrame:
@@ -168,7 +170,7 @@ def check_answer(name: str, problem: Problem, result: Any, stop: float) -> dict[
 
 
 def check_at_condition(dim: int, num_classes: int, config: Config) -> list[dict[str, Any]]:
-    """Rows without a time: our solvers where the means are badly conditioned and nothing regularises."""
+    """Check our solvers for badly conditioned means, without a proximal term. The rows have no time."""
     problem = make_problem(dim, num_classes, seed=config.seed, condition=config.condition)
     stop = STOP * float(np.linalg.norm(problem.matrix))
     rows = []
@@ -183,9 +185,9 @@ def check_at_condition(dim: int, num_classes: int, config: Config) -> list[dict[
 
 
 def claims_of(problem: Problem, rows: list[dict[str, Any]]) -> list[harness.Claim]:
-    """How many times faster than the reference our solvers are."""
+    """Return the claims how many times faster than the reference our solvers are."""
     medians = {row["solver"]: row["seconds"] for row in rows if "seconds" in row}
-    on_cpu = jax.default_backend() == "cpu"  # which the targets are for
+    on_cpu = jax.default_backend() == "cpu"  # the targets are for a CPU
     claims = []
     for name, seconds in medians.items():
         solver = name.partition(", ")[0]
@@ -197,7 +199,7 @@ def claims_of(problem: Problem, rows: list[dict[str, Any]]) -> list[harness.Clai
 
 
 def exactness(rows: list[dict[str, Any]], config: Config) -> list[harness.Claim]:
-    """The largest errors of our solvers over all problems and starts."""
+    """Return the claims on the largest errors of our solvers over all problems and starts."""
     limits = {
         "error": ("relative error of the rotation", ours.ROTATION_TOLERANCE),
         "orthogonality": ("entry of |U^T U - I|", ours.ORTHOGONALITY_TOLERANCE),

@@ -1,4 +1,4 @@
-"""What `benchmarks.train_step` trains: networks, their data, and the two heads that it compares."""
+"""The networks that `benchmarks.train_step` trains, their data, and the two heads that it compares."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -19,9 +19,9 @@ RADIUS = 5.0  # tau of both heads, Markou et al. (2024)
 
 
 def parse(case: str) -> tuple[str, int]:
-    """Split "model:K", a model and a number of classes.
+    """Split "model:K" into the model and the number of classes K.
 
-    The models: mlp (64-256-256-128), resnet18 (CIFAR stem, 32x32 pixels), resnet18-imagenet (224x224).
+    The models are mlp (64-256-256-128), resnet18 (CIFAR stem, 32x32 pixels) and resnet18-imagenet (224x224 pixels).
 
     Raises:
         ValueError: if there is no such model, or K is not a number of at least 2.
@@ -33,12 +33,12 @@ def parse(case: str) -> tuple[str, int]:
 
 
 class Problem(NamedTuple):
-    """A network to put heads on.
+    """A backbone without a head, and its data.
 
     Attributes:
-        backbone: constructor of a module.
-        batches: so many that every class occurs; inputs are float32.
-        num_classes: K.
+        backbone: constructor of the backbone.
+        batches: training batches in which every class occurs; inputs are float32.
+        num_classes: number of classes K.
     """
 
     backbone: Callable[..., Any]
@@ -51,8 +51,8 @@ def make_problem(case: str, batch_size: int, dtype: DTypeLike) -> Problem:
 
     Args:
         case: "model:K", see `parse`.
-        batch_size: N.
-        dtype: of a ResNet's activations; the MLP's are float32.
+        batch_size: examples per batch.
+        dtype: dtype of the activations of a ResNet; those of the MLP are always float32.
 
     Raises:
         ValueError: if there is no such case.
@@ -72,7 +72,7 @@ def make_problem(case: str, batch_size: int, dtype: DTypeLike) -> Problem:
 
 
 def _digits(batch_size: int, num_classes: int) -> Batch:
-    """Scikit-learn's handwritten digits in [0, 1]; from the package, since TFDS is not on every machine with a GPU."""
+    """Return scikit-learn's digits in [0, 1], directly from scikit-learn: not every machine with a GPU has TFDS."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -81,7 +81,7 @@ def _digits(batch_size: int, num_classes: int) -> Batch:
 
 
 def _class_images(batch_size: int, num_classes: int, size: int) -> list[Batch]:
-    """Coarse random patterns, one per class, and noise, which all batches share. Labels go round."""
+    """Return images: a coarse random pattern of the class, plus noise that all batches share. Labels are cyclic."""
     generator = np.random.default_rng(0)
     patterns = generator.normal(size=(num_classes, 4, 4, 3)).astype(np.float32)
     noise = generator.normal(size=(batch_size, size, size, 3)).astype(np.float32)
@@ -93,7 +93,7 @@ def _class_images(batch_size: int, num_classes: int, size: int) -> list[Batch]:
 
 
 def learned_head(num_classes: int) -> HeadModule:
-    """Return the baseline. What differs from a nearest head is who moves the class vectors."""
+    """Return the baseline head. It differs from a nearest head only in how the class vectors move."""
     return LearnedHead(num_classes, radius=RADIUS, normalize_columns=True, use_bias=False)
 
 

@@ -1,4 +1,4 @@
-"""`nearest_frame` on the benchmarks' problem, and the check of its answer."""
+"""`nearest_frame` on the problem of the benchmarks, and the checks of its answers."""
 
 import functools
 import math
@@ -18,11 +18,11 @@ SOLVERS: tuple[SolverName, ...] = get_args(SolverName)
 
 ROTATION_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3
-ORTHOGONALITY_TOLERANCE = 1e-5  # of every entry of U^T U - I
+ORTHOGONALITY_TOLERANCE = 1e-5  # for every entry of U^T U - I
 
 
 def template_of(num_classes: int) -> SimplexTemplate:
-    """The problem's template as `nearest_simplex_etf` has it: an operator, whose products are cheap."""
+    """Return the template of the problem as `nearest_simplex_etf` uses it: an operator with cheap products."""
     return SimplexTemplate(num_classes, 1 / math.sqrt(num_classes - 1))
 
 
@@ -40,7 +40,7 @@ def solve(solver: SolverName, means: jax.Array, previous: jax.Array, weight: Any
 
 @functools.cache
 def compiled(solver: SolverName) -> Any:
-    """Return `solve` with a solver as one jitted function: problems of one size share its program."""
+    """Return `solve` with a fixed solver as one jitted function, so that problems of one size share a program."""
     return jax.jit(functools.partial(solve, solver))
 
 
@@ -51,7 +51,7 @@ def inputs_of(problem: Problem, start: str = "warm") -> list[jax.Array]:
 
 
 def label(name: str, precision: str, precisions: tuple[str, ...]) -> str:
-    """Name of a program, with the precision of its products if there are several."""
+    """Return the name of a program, followed by the precision of its matrix products if there are several."""
     return f"{name}, {precision}" if len(precisions) > 1 else name
 
 
@@ -59,7 +59,7 @@ def check_rotation(what: str, problem: Problem, rotation: Any) -> dict[str, floa
     """Compare a rotation with the solution in float64.
 
     Raises:
-        WrongAnswerError: if it is off, or not orthogonal.
+        WrongAnswerError: if the rotation differs too much from the solution, or is not orthogonal.
     """
     rotation = np.asarray(rotation)
     gram = rotation.T.astype(np.float64) @ rotation
@@ -74,6 +74,6 @@ def check_gradient(what: str, problem: Problem, gradient: Any) -> float:
     """Return the relative error of the gradient of <G, U T> in the means.
 
     Raises:
-        WrongAnswerError: if it is off.
+        WrongAnswerError: if the error exceeds `GRADIENT_TOLERANCE`.
     """
     return harness.require_close(f"the gradient by {what}", gradient, problem.gradient, GRADIENT_TOLERANCE)

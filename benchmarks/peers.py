@@ -1,11 +1,11 @@
-"""Other programs for the benchmarks' problem: pymanopt's and geojax's trust regions, with their own default settings.
+"""Other programs for the problem of the benchmarks: the trust regions of pymanopt and geojax, with default settings.
 
-Each builder takes a problem, a starting point and the gradient norm at which to stop, and returns a function of no
-argument that solves the problem from the start. All of them minimise the same objective on the Stiefel manifold with
-the Euclidean metric. pymanopt computes in float64: its zero tangent vector is, and so is all that follows from it.
+Each builder takes a problem, a starting point and the gradient norm at which to stop. It returns a function without
+arguments that solves the problem from the starting point. All minimise the same objective on the Stiefel manifold with
+the Euclidean metric. pymanopt always computes in float64, because its zero tangent vector has this dtype.
 """
 
-# The programs that are compared with are in the extra `bench`, which a linter need not have.
+# pymanopt, geojax and PyTorch are in the extra `bench`, which may not be installed where the linter runs.
 # pyright: reportMissingImports=false
 
 import functools
@@ -22,7 +22,7 @@ Solver = Callable[[], np.ndarray]
 
 
 def pymanopt_numpy(problem: Problem, start: np.ndarray, grad_norm: float) -> Solver:
-    """Pymanopt with the NumPy backend: cost, gradient and Hessian of the objective by hand."""
+    """Pymanopt with the NumPy backend: cost, gradient and Hessian of the objective, written by hand."""
     means, template, previous, start = _float64(problem, start)
     manifold = _pymanopt_manifold(problem)
 
@@ -40,7 +40,7 @@ def pymanopt_numpy(problem: Problem, start: np.ndarray, grad_norm: float) -> Sol
 
 
 def pymanopt_numpy_linear(problem: Problem, start: np.ndarray, grad_norm: float) -> Solver:
-    """The same, the objective expanded as our own solvers have it: -<U, B> + constant, gradient -B, Hessian 0."""
+    """Pymanopt (NumPy) with the expanded objective of our own solvers: -<U, B> + constant, gradient -B, Hessian 0."""
     means, template, previous, start = _float64(problem, start)
     manifold = _pymanopt_manifold(problem)
     matrix = 2 * means @ template.T + problem.prox_weight * previous
@@ -75,9 +75,10 @@ def pymanopt_torch(problem: Problem, start: np.ndarray, grad_norm: float) -> Sol
 
 
 def geojax(problem: Problem, start: np.ndarray, grad_norm: float) -> Solver:
-    """geojax: the objective compiled, differentiated by JAX, the iterations a Python loop.
+    """geojax: JAX compiles and differentiates the objective; the iterations are a Python loop.
 
-    In float64: in float32 its test of the decrease drowns in rounding, and it runs to its limit of 200 iterations.
+    It computes in float64. In float32, rounding errors spoil its test of the decrease of the objective, and it runs to
+    its limit of 200 iterations.
     """
     from geojax.geometry.stiefel import StiefelEuclidean
     from geojax.optimization import Minimize, TrustRegions
@@ -99,7 +100,7 @@ def geojax(problem: Problem, start: np.ndarray, grad_norm: float) -> Solver:
     return solve
 
 
-# Name in tables, builder, what must be installed.
+# Name in tables -> (builder, packages that must be installed).
 PEERS: dict[str, tuple[Callable[[Problem, np.ndarray, float], Solver], tuple[str, ...]]] = {
     "pymanopt (NumPy)": (pymanopt_numpy, ("pymanopt",)),
     "pymanopt (NumPy, linear cost)": (pymanopt_numpy_linear, ("pymanopt",)),
@@ -114,7 +115,7 @@ def _float64(problem: Problem, start: np.ndarray) -> list[np.ndarray]:
 
 @functools.cache
 def _pymanopt() -> ModuleType:
-    """Import pymanopt without what that does to JAX: it turns on 64-bit numbers for the whole process."""
+    """Import pymanopt, and undo that its import turns on 64-bit numbers in JAX for the whole process."""
     enabled = jax.config.read("jax_enable_x64")
     import pymanopt
 

@@ -1,11 +1,13 @@
 """The problem that the solver benchmarks share, with its answers in float64.
 
-Given class means H (d, K), the simplex template T (r, K), r = K - 1, the previous rotation P (d, r) and delta:
+Given class means H (d, K), the simplex template T (r, K) with r = K - 1, the previous rotation P (d, r) as proximal
+point, and the proximal weight delta:
 
     minimise ||H - U T||_F^2 + delta / 2 ||U - P||_F^2 over U with U^T U = I
 
-H and T have unit Frobenius norm, as `nc_jax.nearest_simplex_etf` scales them. H is Gaussian with centred classes. A
-warm start is P, the solution for the means a step earlier: H moved by MOVE. A cold start is a random rotation.
+H and T have unit Frobenius norm, as `nc_jax.nearest_simplex_etf` scales them. H is Gaussian, and the mean over classes
+is subtracted. A warm start is P, the solution without proximal term for the class means of the step before, which
+differ from H by the relative change MOVE. A cold start is a random rotation.
 """
 
 import dataclasses
@@ -15,22 +17,23 @@ import math
 import numpy as np
 
 # Relative change of the unit-norm running class means between two training steps. Measured in the first seed of
-# `python -m experiments.nearest_etf`: 4e-2 after 10 steps, 1e-2 after 30, 2e-3 after 90 (of 120); the means' condition
-# number falls from 4 to 1.4 there. Gaussian means have 1.3 at (512, 10), 2.5 at (512, 100), 5.7 at (2048, 1000).
+# `python -m experiments.nearest_etf`: 4e-2 after 10 steps, 1e-2 after 30, 2e-3 after 90 (of 120). The condition number
+# of these means falls from 4 to 1.4. For Gaussian means it is 1.3 at (d, K) = (512, 10), 2.5 at (512, 100) and 5.7 at
+# (2048, 1000).
 MOVE = 1e-2
 PROX_WEIGHT = 1e-3  # delta in Markou, Ajanthan and Gould (2024)
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Inputs as float32 values (so every program gets the same ones), answers in float64.
+    """Inputs in float32, so that all programs get the same values; answers in float64.
 
     Attributes:
-        means: H, shape (d, K).
+        means: class means H, shape (d, K).
         template: T, shape (r, K).
-        previous: P, shape (d, r), the solution a step earlier, and the warm start.
-        random: a Haar-random rotation, the cold start.
-        cotangent: G, shape (d, K), of the frame U T: Gaussian, of unit norm.
+        previous: P, shape (d, r): the solution of the step before, which is the proximal point and the warm start.
+        random: a Haar-random rotation, shape (d, r): the cold start.
+        cotangent: G, shape (d, K): cotangent of the frame U T, Gaussian with unit norm.
         prox_weight: delta.
     """
 
@@ -53,7 +56,7 @@ class Problem:
 
     @property
     def label(self) -> str:
-        """The size as text."""
+        """The size as text, "(d, K)"."""
         return f"({self.dim}, {self.num_classes})"
 
     def start(self, name: str) -> np.ndarray:
@@ -75,8 +78,9 @@ class Problem:
     def gradient(self) -> np.ndarray:
         r"""Gradient of <G, U T> in H.
 
-        With B = U S, S = V diag(s) V^T and the cotangent N = G T^T of U: B_bar = U X + (I - U U^T) N S^-1, where the
-        skew X solves S X + X S = U^T N - N^T U, and H_bar = 2 B_bar T.
+        Let B = U S be the polar decomposition, S = V diag(s) V^T, and N = G T^T the cotangent of U. The cotangent of B
+        is B_bar = U X + (I - U U^T) N S^-1, where the skew matrix X solves S X + X S = U^T N - N^T U. The gradient is
+        H_bar = 2 B_bar T.
         """
         rotation, (template, cotangent) = self.rotation, float64(self.template, self.cotangent)
         values, vectors = np.linalg.eigh(rotation.T @ self.matrix)
@@ -87,7 +91,7 @@ class Problem:
         return 2 * (rotation @ (vectors @ in_basis @ vectors.T) + outside) @ template
 
     def gradient_norm(self, rotation: np.ndarray) -> float:
-        """Length of the Riemannian gradient of the objective at a rotation, in float64."""
+        """Norm of the Riemannian gradient of the objective at a rotation, in float64."""
         (rotation,) = float64(rotation)
         aligned = rotation.T @ self.matrix
         return float(np.linalg.norm(self.matrix - rotation @ (aligned + aligned.T) / 2))
@@ -101,10 +105,11 @@ def make_problem(
     Args:
         dim: d >= K - 1.
         num_classes: K >= 2.
-        seed: of the generator.
+        seed: random seed.
         move: relative change of the means since the previous step.
-        condition: None for Gaussian means. Else the means get evenly spaced log singular values with this ratio of the
-            largest to the smallest, and delta is 0, which would lift the small ones.
+        condition: None for Gaussian means. A number gives means whose singular values are evenly spaced in the
+            logarithm, with this ratio of the largest to the smallest. Then delta is 0, because a proximal term would
+            increase the small singular values of B.
     """
     generator = np.random.default_rng(seed)
     rank = num_classes - 1
@@ -116,7 +121,7 @@ def make_problem(
     else:
         spectrum = np.geomspace(1, 1 / condition, rank)
         means = haar(generator, dim, rank) * spectrum @ haar(generator, rank, rank).T @ rows
-        move *= spectrum[-1] / np.linalg.norm(spectrum)  # else the step would turn the smallest directions at will
+        move *= spectrum[-1] / np.linalg.norm(spectrum)  # keep the step small compared with the smallest singular value
     means /= np.linalg.norm(means)
     step = generator.normal(size=means.shape)
     step -= step.mean(axis=1, keepdims=True)
@@ -144,7 +149,7 @@ def haar(generator: np.random.Generator, rows: int, columns: int) -> np.ndarray:
 
 
 def polar(matrix: np.ndarray) -> np.ndarray:
-    """Orthogonal polar factor."""
+    """Return the orthogonal polar factor."""
     left, _, right = np.linalg.svd(matrix, full_matrices=False)
     return left @ right
 

@@ -1,11 +1,12 @@
 """How does the nearest frame scale with K and d, and how many matrix products is it worth?
 
-Claim     Forward + backward take O(d K^2 + K^3) time. By the polar route at (d, K) = (2048, 1000) they take as long as
-          at most 25 products of a K x d with a d x K matrix on the same machine, and 200 MB beyond their inputs.
+Claim     Forward + backward take O(d K^2 + K^3) time. With the polar solver at (d, K) = (2048, 1000), they take at most
+          the time of 25 products of a K x d with a d x K matrix on the same machine, and 200 MB beyond their inputs.
 Command   python -m benchmarks.scaling [smoke|default|gpu]
-Measured  forward (`nearest_frame`, all that it returns) and forward + backward (the frame's pullback to the means),
-          float32, warm start, in turns with the product. Exponents are slopes of log time over log size, with 95 %
-          confidence intervals, over the sizes at which fixed costs no longer count (`fit_from`).
+Measured  forward (all that `nearest_frame` returns) and forward + backward (with the pullback of the frame to the
+          means). Both run in float32 from a warm start, in turns with the product. Exponents are slopes of log time
+          over log size, with 95 % confidence intervals. They use only sizes at which fixed costs are negligible
+          (`fit_from`).
 Checked   against float64: rotation to 1e-4, gradient to 1e-3 and |U^T U - I| to 1e-5 in every entry, at every size.
 """
 
@@ -25,9 +26,10 @@ from benchmarks.problems import Problem, make_problem
 from nc_jax.nearest import NearestFrame
 
 KEY_SIZE = (2048, 1000)  # ImageNet's classes in ResNet-50's features
-MOST_PRODUCTS = 25  # forward + backward (polar) at the key size
-MOST_MEMORY = 200e6  # bytes, likewise
-MOST_SECONDS_ON_GPU = 10e-3  # likewise
+# Targets of forward + backward (polar) at the key size.
+MOST_PRODUCTS = 25
+MOST_MEMORY = 200e6  # bytes
+MOST_SECONDS_ON_GPU = 10e-3
 PRODUCT = "(K x d)(d x K) product"
 BOTH = "forward + backward"
 
@@ -37,17 +39,17 @@ class Config(harness.Options):
     """Settings of the benchmark.
 
     Attributes:
-        dim: d at which K varies.
-        classes: the values of K.
-        num_classes: K at which d varies.
-        dims: the values of d.
-        fit_from: smallest (d, K) that count for the exponents of d and of K.
-        memory: (d, K) at which peak memory is measured.
-        precisions: of matrix products, see `jax.default_matmul_precision`.
-        repeats: timed calls of each.
-        budget: seconds after which a program gets no more calls, though at least `minimum`.
-        minimum: see `budget`.
-        seed: of the problems.
+        dim: the dimension d while K varies.
+        classes: the values of K for this d.
+        num_classes: the number of classes K while d varies.
+        dims: the values of d for this K.
+        fit_from: smallest d and smallest K that are used to fit the exponents.
+        memory: pairs (d, K) at which peak memory is measured.
+        precisions: precisions of matrix products, see `jax.default_matmul_precision`.
+        repeats: timed calls of each program.
+        budget: seconds after which a program gets no more timed calls, if it has had `minimum` of them.
+        minimum: least number of timed calls of each program.
+        seed: random seed of the problems.
     """
 
     dim: int = 2048
@@ -66,7 +68,7 @@ class Config(harness.Options):
 PRESETS = {
     "default": Config(),
     "smoke": Config(dim=24, classes=(5,), num_classes=5, dims=(24,), memory=(), repeats=2, minimum=1),
-    # Fewer sizes: each takes eight compilations.
+    # Fewer sizes, because each needs eight compilations.
     "gpu": Config(
         classes=(100, 300, 1000), dims=(512, 2048, 8192), precisions=("highest", "tensorfloat32"), budget=2.0
     ),
@@ -104,7 +106,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def time_size(problem: Problem, config: Config) -> list[dict[str, Any]]:
-    """One row per program at one size, all timed in turns with the product."""
+    """Return one row per program at one size, all timed in turns with the product."""
     rows: dict[str, dict[str, Any]] = {}
     functions: dict[str, Callable[[], Any]] = {}
     memory: dict[str, harness.Memory] = {}
@@ -150,7 +152,7 @@ def at_precision(precision: str, function: Callable, *args: Any) -> Callable[[],
 
 @partial(jax.jit, static_argnames="solver")
 def forward_and_backward(solver: ours.SolverName, cotangent, means, *rest) -> tuple[NearestFrame, jax.Array]:
-    """What `nearest_frame` returns, and the frame's pullback of the cotangent to the means."""
+    """Return the result of `nearest_frame`, and the pullback of the frame's cotangent to the means."""
 
     def frame_of(means):
         found = ours.solve(solver, means, *rest)
@@ -161,7 +163,7 @@ def forward_and_backward(solver: ours.SolverName, cotangent, means, *rest) -> tu
 
 
 def prepare(problem: Problem, solver: ours.SolverName, precision: str) -> Callable[[], Any]:
-    """For `harness.peak_memory`: one forward + backward, compiled."""
+    """Return one compiled forward + backward, for `harness.peak_memory`."""
     inputs = (jnp.asarray(problem.cotangent), *ours.inputs_of(problem))
     with jax.default_matmul_precision(precision):
         return partial(forward_and_backward.lower(solver, *inputs).compile(), *inputs)
@@ -184,7 +186,7 @@ def check_result(name: str, problem: Problem, result: Any) -> dict[str, float]:
 
 
 class Fit(NamedTuple):
-    """time ~ size ** exponent, with the half width of the 95 % confidence interval."""
+    """Fit of time ~ size ** exponent, with the half width of the 95 % confidence interval."""
 
     fit: str
     program: str

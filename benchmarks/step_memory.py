@@ -1,15 +1,15 @@
 """What do a fixed frame, a narrow feature space and the gradient through the nearest frame cost a training step?
 
-Claim     A fixed ETF with d = K saves 20.7 % of the parameters of a ResNet-18 (Zhu et al. 2021, abstract; counted), and
-          a step of ImageNet's shape (ResNet-50, d = 2048, K = 1000) takes the whole gradient through the nearest frame,
-          which the program of Markou et al. (2024) had to cut.
+Claim     A fixed ETF with d = K saves 20.7 % of the parameters of a ResNet-18 (Zhu et al. 2021, abstract; counted). A
+          step of ImageNet's shape (ResNet-50, d = 2048, K = 1000) can use the whole gradient through the nearest frame.
+          The program of Markou et al. (2024) had to cut this gradient.
 Command   python -m benchmarks.step_memory [smoke|default|imagenet|gpu]
 Checked   the loss of every timed step is finite, and the worst status of the inner solves is reported.
 Writes    benchmarks/results/step_memory-<preset>-<device>-<time>.json and .png
 
-Parameters are counted and nothing is computed for that. Memory is what XLA plans for the compiled step: state, batch,
-result and temporaries (activations, gradients), not measured. Steps are timed in turns. Inputs are noise: the cost is
-the same, and the accuracy means nothing.
+Parameters are counted from shapes, without any computation. Memory is not measured: it is what XLA plans for the
+compiled step (state, batch, result, and temporaries such as activations and gradients). Steps are timed in turns. The
+inputs are noise, which does not change the cost; the accuracy is meaningless.
 """
 
 import dataclasses
@@ -40,15 +40,15 @@ class Config(harness.Options):
     """Settings of the benchmark.
 
     Attributes:
-        heads: methods of `nc_jax.methods.METHODS`; "nearest-cut" is the nearest head with its gradient cut. The first
-            one is what the others are compared with.
-        narrow: measure each head with features of K dimensions, too (residual networks).
+        heads: methods of `nc_jax.methods.METHODS`, or "nearest-cut", the nearest head without the gradient through its
+            frame. All are compared with the first one.
+        narrow: measure each head also with features of dimension K (residual networks only).
         backbone: the network.
-        num_classes: K.
-        size: height and width of the images; the stem follows from it.
+        num_classes: number of classes K.
+        size: height and width of the images in pixels, which also decide the stem.
         batch_size: images per step.
-        repeats: timed steps; 0 compiles only, for the memory.
-        budget: seconds after which a head is not timed again, though three times at least.
+        repeats: number of timed steps; 0 only compiles, to get the planned memory.
+        budget: seconds after which a head gets no more timed steps, if it has had three.
     """
 
     heads: tuple[str, ...] = ("linear", "aligned")
@@ -80,13 +80,13 @@ PRESETS = {
         IMAGENET, backbone=BackboneOptions("resnet50", dtype="bfloat16"), batch_size=128, repeats=20
     ),
 }
-# Whose parameters the abstract's number speaks of.
+# Networks (name, stem) whose parameters are counted, to check the number in the abstract of Zhu et al. (2021).
 COUNTED = (("resnet18", "imagenet"), ("resnet18", "cifar"), ("resnet50", "imagenet"), ("resnet50", "cifar"))
 COLUMNS = ("network", "head", "d", "trainable", "saved", "MB planned", "saved", "step", "compile", "status")
 
 
 def classifier(config: Config, head: str, dim: int | None, backbone: BackboneOptions | None = None) -> Classifier:
-    """Return the network of a cell, with features of its own dimension or of the given one."""
+    """Return the network of a cell. `dim` is the feature dimension; None takes the network's own."""
     cut = head == "nearest-cut"
     setting = Setting(num_classes=config.num_classes, head=NearestOptions(stop_gradient=cut))
     options = dataclasses.replace(backbone or config.backbone, final_dim=dim)
@@ -95,7 +95,7 @@ def classifier(config: Config, head: str, dim: int | None, backbone: BackboneOpt
 
 
 def count(model: Classifier, size: int) -> dict[str, int]:
-    """Count trainable parameters, constants, and bytes of SGD's momentum; nothing is computed."""
+    """Count trainable parameters, constants, and bytes of SGD's momentum, from shapes only."""
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
     leaves = lambda tree: jax.tree.leaves(tree)  # noqa: E731
     momentum = jax.eval_shape(optax.sgd(0.05, 0.9).init, variables["params"])
@@ -119,12 +119,12 @@ def count_networks(config: Config) -> list[dict[str, Any]]:
 
 
 class Cell:
-    """A compiled step: call it for the next one."""
+    """A compiled training step; each call takes the next step."""
 
     def __init__(self, config: Config, head: str, dim: int | None, batch: Batch):
         model, optimizer = classifier(config, head, dim), optax.sgd(0.05, 0.9)
         self.batch, self.losses, self.status = batch, [], 0
-        # XLA needs long to compile the default generator for every kernel on a CPU.
+        # Not the default random generator: on a CPU, XLA needs long to compile it for every kernel.
         self.init = lambda: create_state(model, optimizer, jax.random.key(0, impl="rbg"), batch.inputs[:1])
         self.state: Any = None
         began = time.perf_counter()
@@ -136,7 +136,7 @@ class Cell:
             "head": head,
             "dim": dim or "own",
             **count(model, config.size),
-            # Not its peak_memory_in_bytes, which leaves the temporaries out on a CPU (JAX 0.10.2).
+            # Not analysis.peak_memory_in_bytes, which leaves out the temporaries on a CPU (JAX 0.10.2).
             "peak_bytes": int(
                 analysis.argument_size_in_bytes
                 + analysis.output_size_in_bytes

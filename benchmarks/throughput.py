@@ -1,11 +1,11 @@
 """How many images a second does a training step take, next to the same network in PyTorch?
 
-Claim     On a GPU a ResNet-18 training step is at least 1.5 times as fast as PyTorch's eager one, and no slower than
-          its compiled one. On two CPU cores the ratios are reported. After its first epoch, training on the digits
-          spends at most 10 % of an epoch, evaluation and logs included, outside compiled code.
+Claim     On a GPU, a ResNet-18 training step is at least 1.5 times as fast as PyTorch's eager step, and at least as
+          fast as its compiled step. On two CPU cores the ratios are reported without a target. Training on the digits
+          spends at most 10 % of an epoch outside compiled code, including evaluation and logs, after the first epoch.
 Command   python -m benchmarks.throughput [smoke|default|gpu]
-Checked   the loss of the first step, from the same parameters on the same batch, against ours in float32: to 1e-3, in
-          bfloat16 to 3e-2; after five steps it must have fallen. A peer that misses gets no time.
+Checked   the first loss of a peer, with the same parameters on the same batch, against ours: to 1e-3 in float32 and to
+          3e-2 in bfloat16. A peer that misses this gets no time. Our own loss must have fallen after five more steps.
 Compared  ResNet-18 with the stem for small images (32x32), a linear classifier, SGD with momentum, parameters in
           float32, activations in float32 or bfloat16 (PyTorch: autocast; channels last). The batch is on the device.
 Writes    benchmarks/results/throughput-<preset>-<device>-<time>.json and .png
@@ -43,14 +43,14 @@ class Config(harness.Options):
     """Settings of the benchmark.
 
     Attributes:
-        width: channels of the stem; 64 is ResNet-18.
-        num_classes: K.
+        width: channels of the stem; 64 gives ResNet-18.
+        num_classes: number of classes K.
         batch_size: images per step.
-        dtypes: of the activations.
-        peers: "PyTorch eager" and "PyTorch compiled".
-        epochs: of the digits, to see what is spent outside compiled code; 0 leaves that out.
-        repeats: timed steps of each.
-        budget: seconds after which a program gets no more steps, though at least three.
+        dtypes: dtypes of the activations.
+        peers: programs to compare with: "PyTorch eager", "PyTorch compiled".
+        epochs: epochs on the digits, to measure the share of time outside compiled code; 0 leaves this out.
+        repeats: timed steps of each program.
+        budget: seconds after which a program gets no more timed steps, if it has had three.
     """
 
     width: int = 64
@@ -65,7 +65,7 @@ class Config(harness.Options):
 
 PRESETS = {
     "default": Config(),
-    # Without what takes longer to compile than a test may take.
+    # Leaves out what takes too long to compile for a test.
     "smoke": Config(width=4, batch_size=4, dtypes=("float32",), peers=(EAGER,), epochs=3, repeats=2),
     "gpu": Config(batch_size=256, repeats=50),
 }
@@ -107,7 +107,7 @@ def time_steps(config: Config, dtype: Dtype) -> list[dict[str, Any]]:
     batch = problem.batches[0]
     model = Classifier(problem.backbone(width_multiplier=config.width / 64), LearnedHead(config.num_classes))
     optimizer = optax.sgd(LEARNING_RATE, MOMENTUM)
-    # XLA needs a second per kernel to compile the default generator for a CPU, and a ResNet-18 has twenty kernels.
+    # Not the default random generator: on a CPU, XLA needs a second per kernel to compile it, for twenty kernels.
     state = create_state(model, optimizer, jax.random.key(0, impl="rbg"), batch.inputs[:1])
     params = jax.device_get(state.params)
     step = data_parallel(
@@ -160,9 +160,10 @@ def time_steps(config: Config, dtype: Dtype) -> list[dict[str, Any]]:
 
 
 def share_outside(epochs: int) -> float:
-    """Train the digits as `experiments.nearest_etf` does; return what of an epoch is spent outside compiled programs.
+    """Train on the digits as `experiments.nearest_etf` does; return the share of an epoch outside compiled programs.
 
-    The median over the epochs after the first. Every compiled program is waited for, so nothing overlaps.
+    The result is the median over all epochs except the first. Every compiled program is waited for, so nothing
+    overlaps.
     """
     from experiments import nearest_etf
     from nc_jax.study.settings import expand
@@ -188,7 +189,7 @@ def share_outside(epochs: int) -> float:
         return compiled
 
     class Timed:
-        """The module `jax`, its compilers replaced."""
+        """The module `jax` with `jit` and `pmap` replaced by versions that measure time."""
 
         def __getattr__(self, name: str) -> Any:
             return timed(getattr(jax, name)) if name in ("jit", "pmap") else getattr(jax, name)
@@ -216,13 +217,13 @@ def share_outside(epochs: int) -> float:
     finally:
         for module in modules:
             module.jax = jax
-    # Marks are made at the end of each epoch, that of epoch 0 included; the first epoch compiles.
+    # There is a mark at the end of each epoch, including epoch 0. Leave out the first epoch, which compiles.
     walls, compiled = np.diff(np.array(marks)[1:], axis=0).T
     return float(np.median(1 - compiled / walls))
 
 
 def claims_of(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[harness.Claim]:
-    """How many times as fast as a peer ours is."""
+    """Return the claim how many times as fast as a peer our step is."""
     ours = next(other for other in rows if other["program"] == OURS and other["dtype"] == row["dtype"])
     if row["program"] not in TARGETS or "seconds" not in row:
         return []

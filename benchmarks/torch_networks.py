@@ -1,6 +1,6 @@
-"""The peers of `benchmarks.throughput`: ResNet-18 in PyTorch, layer for layer the network of `nc_jax.models.ResNet`."""
+"""The peers of `benchmarks.throughput`: a ResNet-18 in PyTorch with the same layers as `nc_jax.models.ResNet`."""
 
-# PyTorch is in the extra `bench`, which a linter need not have.
+# PyTorch is in the extra `bench`, which may not be installed where the linter runs.
 # pyright: reportMissingImports=false
 
 from collections.abc import Callable, Mapping
@@ -10,11 +10,11 @@ import numpy as np
 
 
 def resnet18(width: int, num_classes: int) -> Any:
-    """Return the network with the stem for small images, its modules named as in `nc_jax.models.ResNet`.
+    """Return the network with the stem for small images. Its modules have the names of `nc_jax.models.ResNet`.
 
     Args:
         width: channels of the stem.
-        num_classes: of the linear classifier.
+        num_classes: number of classes of the linear classifier.
     """
     import torch
     from torch import nn
@@ -62,7 +62,7 @@ def resnet18(width: int, num_classes: int) -> Any:
 
 
 def copy_parameters(network: Any, params: Mapping[str, Any]) -> None:
-    """Give the network the parameters of a `Classifier` of ResNet and LearnedHead."""
+    """Copy the parameters of a `Classifier` (ResNet and LearnedHead) into the PyTorch network."""
     import torch
 
     def tensor(array: Any) -> Any:
@@ -96,14 +96,14 @@ def training_step(
     """Return a function that takes one SGD step on the batch and returns its loss.
 
     Args:
-        network: see `resnet18`.
+        network: network from `resnet18`.
         features: images (N, height, width, 3).
-        labels: (N,).
-        device: of PyTorch.
-        bfloat16: compute in bfloat16 where PyTorch's autocast does; parameters stay float32.
+        labels: class numbers (N,).
+        device: PyTorch's name of the device.
+        bfloat16: use PyTorch's autocast to bfloat16; parameters stay float32.
         compiled: use `torch.compile`.
-        learning_rate: of SGD.
-        momentum: of SGD.
+        learning_rate: learning rate of SGD.
+        momentum: momentum of SGD.
     """
     import torch
 

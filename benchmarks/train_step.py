@@ -1,23 +1,23 @@
-"""How much of a training step goes into the nearest head, next to a learned one?
+"""What share of a training step does the nearest head take, compared with a learned head?
 
-Claim     Of a step with the nearest simplex ETF, forward and backward, the head is at most 15 % for the digits MLP
-          (batch 256) and at most 5 % for a ResNet-18 (batch 128 on a CPU, 256 on a GPU).
+Claim     The nearest simplex ETF takes at most 15 % of a training step (forward and backward) of the digits MLP (batch
+          256), and at most 5 % of a step of a ResNet-18 (batch 128 on a CPU, 256 on a GPU).
 Command   python -m benchmarks.train_step [smoke|default|gpu]
 Checked   the frame of a step against the polar factor of its class means in float64, to 1e-3; the first loss on several
-          devices against the one on a single device.
+          devices against the first loss on one device.
 Writes    benchmarks/results/train_step-<preset>-<device>-<time>.json and .png
 
-Both heads train the same network with the same optimiser through the one training step, in turns in one process:
-scaled features, unit class vectors, no bias. Three shares of the nearest step are reported:
+Both heads train the same network with the same optimiser and training step, in turns in one process: scaled features,
+unit class vectors, no bias. Three shares of the step with the nearest head are reported:
 
-- difference: 1 - learned / nearest, from the medians. It misses nothing, and has the noise of two long times (the half
-  interquartile ranges, added in squares, stand behind the ±).
-- head: the nearest head's forward and backward pass on given features, less the learned head's.
+- difference: 1 - learned / nearest, from the median times of a step. It includes all costs, but it has the noise of two
+  long times (the number after ± combines the two half interquartile ranges as the root of the sum of squares).
+- head: forward and backward pass of the nearest head on given features, minus those of the learned head.
 - solve: the inner solve and its derivative, on the class means and the previous rotation of a training step.
 
-With more devices than there are, a CPU is cut into virtual ones in a process of their own. They share its cores, and
-each solves the same problem: the share then grows with their number, as it does not on real devices. Products of
-float32 in the network have JAX's default precision, which is TF32 on recent GPUs; those of the solve are exact.
+If a CPU is to run more devices than it has, a new process divides it into virtual devices. These share the cores, and
+each solves the same problem, so the head's share grows with their number; on real devices it does not. Float32 products
+in the network have JAX's default precision, which is TF32 on recent GPUs; those of the solve have full precision.
 """
 
 import dataclasses
@@ -53,17 +53,17 @@ class Config(harness.Options):
     """Settings of the benchmark.
 
     Attributes:
-        cases: what to train, as "model:K" with K classes and the model mlp (64-256-256-128), resnet18 (CIFAR stem,
-            32x32 pixels) or resnet18-imagenet (224x224). A ResNet's last block gives 512 features, or, where a simplex
-            ETF of K classes needs more, the next power of two.
-        dtypes: of the network's activations. Parameters and the solve are float32; the MLP has no other dtype.
+        cases: what to train, as "model:K" with K classes. Models: mlp (64-256-256-128), resnet18 (CIFAR stem, 32x32
+            pixels) and resnet18-imagenet (224x224 pixels). A ResNet has 512 features, or the next larger power of two
+            that a simplex ETF of K classes needs.
+        dtypes: dtypes of the activations of a ResNet. Parameters and the solve are float32, and so is the whole MLP.
         devices: numbers of devices.
-        solvers: of the nearest head. Only the first one is timed on several devices.
-        mlp_batch: examples per step on all devices together.
-        resnet_batch: the same for the ResNets.
+        solvers: solvers of the nearest head. Only the first one is timed on several devices.
+        mlp_batch: examples per step of the MLP, on all devices together.
+        resnet_batch: examples per step of a ResNet, on all devices together.
         repeats: timed calls of every step.
-        budget: seconds after which a step is not timed again, though three times at least.
-        chunk: the MLP's steps, and the ResNets' on a GPU, are timed so many at a time, as a training loop runs them.
+        budget: seconds after which a step gets no more timed calls, if it has had three.
+        chunk: number of steps that are timed together, as a training loop runs them; a ResNet on a CPU takes 1.
     """
 
     cases: tuple[str, ...] = ("mlp:10", "resnet18:10")
@@ -78,7 +78,7 @@ class Config(harness.Options):
 
 
 PRESETS = {
-    # Without what takes longer to compile than a test may take.
+    # Leaves out what takes too long to compile for a test.
     "smoke": Config(cases=("mlp:10",), devices=(1,), solvers=("polar",), mlp_batch=16, repeats=2, chunk=1),
     "default": Config(),
     "gpu": Config(
@@ -91,7 +91,7 @@ PRESETS = {
 }
 
 TARGETS = {"mlp": 15.0, "resnet18": 5.0, "resnet18-imagenet": 5.0}  # percent of a step
-# For a time to mean anything: frames in float32 against float64, losses on one device against several.
+# Largest relative errors: frames in float32 against float64, and losses on several devices against one device.
 FRAME_TOLERANCE = 1e-3
 LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 
@@ -106,7 +106,7 @@ def run(config: Config) -> dict[str, Any]:
 
     Raises:
         ValueError: if a case is malformed, no solver is named, or a batch cannot be shared by the devices.
-        WrongAnswerError: if a frame is wrong, or several devices do not give what one gives.
+        WrongAnswerError: if a frame is wrong, or if the loss on several devices differs from that on one device.
     """
     for case in config.cases:
         parse(case)
@@ -118,7 +118,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def report(config: Config, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Show and write the rows."""
+    """Show the rows as a table, and write them."""
     return harness.report(
         "train_step",
         config,
@@ -137,31 +137,31 @@ def report(config: Config, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Run:
-    """A head in training: call it for the next steps.
+    """A network in training; each call takes the next steps.
 
     Args:
-        problem: network and batch.
-        head: of it.
-        num_devices: how many of the local devices to use.
-        chunk: how many steps a call takes.
+        problem: backbone and batches.
+        head: head of the network.
+        num_devices: number of local devices to use.
+        chunk: number of steps that a call takes.
     """
 
     def __init__(self, problem: Problem, head: Any, num_devices: int, chunk: int = 1):
         model = Classifier(problem.backbone(), head)
         optimizer = optax.sgd(0.05, 0.9)  # experiments.nearest_etf
-        # XLA needs a second per kernel to compile the default generator for a CPU, and a ResNet-18 has twenty kernels.
+        # Not the default random generator: on a CPU, XLA needs a second per kernel to compile it, for twenty kernels.
         key = jax.random.key(0, impl="rbg")
         self.chunk = chunk
         batches: Any = problem.batches
         if jax.default_backend() != "cpu" and num_devices == 1:
-            batches = jax.device_put(batches)  # a training loop hides the transfer behind the step before
+            batches = jax.device_put(batches)  # in a training loop, the transfer overlaps with the previous step
         self.num_batches, self.batches = len(batches), itertools.cycle(batches)
         self.state = create_state(model, optimizer, key, problem.batches[0].inputs[:1])
         step = make_train_step(model, optimizer, axis_name=AXIS)
         self.step = data_parallel(step, devices=jax.local_devices()[:num_devices], donate=True)
 
     def __call__(self) -> Any:
-        """Take the steps of one chunk; return what is ready when all of them are."""
+        """Take the steps of one chunk; return arrays that are ready when all steps have ended."""
         metrics = None
         for _ in range(self.chunk):
             metrics = self.take_step()
@@ -240,11 +240,11 @@ def _noise(timing: harness.Timing) -> float:
 
 
 def check(name: str, run: Run) -> dict[str, Any]:
-    """Take steps until every class has occurred; compare the frame of one more with NumPy's in float64.
+    """Take steps until every class has occurred. Then take one more, and compare its frame with NumPy's in float64.
 
     Returns:
         "loss" and "first_seconds" of the first step; for a nearest head also "class_means", "previous" (the rotation
-        before), "frame_error" and "status" of the last.
+        before the step), "frame_error" and "status" of the last step.
 
     Raises:
         WrongAnswerError: if the frame is wrong, or a loss is not finite.
@@ -291,10 +291,10 @@ def time_alone(config: Config, problem: Problem, solver: Solver, step: dict[str,
     """Time both heads on given features, and the inner solve, as they were in a training step.
 
     Args:
-        config: how often.
+        config: gives the number of repeats and the budget.
         problem: gives the labels.
-        solver: of the nearest head.
-        step: what `check` returned.
+        solver: solver of the nearest head.
+        step: the result of `check`.
 
     Returns:
         Medians in seconds: "learned" and "nearest" of a head's forward and backward pass, "solve" of the solve and its
@@ -316,7 +316,7 @@ def _head_alone(head: Any, problem: Problem, step: dict[str, Any]) -> Callable[[
     variables = head.init(jax.random.key(1), features)
     params = variables.pop("params", {})
     if "nearest" in variables:
-        # As it was before the step, which was not the first: that one solves twice.
+        # The state before a step that is not the first one, because the first step solves twice.
         stored = {"class_means": means, "rotation": jnp.asarray(step["previous"]), "steps": jnp.ones((), jnp.int32)}
         variables = {"nearest": variables["nearest"] | stored}
 
@@ -349,11 +349,11 @@ def _solve_alone(solver: Solver, step: dict[str, Any]) -> Callable[[], Any]:
     return functools.partial(solve, means, previous, jax.random.normal(jax.random.key(0), means.shape))
 
 
-# --- Devices that do not exist. ---
+# --- Virtual devices. ---
 
 
 def time_cases(config: Config, num_devices: int) -> list[dict[str, Any]]:
-    """Time all cases on a number of devices, virtual ones if a CPU has not so many; [] if that is impossible."""
+    """Time all cases on a number of devices, on a CPU on virtual ones if needed; return [] if that is impossible."""
     if jax.local_device_count() >= num_devices:
         return _time_cases(config, num_devices)
     if jax.default_backend() != "cpu":
@@ -379,7 +379,7 @@ def with_virtual_devices(num_devices: int, function: Callable[..., Any], *args: 
 
 
 def _cut_cpu(num_devices: int) -> None:
-    """Set what JAX reads when a process first uses its CPU; the last of several such flags holds."""
+    """Set the flag that JAX reads when a process first uses its CPU; if it is given several times, the last counts."""
     flag = f"--xla_force_host_platform_device_count={num_devices}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 

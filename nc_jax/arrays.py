@@ -1,4 +1,4 @@
-"""Small array helpers that every mathematical layer shares."""
+"""Small array functions that all mathematical modules use."""
 
 import functools
 
@@ -10,17 +10,17 @@ from jaxtyping import Array, Float
 def matmul(left: Float[Array, "..."], right: Float[Array, "..."]) -> Float[Array, "..."]:
     """Matrix product in full precision.
 
-    Recent accelerators multiply float32 matrices in TF32 (11-bit mantissas) unless told otherwise. Orthogonality and
-    Gram matrices are the point of this library, so products that form them ask for more.
+    By default, recent accelerators multiply float32 matrices in TF32 (11-bit mantissas). This library depends on
+    accurate orthogonality and Gram matrices, so it requests full precision.
     """
     product = functools.partial(jnp.matmul, precision="highest")
     tall = left.ndim == right.ndim == 2 and left.shape[0] >= _TALL * max(*right.shape, 1) and max(right.shape) <= _SMALL
     if not (tall and jax.default_backend() == "cpu"):
         return product(left, right)
-    # XLA's loops for small products run along the rows of the result. Along its long side they are six times faster
-    # (10 against 1.6 us for 512 x 9 times 9 x 9 on an EPYC core; no gain from 32 columns on). Without the barriers it
-    # would swap the factors back. Each factor has its own: JAX cannot transpose a barrier around one that is linear in
-    # the input and one that is constant.
+    # XLA's loops for small products run along the rows of the result. They are six times faster along its long side
+    # (1.6 instead of 10 us for 512 x 9 times 9 x 9 on an EPYC core; no gain from 32 columns on), so the transposed
+    # product is formed. Without the barriers XLA would undo the transposition. Each factor has its own barrier, because
+    # JAX cannot transpose one barrier around a factor that is linear in the input and a factor that is constant.
     barrier = jax.lax.optimization_barrier
     return transpose(barrier(product(barrier(transpose(right)), barrier(transpose(left)))))
 
@@ -44,15 +44,20 @@ def skew_part(matrix: Float[Array, "*batch size size"]) -> Float[Array, "*batch 
 
 
 def at_least_float32(array: Array) -> Float[Array, "..."]:
-    """Return the array in float32 if its dtype holds less (integers, bfloat16, float16), else unchanged."""
+    """Return the array in float32 if its dtype is integer, bfloat16 or float16, and unchanged otherwise."""
     array = jnp.asarray(array)
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def safe_norm(array: Float[Array, "..."], axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:
-    """Euclidean norm along `axis` (kept, of size 1), with a zero derivative at zero, and no overflow or underflow."""
+    """Euclidean norm that has derivative zero at zero, and neither overflows nor underflows.
+
+    Args:
+        array: any array.
+        axis: axes over which the squares are summed; the result keeps them with size 1. None: all axes.
+    """
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(array), axis=axis, keepdims=True))
     scale = jnp.where(largest > 0, largest, 1)
     squares = jnp.sum((array / scale) ** 2, axis=axis, keepdims=True)
-    # The inner `where` keeps the square root away from zero, where its derivative is infinite. NaN stays NaN.
+    # The inner `where` keeps the square root from being taken at zero, where its derivative is infinite. NaN stays NaN.
     return jnp.where(squares == 0, 0, jnp.sqrt(jnp.where(squares == 0, 1, squares))) * scale

@@ -1,16 +1,16 @@
-"""Sums over devices for code that does not know on how many devices it runs.
+"""Sums over devices, for code that runs on one device or on many.
 
-Heads and normalisations call `all_sum`. The training step says over which mapped axis, with `over`; where nobody has
-said anything, there is one device, or a `jax.jit` over sharded arrays, and nothing is to be done. So no module names an
-axis, and none can be given the wrong one.
+Heads and normalisations call `all_sum`. The training step names the mapped axis once, with `over`. Without `over`,
+`all_sum` changes nothing: this is right on one device, and also under `jax.jit` over sharded arrays, where JAX itself
+sums over devices. So modules do not name an axis, and cannot be given a wrong one.
 
-Under `jax.pmap` or `jax.shard_map` of your own, do as the step does:
+In your own `jax.pmap` or `jax.shard_map`, wrap the step:
 
     def step(state, batch):
         with collective.over("devices"):
             ...                                  # model.apply, jax.grad and so on
 
-The binding is part of JAX's own cache key, so a function compiled under one binding is compiled again under another.
+The bound axes are part of the key of JAX's compilation cache. So JAX compiles a function again if the axes change.
 """
 
 from typing import Any
@@ -21,17 +21,21 @@ from jaxtyping import Array, Int
 
 Axes = str | tuple[str, ...] | None
 
-# A context of JAX's, not of Python's: programs in the caches of jax.jit are looked up by its value, too.
+# A JAX context instead of a Python context variable, because jax.jit uses its value as a part of the cache key.
 _BOUND = jax.make_user_context(())
 
 
 def over(*axis_names: str) -> Any:
-    """Sum over these mapped axes within the `with` block; over none if none is named (for one client among many)."""
+    """Return a context manager: in its `with` block, `all_sum` adds over these mapped axes.
+
+    Args:
+        *axis_names: names of mapped axes. No names: `all_sum` adds over nothing (for one client among many).
+    """
     return _BOUND(axis_names)
 
 
 def axes(axis_name: Axes = None) -> tuple[str, ...]:
-    """Return the axes to sum over: those given, else those that an enclosing `over` names, else none."""
+    """Return the axes to sum over: `axis_name` if it is given, else the axes of the enclosing `over`, else none."""
     if axis_name is None:
         return _BOUND.value
     return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
@@ -41,8 +45,11 @@ def all_sum(tree: Any, axis_name: Axes = None) -> Any:
     """Sum every array of a tree over all devices; every device gets the sum.
 
     Args:
-        tree: of arrays, this device's.
-        axis_name: of the mapped axis, or several; None takes what `over` has bound.
+        tree: tree of arrays, the parts of this device.
+        axis_name: name or names of mapped axes; None takes the axes that `over` has bound.
+
+    Returns:
+        The tree of sums; the tree itself if there is no axis.
 
     Example:
         >>> def share(value):
@@ -56,11 +63,11 @@ def all_sum(tree: Any, axis_name: Axes = None) -> Any:
 
 
 def all_rows(array: Array, places: Int[Array, " rows"]) -> Array:
-    """Return the rows of all devices in the order of their places in the whole batch.
+    """Return the rows of all devices, in the order that they have in the whole batch.
 
     Args:
-        array: this device's rows, shape (N, ...).
-        places: where each of them stands in the batch of all devices, shape (N,).
+        array: rows of this device, shape (N, ...).
+        places: position of each row of this device in the whole batch, shape (N,).
 
     Returns:
         Shape (N times the number of devices, ...), the same on every device. Gradients pass through it.
@@ -73,6 +80,6 @@ def all_rows(array: Array, places: Int[Array, " rows"]) -> Array:
 
 
 def device() -> tuple[Any, int]:
-    """Return the number of this device and how many there are, counted over the bound axes: (0, 1) without any."""
+    """Return the number of this device and the number of devices along the bound axes; (0, 1) without bound axes."""
     names = axes()
     return (jax.lax.axis_index(names), jax.lax.axis_size(names)) if names else (0, 1)

@@ -1,7 +1,8 @@
-"""How far the class means are from a frame: what `nearest_frame` minimises over the frame's rotations.
+"""Discrepancies: functions that say how far the class means are from a frame, for `nearest_frame` to minimise.
 
 A discrepancy takes (aligned, means), both of shape (d, K): the rotated template U T and the class means H. It returns
-one number per class, shape (K,), which `nearest_frame` weights and adds; or a scalar, where classes do not separate.
+one number per class, shape (K,), which `nearest_frame` weights and adds. A discrepancy that is not a sum over classes
+returns a scalar. Below, h_k is the mean of class k, and U t_k is its class vector.
 """
 
 import jax.numpy as jnp
@@ -13,37 +14,37 @@ from nc_jax.arrays import safe_norm
 def squared_frobenius(
     aligned: Float[Array, "dim classes"], means: Float[Array, "dim classes"]
 ) -> Float[Array, " classes"]:
-    """Squared distances ||h_k - U t_k||^2, which add up to ||H - U T||_F^2: the orthogonal Procrustes problem."""
+    """Squared distances ||h_k - U t_k||^2. Their sum is ||H - U T||_F^2, the cost of the Procrustes problem."""
     return jnp.sum((means - aligned) ** 2, axis=0)
 
 
 def huber(aligned: Float[Array, "dim classes"], means: Float[Array, "dim classes"]) -> Float[Array, " classes"]:
-    r"""Huber function of the distance ||h_k - U t_k||: an outlying class pulls linearly, not squarely.
+    r"""Huber function of the distance ||h_k - U t_k||: a class mean far from its class vector costs linearly.
 
-    .. math:: \rho(x) = x^2 \text{ for } x \le c, \; 2 c x - c^2 \text{ beyond}
+    .. math:: \rho(x) = x^2 \text{ for } x \le c, \qquad \rho(x) = 2 c x - c^2 \text{ for } x > c
 
-    with c half the root mean square length of the template's columns, so the cost does not depend on scale. For d close
-    to K the sum can have several local minima; the trust region finds the one in whose basin it starts.
+    c is half the root mean square length of the class vectors, so the threshold has the scale of the frame. For d close
+    to K the sum over classes can have several local minima; which one the trust region finds depends on its start.
 
     Reference: Huber, Robust estimation of a location parameter (1964).
     """
-    threshold = 0.5 * jnp.sqrt(jnp.mean(jnp.sum(aligned**2, axis=0)))  # half a class vector: a clear misplacement
+    threshold = 0.5 * jnp.sqrt(jnp.mean(jnp.sum(aligned**2, axis=0)))  # half the length of a class vector
     squares = jnp.sum((means - aligned) ** 2, axis=0)
     outlying = squares > threshold**2
-    distances = jnp.sqrt(jnp.where(outlying, squares, 1))  # away from zero, where the root has no derivative
+    distances = jnp.sqrt(jnp.where(outlying, squares, 1))  # never at zero, where the root has no derivative
     return jnp.where(outlying, 2 * threshold * distances - threshold**2, squares)
 
 
 def cosine(aligned: Float[Array, "dim classes"], means: Float[Array, "dim classes"]) -> Float[Array, " classes"]:
-    r"""One minus the cosine between h_k and U t_k: directions count, lengths do not.
+    r"""One minus the cosine between h_k and U t_k, which depends on directions and not on lengths.
 
-    A zero vector has cosine 0 and gets no gradient. With unit-length template columns this is the Procrustes problem of
-    the normalised means; the derivatives differ.
+    A zero vector has cosine 0 and gets no gradient. If the template has unit columns, the minimiser is that of the
+    Procrustes problem for means scaled to unit length; its derivatives in the means differ.
     """
     lengths = [safe_norm(vectors, axis=0) for vectors in (aligned, means)]
     units = [
         vectors / jnp.where(length > 0, length, 1) for vectors, length in zip((aligned, means), lengths, strict=True)
     ]
-    # Half the squared distance of unit vectors is exact where the cosine is close to 1.
+    # Half the squared distance of unit vectors is accurate even if the cosine is close to 1.
     distances = jnp.sum((units[0] - units[1]) ** 2, axis=0) / 2
     return jnp.where((lengths[0] > 0) & (lengths[1] > 0), distances, 1)[0]

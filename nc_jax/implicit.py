@@ -1,17 +1,19 @@
 r"""Derivatives of minimisers on the Stiefel manifold, without differentiating the solver.
 
-At a minimiser U of f(U, theta) the Riemannian gradient vanishes. The implicit function theorem needs a square system
-with a regular Jacobian; the gradient alone has none, because it says nothing about the p (p + 1) / 2 directions normal
-to the manifold. Each condition here is therefore completed: with N(U), the point of the manifold nearest to U,
+At a minimiser U (n x p) of a cost f(U, theta), the Riemannian gradient is zero. The implicit function theorem needs a
+square system with a regular Jacobian. The gradient alone does not give one, because it says nothing about the
+p (p + 1) / 2 directions normal to the manifold. So a term for these directions is added. With N(U) the point of the
+manifold nearest to U, the condition
 
-.. math:: F(U, \theta) = \mathrm{grad} f(N(U), \theta) + c\, (U - N(U))
+.. math:: F(U, \theta) = \mathrm{grad} f(N(U), \theta) + c\, (U - N(U)) = 0
 
-vanishes at the minimiser. On the manifold N is the identity and its derivative the projection on the tangent space, so
-the Jacobian of F is the Riemannian Hessian on tangent vectors and c on normal ones: symmetric, and positive definite at
-a strict minimum. c is the norm of the Euclidean gradient, so that one part does not drown in the other's rounding.
+holds at the minimiser. On the manifold, N is the identity and its derivative is the projection on the tangent space. So
+the Jacobian of F is the Riemannian Hessian on tangent vectors, and c times the identity on normal vectors. It is
+symmetric, and positive definite at a strict minimum. The factor c is the norm of the Euclidean gradient, so that
+neither part of the Jacobian is lost in the rounding error of the other part.
 
-The rule itself is jaxopt's `root_jvp`. Each linear solve is a `lax.custom_linear_solve`, so JAX can transpose it: one
-rule gives forward mode, reverse mode and higher derivatives.
+The derivative rule is `root_jvp` of jaxopt. Each linear solve is a `lax.custom_linear_solve`, which JAX can transpose.
+So one rule gives forward mode, reverse mode and higher derivatives.
 """
 
 import warnings
@@ -28,7 +30,8 @@ from nc_jax.manifolds import Stiefel
 from nc_jax.solvers import PolarDecomposition, PolarMethod, polar_decomposition
 
 with warnings.catch_warnings():
-    # jaxopt says at import that it is no longer developed. Its root rules are all that is used here, and they are done.
+    # At import, jaxopt warns that it is no longer maintained. Only its derivative rule for roots is used here, which
+    # needs no further development.
     warnings.filterwarnings("ignore", message="JAXopt is no longer maintained", category=DeprecationWarning)
     from jaxopt.implicit_diff import root_jvp
 
@@ -36,17 +39,19 @@ Solve = Callable[[Callable[[Array], Array], Array], Array]
 
 
 def implicit_root(solver: Callable, stationarity: Callable, linear_solver: Callable[..., Solve]) -> Callable:
-    r"""Give a solver the derivatives of the root that it finds.
+    r"""Make a solver differentiable: give it the derivatives of the root that it finds.
 
     Args:
-        solver: (init, *args) -> (point, aux), where the point solves `stationarity(point, *args) = 0`.
-        stationarity: (point, *args) -> array of the point's shape, with a regular, symmetric Jacobian in the point.
-        linear_solver: (point, aux, *args) -> solve, where solve(matvec, rhs) returns the x with matvec(x) = rhs and
-            matvec multiplies by that Jacobian. What it prepares (a factorisation) is computed once, not every time.
+        solver: function (init, *args) -> (point, aux), where the point solves `stationarity(point, *args) = 0`.
+        stationarity: function (point, *args) -> array of the shape of the point, whose Jacobian in the point is regular
+            and symmetric.
+        linear_solver: function (point, aux, *args) -> solve. Here solve(matvec, rhs) returns the x with
+            matvec(x) = rhs, and matvec multiplies by the Jacobian of `stationarity`. Work that `linear_solver` does
+            itself, such as a factorisation, is done once for all calls of solve.
 
     Returns:
-        A function (init, *args) -> (point, aux). The point's derivatives in args are the implicit ones; the init and
-        aux are constants.
+        A function (init, *args) -> (point, aux). The derivatives of the point in args follow from the implicit function
+        theorem; init and aux count as constants.
 
     Reference: Blondel et al., Efficient and modular implicit differentiation (2022), section 2.1.
     """
@@ -59,7 +64,7 @@ def implicit_root(solver: Callable, stationarity: Callable, linear_solver: Calla
     def _derivative(primals, tangents):
         init, *args = primals
         point, aux = root(init, *args)
-        # The prepared solver is exact whatever its own derivative would be: higher derivatives go through matvec.
+        # The prepared solver may be constant: higher derivatives go through matvec.
         prepared = linear_solver(*jax.lax.stop_gradient((point, aux, *args)))
 
         def solve(matvec: Callable, rhs: Array) -> Array:
@@ -72,10 +77,13 @@ def implicit_root(solver: Callable, stationarity: Callable, linear_solver: Calla
 
 
 def stiefel_stationarity(euclidean_gradient: Callable[..., Array]) -> Callable[..., Array]:
-    """Return the completed stationarity condition F of the module's docstring, for a cost given by its gradient.
+    """Return the stationarity condition F of the module's docstring, for a cost that is given by its gradient.
 
     Args:
-        euclidean_gradient: (point, *args) -> array of the point's shape (n, p).
+        euclidean_gradient: function (point, *args) -> Euclidean gradient of the cost, shape (n, p).
+
+    Returns:
+        The function F: (point, *args) -> array of shape (n, p).
     """
 
     def condition(point: Float[Array, "n p"], *args: Any) -> Float[Array, "n p"]:
@@ -87,14 +95,14 @@ def stiefel_stationarity(euclidean_gradient: Callable[..., Array]) -> Callable[.
 
 
 def _normal_scale(euclidean_gradient: Array) -> Array:
-    """Return c of the module's docstring. Its value does not matter for the root, so it is a constant."""
+    """Return c of the module's docstring. The root does not depend on c, so c is treated as a constant."""
     norm = jax.lax.stop_gradient(safe_norm(euclidean_gradient))
     return jnp.where(norm > 0, norm, 1)
 
 
 @jax.custom_jvp
 def _nearest_point(point: Array) -> Array:
-    """N of the module's docstring. It is only ever evaluated on the manifold, so only its derivative costs anything."""
+    """Return N of the module's docstring. It is evaluated on the manifold only, where it is the identity."""
     return point
 
 
@@ -105,19 +113,19 @@ def _project_tangent(primals, tangents):
 
 
 def conjugate_gradient_solver(euclidean_gradient: Callable[..., Array]) -> Callable[..., Solve]:
-    """Return the `linear_solver` of `implicit_root` for any cost: conjugate gradients, to the dtype's precision.
+    """Return a `linear_solver` for `implicit_root` that serves every cost: conjugate gradients, to dtype precision.
 
-    Its aux is whether the point is a strict minimum (see `is_strict_minimum`). If it is not, the solution is the one of
-    least squares and least norm: directions that are not determined get nothing.
+    Its argument aux says whether the point is a strict minimum (see `is_strict_minimum`). If not, it returns the least
+    squares solution of least norm, which is zero in directions that are not determined.
 
     Args:
-        euclidean_gradient: of the cost, as for `stiefel_stationarity`.
+        euclidean_gradient: function (point, *args) -> Euclidean gradient of the cost, shape (n, p).
     """
 
     def prepare(point: Float[Array, "n p"], strict: Bool[Array, ""], *args: Any) -> Solve:
         manifold = Stiefel(*point.shape)
         scale = _normal_scale(euclidean_gradient(point, *args))
-        # In exact arithmetic the dimension is enough; twice as many make up for lost conjugacy.
+        # In exact arithmetic, as many iterations as dimensions are enough; twice as many make up for lost conjugacy.
         limit = 2 * manifold.dimension + 2
 
         def solve(matvec: Callable, rhs: Array) -> Array:
@@ -135,14 +143,14 @@ def conjugate_gradient_solver(euclidean_gradient: Callable[..., Array]) -> Calla
 
 
 def is_strict_minimum(stationarity: Callable[..., Array], point: Float[Array, "n p"], *args: Any) -> Bool[Array, ""]:
-    """Whether the Jacobian of a stationarity condition is positive definite on the tangent space, to rounding.
+    """Whether the Jacobian of a stationarity condition is positive definite on the tangent space, up to rounding.
 
-    Conjugate gradients from a random right-hand side meet every eigenvalue.
+    The test runs conjugate gradients from a random right-hand side, which meet every eigenvalue.
 
     Args:
-        stationarity: from `stiefel_stationarity`.
-        point: U, a critical point.
-        *args: of the cost.
+        stationarity: condition made by `stiefel_stationarity`.
+        point: critical point U, shape (n, p).
+        *args: arguments of the condition after the point.
     """
     manifold = Stiefel(*point.shape)
     force = manifold.random_tangent(jax.random.key(0), point)
@@ -169,18 +177,18 @@ def procrustes_solver(
 ) -> Solve:
     r"""Linear solver for the Procrustes problem, O(n p + p^2) memory.
 
-    With S = sym(U^T B) the Hessian sends a tangent vector xi to the tangent part of xi S. Splitting xi = U X + Z, X
-    skew and U^T Z = 0, and the right-hand side b likewise, leaves
+    Let S = sym(U^T B). The Hessian maps a tangent vector xi to the tangent part of xi S. Write xi = U X + Z with skew X
+    and U^T Z = 0, and let b be the right-hand side. Then X and Z solve
 
     .. math:: S X + X S = 2\, \mathrm{skew}(U^\top b), \qquad Z S = (I - U U^\top) b .
 
     Args:
-        point: U, the solution.
-        decomposition: of B; without its eigenvalues they are computed where they are needed.
-        matrix: B.
+        point: solution U, shape (n, p).
+        decomposition: polar decomposition of B. If it lacks the eigenvalues s of S, they are computed when needed.
+        matrix: B, shape (n, p).
         method: "eigh" divides by s_i + s_j and s_j in the eigenbasis of S, in O(n p^2 + p^3) time. "products" solves
-            both equations by conjugate gradients, with matrix products only and in about sqrt(kappa) iterations. "auto"
-            takes the eigenbasis if it is at hand or on a CPU, and products on an accelerator.
+            both equations by conjugate gradients, with matrix products only, in about sqrt(kappa) iterations (kappa is
+            the condition number). "auto" takes "eigh" on a CPU or if the eigenvectors are known, otherwise "products".
 
     Raises:
         ValueError: if the method is unknown.
@@ -207,7 +215,7 @@ def procrustes_solver(
         del matvec
         aligned = matmul(transpose(point), rhs)
         turn = solve_skew(2 * skew_part(aligned))
-        # On the part of the right-hand side that is normal to the manifold the completed Jacobian is a number.
+        # On the normal part of the right-hand side, the Jacobian is a number, the scale c.
         inside = turn + symmetric_part(aligned) / scale
         if point.shape[0] == point.shape[1]:
             return matmul(point, inside)
@@ -217,27 +225,27 @@ def procrustes_solver(
 
 
 def decompose_at(point: Float[Array, "n p"], matrix: Float[Array, "n p"]) -> PolarDecomposition:
-    """Return what can be known of B's polar decomposition at a solution U that an iteration has found.
+    """Return the polar decomposition of B at a solution U that an iteration has found.
 
-    The eigendecomposition of sym(U^T B) tells whether U is the only solution, and serves the derivative. Accelerators
-    are slow at it, so there it is left out from a number of columns on: `unique` is then taken for granted.
+    The eigendecomposition of sym(U^T B) tells whether U is the only solution, and speeds up the derivative. It is slow
+    on accelerators. So for more than 128 columns it is not computed there, and `unique` is assumed to be true.
 
     Args:
-        point: U, shape (n, p).
+        point: solution U, shape (n, p).
         matrix: B, shape (n, p).
     """
     if jax.default_backend() != "cpu" and point.shape[1] > _EIGH_ON_ACCELERATORS:
         return PolarDecomposition(point, None, None, jnp.ones((), bool))
     values, vectors = jnp.linalg.eigh(symmetric_part(matmul(transpose(point), matrix)))
-    floor = max(point.shape) * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))  # as for the singular values
+    floor = max(point.shape) * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))  # numpy.linalg.matrix_rank's rule
     return PolarDecomposition(point, values, vectors, values[0] > floor)
 
 
-_EIGH_ON_ACCELERATORS = 128  # columns; a guess that no accelerator was at hand to check
+_EIGH_ON_ACCELERATORS = 128  # largest number of columns for eigh on an accelerator; a guess, not measured
 
 
 def _sylvester_by_eigh(values: Array, vectors: Array) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    # Directions in which U is not determined (two zero singular values, say) have no derivative; they get zero.
+    # Directions in which U is not determined (for instance because of two zero singular values) get derivative zero.
     floor = jnp.max(jnp.abs(values)) * values.shape[-1] * float(jnp.finfo(values.dtype).eps)
     divide = partial(_divide_above, floor=floor)
 
@@ -252,8 +260,7 @@ def _sylvester_by_eigh(values: Array, vectors: Array) -> tuple[Callable[[Array],
 
 
 def _sylvester_by_products(matrix: Array, unique: Array) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    # Conjugate gradients cannot tell the directions that are not determined from the others: if there are any, all get
-    # zero.
+    # Conjugate gradients cannot tell which directions are not determined. If there are any, all directions get zero.
     def solve_skew(rhs: Array) -> Array:
         return conjugate_gradients(lambda x: matmul(matrix, x) + matmul(x, matrix), jnp.where(unique, rhs, 0))[0]
 
@@ -269,20 +276,20 @@ def conjugate_gradients(
     """Solve operator(x) = rhs for a symmetric, positive semidefinite operator.
 
     Args:
-        operator: linear.
-        rhs: of any scale.
-        max_iterations: at most so many products with the operator; 500 are about eight times sqrt(kappa) for the kappa
-            of 1e3 to 1e4 up to which float32 gives a gradient at all.
+        operator: linear function from arrays of shape (n, p) to arrays of the same shape.
+        rhs: right-hand side of any scale, shape (n, p).
+        max_iterations: largest number of products with the operator. 500 is about eight times sqrt(kappa) at the
+            condition numbers kappa of 1e3 to 1e4, beyond which float32 gives no useful gradient.
 
     Returns:
-        x, and whether a direction was met in which the operator is zero or negative to rounding; there the iteration
-        ends, before it divides by that.
+        x, and whether the iteration met a direction in which the operator is zero or negative up to rounding. If so,
+        the iteration ends before it divides by that curvature.
     """
-    # Written here because those of JAX and SciPy go on through such directions, to anything.
+    # The conjugate gradients of JAX and SciPy do not stop at such directions, and then return arbitrary results.
     eps = float(jnp.finfo(rhs.dtype).eps)
-    tolerance = 10 * eps  # what the trust region asks of the gradient itself
-    floor = max(rhs.shape) * eps  # as for the singular values
-    # At unit scale: squares neither overflow nor underflow, whatever the scale of the cotangent.
+    tolerance = 10 * eps  # the relative tolerance of the trust region for the gradient
+    floor = max(rhs.shape) * eps  # relative size below which curvature counts as zero, as in numpy.linalg.matrix_rank
+    # At unit scale, squares neither overflow nor underflow, for every scale of the cotangent.
     norm = safe_norm(rhs).reshape(())
     scale = jnp.where(norm > 0, norm, 1)
 
@@ -322,8 +329,8 @@ class _Krylov(NamedTuple):
     solution: Array
     residual: Array
     direction: Array
-    squared: Array  # norm of the residual
-    steepest: Array  # a lower bound of the operator's norm
+    squared: Array  # squared norm of the residual
+    steepest: Array  # lower bound of the norm of the operator
     flat: Array
     iteration: Array
 
@@ -337,11 +344,11 @@ def _divide_above(numerator: Array, denominator: Array, *, floor: Array) -> Arra
 def polar_root(method: PolarMethod = "auto", derivative: SylvesterMethod = "auto") -> Callable:
     """Return the function (init, matrix) -> (factor, decomposition) with implicit derivatives in the matrix.
 
-    The init is a rotation near the factor, or None.
+    Its argument init is a rotation near the factor, or None.
 
     Args:
-        method: of the solve, see `nc_jax.solvers.polar_decomposition`.
-        derivative: of the linear solve, see `procrustes_solver`.
+        method: method of the decomposition; see `nc_jax.solvers.polar_decomposition`.
+        derivative: method of the linear solves for derivatives; see `procrustes_solver`.
     """
 
     def solve(init: Array | None, matrix: Array) -> tuple[Array, PolarDecomposition]:
@@ -358,13 +365,13 @@ def polar_factor(
 
     Args:
         matrix: B, shape (n, p) with n >= p.
-        method: of the solve, see `nc_jax.solvers.polar_decomposition`.
-        derivative: of the linear solve, see `procrustes_solver`.
+        method: method of the decomposition; see `nc_jax.solvers.polar_decomposition`.
+        derivative: method of the linear solves for derivatives; see `procrustes_solver`.
 
     Returns:
         U, shape (n, p), the maximiser of <U, B> over matrices with orthonormal columns. For B = U S and a cotangent G,
         the gradient is U X + (I - U U^T) G S^{-1} with S X + X S = U^T G - G^T U. Directions in which U is not
-        determined (s_i + s_j = 0) contribute nothing to it.
+        determined (singular values with s_i + s_j = 0) contribute nothing to the gradient.
 
     Raises:
         ValueError: if n < p, or a method is unknown.

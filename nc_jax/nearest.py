@@ -1,12 +1,14 @@
-r"""The frame nearest to given class means: the heart of Guiding Neural Collapse.
+r"""The frame nearest to given class means: the inner problem of Guiding Neural Collapse.
 
-Given class means H (d, K), a template T (r, K), a previous rotation P (d, r) and a weight delta, find
+A template T holds class vectors in its own r coordinates; a rotation U takes them into the d-dimensional feature space.
+Given class means H (d, K), a template T (r, K), a proximal point P (d, r; usually the previous rotation) and a
+proximal weight delta, find
 
 .. math:: U^* = \arg\min_{U^\top U = I} \|H - U T\|_F^2 + \tfrac{\delta}{2} \|U - P\|_F^2, \qquad \text{frame} = U^* T.
 
-On the manifold both norms of U are constant, so this maximises <U, B> with B = 2 H T^T + delta P: an orthogonal
-Procrustes problem, whose solution is the polar factor of B. The trust region reaches the same point by iteration and
-also serves every other discrepancy between H and U T.
+For orthonormal U, the norms of U and of U T are constant. The problem therefore maximises <U, B> with
+B = 2 H T^T + delta P. This is an orthogonal Procrustes problem, and its solution is the polar factor of B. The trust
+region reaches the same point by iteration; it can also minimise every other discrepancy between H and U T.
 
 Reference: Markou, Ajanthan and Gould, Guiding Neural Collapse: Optimising Towards the Nearest Simplex Equiangular Tight
 Frame (NeurIPS 2024), section 3.
@@ -29,15 +31,16 @@ from nc_jax.manifolds import Stiefel
 from nc_jax.manifolds.stiefel import orthogonal_factor
 from nc_jax.solvers import Solution, Status, TrustRegionOptions, trust_region
 
-# (U T, H) -> one number per class, or a scalar where the classes do not separate.
+# (U T, H) -> one number per class, or a scalar if the discrepancy is not a sum over classes.
 Discrepancy = Callable[[Float[Array, "dim classes"], Float[Array, "dim classes"]], Float[Array, "..."]]
 
 
 class NearestFrame(NamedTuple):
-    """A frame, the rotation that takes the template there, and how the solve went.
+    """A nearest frame, the rotation that takes the template to it, and how the solve ended.
 
     Attributes:
-        frame: rotation @ template (for `nearest_simplex_etf`: with unit columns), shape (d, K). Differentiable.
+        frame: class vectors as columns, rotation @ template, shape (d, K). `nearest_simplex_etf` gives unit columns.
+            Differentiable.
         rotation: U, shape (d, r), orthonormal columns. Differentiable.
         solution: value, gradient norm, iterations and status of the inner problem. Not differentiable.
     """
@@ -61,36 +64,40 @@ def nearest_frame(
 ) -> NearestFrame:
     r"""Rotate a template to where it is nearest to the class means.
 
-    Minimises ||H - U T||_F^2 + delta/2 ||U - P||_F^2 over U with orthonormal columns, H and T as given (without a
-    `prox_point` there is no second term; with `weights` the first is a weighted sum over the columns). The result is
-    differentiable in the means, the template, the prox point, the prox weight and the weights, in forward and reverse
-    mode and to any order, by the implicit function theorem.
+    Minimises ||H - U T||_F^2 + delta/2 ||U - P||_F^2 over rotations U, which are matrices with orthonormal columns.
+    H are the class means, T is the template, P the proximal point and delta the proximal weight. H and T are neither
+    centred nor scaled. Without a `prox_point` the second term is absent; with `weights` the first term is a weighted
+    sum over the columns. The result is differentiable in the means, the template, the proximal point, the proximal
+    weight and the weights: in forward and reverse mode and to any order, by the implicit function theorem.
 
     Args:
-        means: class means H, shape (d, K). bfloat16 and float16 are solved in float32.
-        template: T, shape (r, K) with r <= d, or a `nc_jax.frames.Template`, such as `SimplexTemplate`, whose products
-            are cheap. Where T H^T has rank below r and there is no prox point, the rotation is not unique: one of the
-            solutions is returned, and the status says so.
-        prox_point: P, shape (d, r), usually the previous rotation.
-        prox_weight: delta >= 0.
-        solver: "trust_region" (any cost) or "polar" (the closed form, for the Frobenius cost only).
-        init: start of the trust region, shape (d, r), orthonormal columns; None takes the prox point, else the
-            orthogonal factor of B. On accelerators the polar route, too, is quicker from a near one. For r = d the
-            manifold has two components: a start in the one without the solution has its last column reversed.
-        cost: discrepancy (U T, H) -> (K,) or scalar that replaces the squared distances of the classes, for instance
-            `nc_jax.discrepancies.huber`; None is the squared Frobenius norm. It must not close over values that are to
-            be differentiated or batched.
-        weights: w, shape (K,), non-negative: class k counts w_k times, w_k = 0 leaves it out, whatever its mean is
+        means: class means H as columns, shape (d, K). bfloat16 and float16 are solved in float32.
+        template: T, shape (r, K) with r <= d: a matrix or a `nc_jax.frames.Template`, such as `SimplexTemplate`, whose
+            products are cheap. If H T^T has rank below r and there is no proximal point, the rotation is not unique:
+            one of the solutions is returned, with status NOT_UNIQUE.
+        prox_point: proximal point P, shape (d, r). A training loop passes the rotation that its previous step found.
+            None: no proximal term.
+        prox_weight: delta >= 0, how strongly the rotation is pulled towards the proximal point.
+        solver: "trust_region", an iteration that serves every cost, or "polar", the closed form, which serves only the
+            squared Frobenius norm and is quicker.
+        init: rotation from which the solver starts, shape (d, r), with orthonormal columns. None: the proximal point;
+            without one, the trust region starts from the orthogonal factor (QR) of B = 2 H T^T + delta P. A start near
+            the solution saves time (for the closed form on accelerators only). For r = d the manifold has two
+            components; if the start is not in the solution's component, the last column of the start is negated.
+        cost: discrepancy (U T, H) -> (K,) or a scalar, which replaces the squared distances of the classes, for
+            instance `nc_jax.discrepancies.huber`. None: the squared Frobenius norm. The function must not close over
+            values that are to be differentiated or batched.
+        weights: w, shape (K,), non-negative: class k counts w_k times. w_k = 0 leaves class k out, whatever its mean is
             (even NaN). None counts each class once.
-        options: of the trust region.
+        options: settings of the trust region; the closed form ignores them.
 
     Returns:
-        The frame, the rotation and the solution. The solution's value is the objective above, its grad_norm the length
-        of the objective's Riemannian gradient; `nc_jax.solvers.describe(solution.status)` says how the solve ended.
+        The frame, the rotation and the solution. `solution.value` is the objective above, `solution.grad_norm` the
+        length of its Riemannian gradient, and `nc_jax.solvers.describe(solution.status)` says how the solve ended.
 
     Raises:
-        ValueError: if the shapes do not fit, r > d, prox_weight < 0, "polar" is asked for with another cost, or weights
-            are given with a cost that returns a scalar.
+        ValueError: if the shapes do not fit, r > d, prox_weight < 0, the solver is unknown, `solver="polar"` comes with
+            a cost, or weights come with a cost that does not return shape (K,).
 
     Example:
         >>> from nc_jax.frames import simplex_etf, simplex_template
@@ -128,28 +135,37 @@ def nearest_simplex_etf(
     weights: Float[Array, " classes"] | None = None,
     options: TrustRegionOptions = TrustRegionOptions(),
 ) -> NearestFrame:
-    r"""Simplex ETF nearest to the class means.
+    r"""Find the simplex equiangular tight frame (ETF) that is nearest to the class means.
 
-    Means and template are scaled to unit Frobenius norm before `nearest_frame` compares them, so the result does not
-    depend on the scale of the features and `prox_weight` means the same for every number of classes. The means' common
-    offset has no effect on the frame but counts in that norm: centre them first, as the paper does.
+    Means and template are scaled to unit Frobenius norm before `nearest_frame` compares them. So the result does not
+    depend on the scale of the features, and `prox_weight` has the same effect for every number of classes.
+
+    Subtract the mean of the class means before you call this. An offset does not change the direction of the result,
+    but it makes `prox_weight` act more strongly.
 
     Args:
-        means: class means H, shape (d, K) with d >= K - 1 (d >= K for the full template).
-        prox_point: previous rotation P, shape (d, K - 1), or (d, K) for the full template.
-        prox_weight: delta >= 0.
-        solver: "trust_region" or "polar".
-        init: start of the trust region, of the shape of P.
-        reduced: the (K - 1, K) template, whose solution is unique; False is the paper's (K, K) template I - 11^T / K.
-        cost: see `nearest_frame`; None is the squared Frobenius norm.
-        weights: see `nearest_frame`; the unit norm is then that of the weighted means.
-        options: of the trust region.
+        means: class means H as columns, shape (d, K) with d >= K - 1 (d >= K for the full template). Transpose a
+            PyTorch array of shape (K, d).
+        prox_point: proximal point P, shape (d, K - 1), or (d, K) for the full template. A training loop passes the
+            rotation that its previous step found. None: no proximal term.
+        prox_weight: delta >= 0, how strongly the rotation is pulled towards the proximal point.
+        solver: "trust_region", an iteration that serves every cost, or "polar", the closed form, which serves only the
+            squared Frobenius norm and is quicker.
+        init: rotation from which the solver starts, shape (d, K - 1), or (d, K) for the full template; see
+            `nearest_frame`. None: the proximal point, or without one a start made from the means.
+        reduced: True uses the template with K - 1 rows, whose rotation is unique if the centred means have rank K - 1.
+            False uses the paper's (K, K) template I - 11^T / K.
+        cost: discrepancy between the frame and the means, both at unit norm; see `nearest_frame`. None: the squared
+            Frobenius norm.
+        weights: w, shape (K,), non-negative: class k counts w_k times; see `nearest_frame`. The weighted means are then
+            scaled to unit norm. None counts each class once.
+        options: settings of the trust region; the closed form ignores them.
 
     Returns:
-        As `nearest_frame`, the frame rescaled to unit columns.
+        The frame with unit columns, the rotation, and the solution of the problem at unit norms.
 
     Raises:
-        ValueError: if d < K - 1, K < 2, or the shapes do not fit.
+        ValueError: if d < K - 1 (d < K for the full template), K < 2, or `nearest_frame` raises one.
 
     Example:
         >>> means = jax.random.normal(jax.random.key(0), (16, 5))
@@ -188,21 +204,23 @@ def nearest_at_unit_norm(
     weights: Float[Array, " classes"] | None = None,
     **options: Any,
 ) -> NearestFrame:
-    r"""Rotate a template to where it is nearest to the class means, both compared at unit Frobenius norm.
+    r"""Rotate a template to where it is nearest to the class means, both scaled to unit Frobenius norm.
 
-    The result then does not depend on the scale of the means, and `prox_weight` means the same for every template.
+    The result does not depend on the scale of the means, and `prox_weight` has the same effect for every template.
 
     Args:
-        means: class means H, shape (d, K); of zero norm they attract nothing.
-        template: T, shape (r, K), or a `nc_jax.frames.Template`.
-        weights: see `nearest_frame`; the unit norm is then that of the weighted means.
-        options: the other arguments of `nearest_frame`.
+        means: class means H as columns, shape (d, K). If all are zero, they do not influence the rotation.
+        template: T, shape (r, K) with r <= d: a matrix or a `nc_jax.frames.Template`.
+        weights: w, shape (K,), non-negative: class k counts w_k times; see `nearest_frame`. The weighted means are then
+            scaled to unit norm. None counts each class once.
+        options: the other arguments of `nearest_frame`, by name.
 
     Returns:
-        As `nearest_frame`; the class vectors have the lengths that they have in the template.
+        The frame, whose class vectors have the same lengths as in the template, the rotation, and the solution of the
+        problem at unit norms.
 
     Raises:
-        ValueError: as `nearest_frame`.
+        ValueError: if the means are not a matrix, the weights do not have shape (K,), or `nearest_frame` raises one.
 
     Reference: Markou, Ajanthan and Gould (2024), section 3.
     """
@@ -230,7 +248,7 @@ def _nearest_frame(means, template, prox_point, prox_weight, init, weights, *, s
     if weights is not None:
         weights = weights.astype(dtype)
         means = _counted(means, weights)
-    # Without a prox point the zero weight removes its term; the point itself is then never looked at.
+    # Without a proximal point, the zero weight removes its term, and the zeros that stand for the point have no effect.
     weight = jnp.asarray(0 if prox_point is None else prox_weight, dtype)
     prox = jnp.zeros((means.shape[0], template.shape[0]), dtype) if prox_point is None else prox_point.astype(dtype)
     weighted = means if weights is None else means * weights
@@ -254,7 +272,7 @@ def _nearest_frame(means, template, prox_point, prox_weight, init, weights, *, s
     frame = template.rotate(rotation)
     point, aligned, matrix, *fixed = jax.lax.stop_gradient((rotation, frame, matrix, *problem))
     value = _objective_at(cost or squared_frobenius, point, aligned, *fixed)
-    # Up to a part normal to the manifold, -B is the gradient of the Frobenius objective.
+    # -B is the gradient of the Frobenius objective, up to a part normal to the manifold, which `gradient` projects out.
     euclidean_gradient = -matrix if cost is None else jax.grad(partial(_objective, cost))(point, *fixed)
     status = jnp.where(unique | (status > Status.NOT_UNIQUE), status, Status.NOT_UNIQUE)
     finite = jnp.isfinite(value) & jnp.isfinite(jnp.sum(point))
@@ -284,12 +302,13 @@ def _objective_at(cost: Discrepancy, rotation, aligned, means, template, prox, w
 
 
 def _counted(means: Array, weights: Array) -> Array:
-    """Zero the means that carry no weight: what a class without examples has there may be anything."""
+    """Set the means of zero weight to zero: the mean of a class without examples may hold anything, even NaN."""
     return jnp.where(weights > 0, means, 0)
 
 
-# Rows per column from which that pays: on two EPYC cores it took 0.23 instead of 0.42 ms at (d, r) = (512, 9) and 151
-# instead of 242 ms at (2048, 299), but 15.8 instead of 14.7 ms at (512, 99), where LAPACK's QR costs what it saves.
+# `_procrustes_root` solves in the span of the start and B if d >= _COMPRESS * r. On two EPYC cores this took 0.23
+# instead of 0.42 ms at (d, r) = (512, 9) and 151 instead of 242 ms at (2048, 299). At (512, 99) it took 15.8 instead of
+# 14.7 ms, because LAPACK's QR costs more than the smaller problem saves.
 _COMPRESS = 6
 
 
@@ -297,13 +316,13 @@ def _procrustes_root(options: TrustRegionOptions) -> Callable:
     """Trust region on -<U, B> with the closed-form gradient -B and Hessian 0, differentiated in closed form."""
 
     def solve(init: Array, matrix: Array) -> tuple[Array, tuple]:
-        # The solver sees a matrix of unit norm: its arithmetic neither overflows nor underflows at any scale of B.
+        # The solver gets a matrix of unit norm, so its arithmetic neither overflows nor underflows at any scale of B.
         norm = safe_norm(matrix)
         scaled = matrix / jnp.where(norm > 0, norm, 1)
         basis = None
         if matrix.shape[0] >= _COMPRESS * matrix.shape[1]:
-            # Steps are combinations of the columns of B and of the iterate, so all iterates lie in the span of B and
-            # the start: there the problem has 2 r rows.
+            # Every step combines columns of B and of the iterate. So all iterates lie in the span of B and the start;
+            # in a basis of that span, the problem has 2 r rows.
             basis, _ = jnp.linalg.qr(jnp.concatenate([init, scaled], axis=1))
             init, scaled = matmul(transpose(basis), init), matmul(transpose(basis), scaled)
         found = trust_region(
@@ -327,7 +346,7 @@ def _procrustes_root(options: TrustRegionOptions) -> Callable:
 
 
 def _general_root(cost: Discrepancy, options: TrustRegionOptions) -> Callable:
-    """Trust region on any discrepancy, its derivatives by autodiff, the solution's by conjugate gradients."""
+    """Trust region on any discrepancy: autodiff for its derivatives, conjugate gradients for those of the solution."""
     objective = partial(_objective, cost)
     gradient = jax.grad(objective)
     stationarity = implicit.stiefel_stationarity(gradient)
@@ -347,7 +366,7 @@ def _general_root(cost: Discrepancy, options: TrustRegionOptions) -> Callable:
 
 
 def _start(matrix: Array, init: Array | None) -> Array:
-    """Starting point of the trust region, for r = d in the component that holds the polar factor of B."""
+    """Return where the trust region starts; for r = d, a point in the component that holds the polar factor of B."""
     matrix = jax.lax.stop_gradient(matrix)
     if init is None:
         return orthogonal_factor(matrix)  # R has a positive diagonal, so for r = d it is in the component of B

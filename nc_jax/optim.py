@@ -1,4 +1,4 @@
-"""Riemannian optimisers: any optimiser of optax, kept on a manifold."""
+"""Riemannian optimisers: any optax optimiser, changed so that parameters stay on a manifold."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ from nc_jax.arrays import at_least_float32
 
 @runtime_checkable
 class Manifold(Protocol):
-    """What `on_manifold` asks of a manifold, such as `nc_jax.manifolds.Stiefel`."""
+    """Interface of a manifold that `on_manifold` uses; `nc_jax.manifolds.Stiefel` has it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -19,7 +19,7 @@ class Manifold(Protocol):
         ...
 
     def gradient(self, point: Array, euclidean_gradient: Array) -> Array:
-        """Riemannian gradient from the Euclidean one."""
+        """Riemannian gradient from the Euclidean gradient."""
         ...
 
     def project(self, point: Array, vector: Array) -> Array:
@@ -27,12 +27,13 @@ class Manifold(Protocol):
         ...
 
     def retract(self, point: Array, tangent: Array) -> Array:
-        """Move along a tangent vector; on the manifold to rounding, also from a point that has left it by rounding."""
+        """Move along a tangent vector to a point on the manifold, also if the start is off the manifold by rounding."""
         ...
 
 
-# Where optax's optimisers keep a mean of past gradients, which is a tangent vector. Means of squares are none: a
-# projection would make them negative, as it would the variance of `optax.scale_by_stddev`, whose mean is left out.
+# Fields in which optax optimisers keep a mean of past gradients, which is a tangent vector. Means of squares are not
+# tangent vectors, and a projection could make them negative. It could do the same to the variance that
+# `optax.scale_by_stddev` computes from its mean, so that optimiser is left out.
 _MEAN_OF_GRADIENTS = {
     optax.TraceState: "trace",
     optax.EmaState: "ema",
@@ -47,36 +48,37 @@ _MEAN_OF_GRADIENTS = {
 def on_manifold(
     optimizer: optax.GradientTransformation, manifold: Manifold | PyTree
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Riemannian form of an optimiser: parameters that start on a manifold stay on it.
+    r"""Return the Riemannian form of an optimiser: parameters that start on a manifold stay on it.
 
-    At the point x with Euclidean gradient g, the inner optimiser makes a step s of the Riemannian gradient, and
+    At the point x with Euclidean gradient g, the inner optimiser computes a step s from the Riemannian gradient:
 
     .. math:: x^+ = R_x\big(P_x\, s\big), \qquad s = \mathrm{optimizer}(\mathrm{grad} f(x)),
         \qquad \mathrm{grad} f(x) = P_x\, g ,
 
-    where P is the projection on the tangent space and R the retraction. The update is :math:`x^+ - x`, so that
+    P is the projection on the tangent space and R the retraction. The update is :math:`x^+ - x`, so that
     `optax.apply_updates` gives :math:`x^+`. Every retraction starts from the rounded point and ends on the manifold,
-    so rounding does not add up over the steps.
+    so rounding errors do not accumulate over the steps.
 
-    The momentum of `optax.sgd`, and the first moment of Adam and its relatives, are vectors of the surrounding space;
-    each step projects them to the tangent space at the new point, the vector transport of a submanifold. Other states,
-    such as Adam's second moment, stay as they are. That one scales each entry of the matrix by itself, where the
-    Riemannian Adam of Becigneul and Ganea scales the whole matrix by one number; without momentum, both make a step
-    that descends. Decoupled weight decay has no effect on the Stiefel manifold, where it acts along the normal. The
-    line searches of optax look along straight lines, so they do not belong inside.
+    The momentum of `optax.sgd` and the first moment of Adam and similar optimisers are vectors of the surrounding
+    space. Each step projects them to the tangent space at the new point (the vector transport of a submanifold). All
+    other states are not changed. In particular, Adam's second moment scales each entry of the matrix separately; the
+    Riemannian Adam of Becigneul and Ganea scales the whole matrix by one number. Without momentum, the step of either
+    is a descent direction. Decoupled weight decay has no effect on the Stiefel manifold, because it acts along the
+    normal. Do not use a line search of optax as the inner optimiser: it searches along straight lines.
 
     Args:
-        optimizer: makes the step, its learning rate included, such as `optax.sgd(0.1, momentum=0.9)`.
-        manifold: of the parameters: one for all of them, or a tree of manifolds that is a prefix of the tree of
-            parameters, in which None leaves the optimiser's step as it is.
+        optimizer: inner optimiser, including its learning rate, such as `optax.sgd(0.1, momentum=0.9)`.
+        manifold: one manifold for all parameters, or a tree of manifolds that is a prefix of the tree of parameters.
+            In such a tree, None marks parameters that the inner optimiser updates as usual.
 
     Returns:
-        An optimiser; it may stand inside `optax.masked` and `optax.multi_transform`, and in `optax.chain` after what
-        changes gradients (what comes after it would leave the manifold). Its state is the inner optimiser's.
+        An optimiser, whose state is that of the inner optimiser. It may be used inside `optax.masked` and
+        `optax.multi_transform`. In `optax.chain` it must be last, after transformations of gradients; a transformation
+        after it would take the parameters off the manifold.
 
     Raises:
-        ValueError: on an update, without the parameters, or if one has not its manifold's shape. A stack of points goes
-            through `jax.vmap`.
+        ValueError: from `update`, if the parameters are missing or a parameter does not have the shape of its manifold.
+            For a stack of points, use `jax.vmap`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -112,7 +114,7 @@ def on_manifold(
 
         def transport(node: Any) -> Any:
             name = _MEAN_OF_GRADIENTS.get(type(node))
-            # Under a mask inside the optimiser the mean covers a part of the parameters, and stays as it is.
+            # If a mask inside the optimiser limits the mean to some of the parameters, the mean is not projected.
             if name is None or jax.tree.structure(getattr(node, name)) != jax.tree.structure(params):
                 return node
             return node._replace(**{name: each(_project, moved, getattr(node, name))})
@@ -132,7 +134,8 @@ def _check_shape(manifold: Manifold | None, point: Array) -> None:
         raise ValueError(f"a parameter on {manifold} has shape {manifold.shape}; got {point.shape}")
 
 
-# Manifolds compute in float32 at least; results keep the dtype of what they replace. No manifold: no change.
+# The functions below compute in at least float32; their results have the dtype of the array that they replace. For
+# parameters without a manifold (None) they change nothing.
 
 
 def _gradient(manifold: Manifold | None, point: Array, gradient: Array) -> Array:

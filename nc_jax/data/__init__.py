@@ -1,7 +1,7 @@
-"""Data in: labelled arrays, named sets, and harder versions of them. `nc_jax.streams` makes batches of them.
+"""Data sets: labelled arrays, named sets, and harder versions of them. `nc_jax.streams` makes batches of them.
 
-Four modules are imported on their own (`from nc_jax.data import sources`): `digits`, `glyphs` and `sources` bring
-TensorFlow Datasets with them, `augment` brings dm_pix.
+Import four modules explicitly (`from nc_jax.data import sources`), because they load further packages: `digits`,
+`glyphs` and `sources` load TensorFlow Datasets, `augment` loads dm_pix.
 """
 
 from nc_jax.data.arrays import LabelledArrays

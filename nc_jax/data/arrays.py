@@ -1,4 +1,4 @@
-"""A data set in memory: inputs and integer labels, checked once, where they come in."""
+"""A data set in memory: inputs and integer labels, checked once, when it is created."""
 
 import dataclasses
 
@@ -10,26 +10,26 @@ from nc_jax.data.batch import Batch
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelledArrays:
-    """Inputs and labels that are known to fit each other.
+    """Inputs and labels that have been checked to fit each other.
 
-    Whatever is built from it (batches, class counts, losses) may rely on what is checked here.
+    Code that receives such an object (batches, class counts, losses) can rely on the conditions below.
 
     Args:
-        inputs: real array of shape (N, ...), finite. Floating inputs keep their dtype, and so do integers (bytes of
-            images, to be scaled on the device).
+        inputs: finite real numbers, shape (N, ...). Their dtype is kept; bytes of images are scaled later, on the
+            device.
         labels: integers of shape (N,) in 0..K-1, stored as int32.
-        num_classes: K >= 1. A class without examples is allowed: see `absent_classes`.
-        class_names: K names; empty gives the class numbers.
+        num_classes: K >= 1. Classes without examples are allowed; see `absent_classes`.
+        class_names: K names; empty uses the class numbers.
 
     Raises:
-        ValueError: if shapes, dtypes, label range, finiteness or the number of names are not as above.
+        ValueError: if shapes, dtypes, label range, finiteness or the number of names do not meet these conditions.
 
     Example:
         >>> LabelledArrays(np.zeros((4, 2)), np.array([0, 2, 2, 0]), num_classes=3)
         LabelledArrays(4 examples of shape (2,) float64, 3 classes)
     """
 
-    # Plain arrays, not jaxtyping's: data come from outside, so shapes and dtypes are checked below, in production too.
+    # Plain types, not jaxtyping's: data come from the user, so shapes and dtypes are always checked below.
     inputs: np.ndarray
     labels: np.ndarray
     num_classes: int
@@ -60,11 +60,11 @@ class LabelledArrays:
         return f"LabelledArrays({len(self)} examples of shape {shape} {dtype}, {self.num_classes} classes)"
 
     def take(self, indices: Integer[np.ndarray, " chosen"], seed: int = 0) -> Batch:
-        """Copy examples into a batch; the seed, with which other sources draw their crops, plays no role here.
+        """Copy examples into a batch.
 
         Args:
             indices: example numbers in 0..N-1, of shape (M,).
-            seed: ignored.
+            seed: ignored; other sources draw random crops with it.
 
         Returns:
             M examples, without padding.
@@ -89,10 +89,10 @@ class LabelledArrays:
         return np.bincount(self.labels, minlength=self.num_classes)
 
     def absent_classes(self) -> tuple[int, ...]:
-        """The classes without a single example, ascending: their class means do not exist.
+        """The classes without examples. They have no class means.
 
         Returns:
-            Class numbers; empty when every class is present.
+            Class numbers, ascending; empty if every class has an example.
 
         Example:
             >>> LabelledArrays(np.zeros((4, 2)), np.array([0, 2, 2, 0]), num_classes=3).absent_classes()
@@ -101,7 +101,7 @@ class LabelledArrays:
         return tuple(np.flatnonzero(self.class_counts() == 0).tolist())
 
     def subset(self, indices: Integer[np.ndarray, " chosen"] | Bool[np.ndarray, " examples"]) -> "LabelledArrays":
-        """The chosen examples, in the order given; classes and names stay as they are.
+        """The chosen examples, in the given order, with the same classes and class names.
 
         Args:
             indices: example numbers in 0..N-1, of shape (M,), repeats allowed; or a boolean mask of shape (N,).
@@ -110,7 +110,8 @@ class LabelledArrays:
             A copy of M examples with the same K.
 
         Raises:
-            ValueError: if an index is no integer or outside 0..N-1 (negative ones too), or a mask has not length N.
+            ValueError: if an index is not an integer in 0..N-1 (negative indices are not allowed), or if a mask does
+                not have length N.
 
         Example:
             >>> arrays = LabelledArrays(np.zeros((4, 2)), np.array([0, 2, 2, 0]), num_classes=3)

@@ -1,8 +1,9 @@
 """Augmentation on the device: images in [0, 1], channels last, one random key per image.
 
-Every function maps (key, image) to an image of the same shape and works under `jit`, `vmap` and `pmap`. `make` composes
-the usual ones by name; what it returns takes one image or a batch, as stored or in [0, 1]. Normalisation comes after,
-since the padding of a crop and the limits of a colour are those of pixels. So a training step takes both:
+Every function maps (key, image) to an image of the same shape and works under `jit`, `vmap` and `pmap`. `make` returns
+the usual compositions by name, as functions of one image or a batch, as stored or in [0, 1]. Normalise after the
+augmentation, because zero padding and the limits of colours refer to pixel values in [0, 1]. So a training step takes
+both:
 
     StepOptions(augment=make("cifar"), preprocess=make_preprocess("cifar10"))
 """
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 
-pix: Any = dm_pix  # annotated with chex.Array, which admits NumPy's booleans, too
+pix: Any = dm_pix  # Any, because dm_pix's annotations (chex.Array) would also admit NumPy booleans
 
 Augmentation = Callable[[PRNGKeyArray, Array], Array]
 
@@ -28,19 +29,19 @@ class PixelStatistics(NamedTuple):
     std: tuple[float, ...]
 
 
-# Over all pixels of the training split, as in public training code. (A widely copied CIFAR-10 deviation of 0.2023,
-# 0.1994, 0.2010 is the mean over images of each image's own.)
+# Over all pixels of the training split, as in public training code. (Another widely copied standard deviation of
+# CIFAR-10, 0.2023, 0.1994, 0.2010, is computed for each image and then averaged over images.)
 STATISTICS = {
     "mnist": PixelStatistics((0.1307,), (0.3081,)),  # PyTorch's MNIST example
     "fashion_mnist": PixelStatistics((0.2860,), (0.3530,)),
-    "glyphs": PixelStatistics((0.1801,), (0.3279,)),  # of the default preset's training images
+    "glyphs": PixelStatistics((0.1801,), (0.3279,)),  # training images of the default preset
     "svhn_cropped": PixelStatistics((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
     "cifar10": PixelStatistics((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": PixelStatistics((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),  # released code of HAFrame
     "stl10": PixelStatistics((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
     "imagenet2012": PixelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision
-    "places365_small": PixelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's, as is usual
-    # Folders of images with these names; released code of HAFrame, the last being ImageNet's.
+    "places365_small": PixelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # those of ImageNet, as is usual
+    # Folders of images with these names: released code of HAFrame, which uses ImageNet's values for tiered_imagenet.
     "fgvc_aircraft": PixelStatistics((0.4881, 0.5192, 0.5438), (0.2148, 0.2068, 0.2394)),
     "inaturalist19": PixelStatistics((0.454, 0.474, 0.367), (0.237, 0.230, 0.249)),
     "tiered_imagenet": PixelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -48,10 +49,10 @@ STATISTICS = {
 
 
 def to_unit_range(images: Num[Array, "..."]) -> Float[Array, "..."]:
-    """Bytes as float32 in [0, 1]; floats pass as they are.
+    """Convert bytes to float32 in [0, 1]; return floats unchanged.
 
     Args:
-        images: uint8, or floats that are in [0, 1] already.
+        images: uint8, or floats that are already in [0, 1].
 
     Returns:
         Floats of the same shape.
@@ -78,7 +79,7 @@ def normalise(
     Args:
         images: channels last.
         mean: one number per channel; `STATISTICS` has those of the usual sets.
-        std: likewise, above 0.
+        std: standard deviation, one number > 0 per channel.
 
     Returns:
         Images of the same shape and dtype.
@@ -98,11 +99,11 @@ def normalise(
 
 
 def make_preprocess(name: str) -> Callable[[Array], Array]:
-    """What a network is to be given of a set's images, stored or augmented: pixels in [0, 1], each channel normalised.
+    """Return the preprocessing of a data set's images for a network: scale to [0, 1], then normalise each channel.
 
     Args:
-        name: of the set, possibly with a variant ("glyphs/hard"), or a folder of images, whose last part counts. A set
-            without `STATISTICS` is scaled only.
+        name: name of the set, possibly with a variant ("glyphs/hard"), or path of a folder of images, of which only the
+            last part counts. Images of a set without `STATISTICS` are scaled, but not normalised.
 
     Returns:
         A function of images (..., H, W, C), bytes or floats in [0, 1].
@@ -125,7 +126,7 @@ def random_shift(
     image: Float[Array, "height width channels"],
     *,
     padding: int = 4,  # He et al. (2016), CIFAR
-    mode: str = "constant",  # zeros, as there; HAFrame's released code has "reflect"
+    mode: str = "constant",  # zeros, He et al. (2016); HAFrame's released code has "reflect"
 ) -> Float[Array, "height width channels"]:
     """Pad an image on all sides and crop it to its size at a random place.
 
@@ -133,7 +134,7 @@ def random_shift(
         key: random key.
         image: height, width, channels.
         padding: pixels on each side, >= 0.
-        mode: of `jax.numpy.pad`.
+        mode: how to fill the padding, a mode of `jax.numpy.pad`: "constant" (zeros), "reflect" and others.
 
     Returns:
         An image of the same shape, shifted by up to `padding` pixels each way.
@@ -179,7 +180,7 @@ def random_affine(
     key: PRNGKeyArray,
     image: Float[Array, "height width channels"],
     *,
-    rotation: float = 10.0,  # degrees; this and the next two are what `glyphs` varies
+    rotation: float = 10.0,  # degrees; rotation, scale and shift have the defaults of `GlyphOptions`
     scale: float = 0.12,
     shift: float = 1.5,  # pixels
     mode: str = "nearest",
@@ -189,10 +190,10 @@ def random_affine(
     Args:
         key: random key.
         image: height, width, channels.
-        rotation: the angle is uniform within so many degrees of zero.
-        scale: the logarithm of the scale is uniform within this of zero.
-        shift: the shift is uniform within so many pixels of zero, on each axis.
-        mode: what lies outside of the image: "nearest", its border, or "constant", zero.
+        rotation: largest angle in degrees; the angle is uniform in [-rotation, rotation].
+        scale: largest logarithm of the scale factor, which is uniform in [-scale, scale].
+        shift: largest shift in pixels; the shift on each axis is uniform in [-shift, shift].
+        mode: values outside the image: "nearest" repeats its border, "constant" is zero.
 
     Returns:
         An image of the same shape.
@@ -204,9 +205,9 @@ def random_affine(
     turn, log_scale, *moves = jax.random.uniform(key, (4,), image.dtype, -1, 1)
     angle, zoom = turn * jnp.deg2rad(rotation), jnp.exp(log_scale * scale)
     cosine, sine = jnp.cos(angle) / zoom, jnp.sin(angle) / zoom
-    matrix = jnp.array([[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]])  # from where a pixel comes
+    matrix = jnp.array([[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]])  # maps a pixel to the place it comes from
     centre = (jnp.asarray(image.shape, image.dtype) - 1) / 2
-    # In TF32, the default of recent GPUs, coordinates would be off by up to a hundredth of a pixel at size 28.
+    # In TF32, the default on recent GPUs, coordinates would be wrong by up to a hundredth of a pixel at size 28.
     with jax.default_matmul_precision("highest"):
         offset = centre - matrix @ (centre + shift * jnp.array([*moves, 0]))
         return pix.affine_transform(image, matrix, offset=offset, mode=mode)
@@ -218,7 +219,7 @@ def cutout(
     *,
     length: int = 16,  # DeVries and Taylor (2017), CIFAR-10; they take 8 for CIFAR-100
 ) -> Float[Array, "height width channels"]:
-    """Set a square of an image to zero; its centre is any pixel, so that parts of it may lie outside.
+    """Set a square of an image to zero. Its centre is a random pixel, so parts of the square may lie outside the image.
 
     Args:
         key: random key.
@@ -251,26 +252,26 @@ def colour_jitter(
     key: PRNGKeyArray,
     image: Float[Array, "height width channels"],
     *,
-    brightness: float = 0.4,  # this and the next two: released code of FNO, on ImageNet-LT
+    brightness: float = 0.4,  # all four: released code of FNO, on ImageNet-LT
     contrast: float = 0.4,
     saturation: float = 0.4,
-    hue: float = 0.0,  # likewise
+    hue: float = 0.0,
 ) -> Float[Array, "height width channels"]:
     """Change brightness, contrast, saturation and hue of a colour image by random amounts, in this order.
 
     Args:
         key: random key.
         image: height, width, 3.
-        brightness: what is added is uniform within this of 0.
-        contrast: the factor is uniform within this of 1.
-        saturation: the factor is uniform within this of 1.
-        hue: the turn is uniform within this of 0, in parts of a full turn.
+        brightness: the number added to all pixels is uniform in [-brightness, brightness].
+        contrast: the contrast factor is uniform in [1 - contrast, 1 + contrast].
+        saturation: the saturation factor is uniform in [1 - saturation, 1 + saturation].
+        hue: the rotation of the hue, in full turns, is uniform in [-hue, hue].
 
     Returns:
         An image of the same shape in [0, 1].
 
     Raises:
-        ValueError: if the image has not three channels.
+        ValueError: if the image does not have three channels.
 
     Example:
         >>> colour_jitter(jax.random.key(0), jnp.full((8, 8, 3), 0.5)).shape
@@ -281,7 +282,7 @@ def colour_jitter(
     keys = jax.random.split(key, 4)
     image = pix.random_brightness(keys[0], image, brightness)
     image = pix.random_contrast(keys[1], image, 1 - contrast, 1 + contrast)
-    # Saturation is a ratio of pixel values, which makes no sense outside of their range.
+    # Saturation is a ratio of pixel values, so clip them to their range first.
     image = pix.random_saturation(keys[2], jnp.clip(image, 0, 1), 1 - saturation, 1 + saturation)
     if hue:
         image = pix.random_hue(keys[3], image, hue)
@@ -294,7 +295,7 @@ def _none(key: PRNGKeyArray, image: Array) -> Array:
 
 
 def _shift(key: PRNGKeyArray, image: Array) -> Array:
-    # Half of the margin that MNIST and our glyphs leave around their ink. Mirrored digits are no digits.
+    # Half of the margin that MNIST and our glyphs leave around the ink. No flip: a mirrored digit is not a digit.
     return random_shift(key, image, padding=2)
 
 
@@ -313,16 +314,16 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 
 def make(name: str) -> Augmentation:
-    """A usual augmentation by name.
+    """Return a common augmentation by name.
 
     Args:
-        name: "none"; "shift", a shift by up to 2 pixels, for digits and glyphs; "flip", for photographs that were
-            cropped at random; "cifar", a shift by up to 4 pixels and a flip, for small photographs, and
-            "cifar-reflect", the same with the image mirrored at its borders instead of zeros.
+        name: "none": nothing. "shift": a shift by up to 2 pixels, for digits and glyphs. "flip": a random flip, for
+            photographs that were cropped at random. "cifar": a shift by up to 4 pixels and a random flip, for small
+            photographs. "cifar-reflect": "cifar", but with the image mirrored at its borders instead of zeros.
 
     Returns:
-        A function of a key and images, bytes or floats in [0, 1], one (H, W, C) or a batch (N, H, W, C), in which
-        every image gets a key of its own: those of `jax.random.split(key, N)`. It returns floats in [0, 1].
+        A function (key, images) -> floats in [0, 1] of the same shape. The images are bytes or floats in [0, 1]: one
+        image (H, W, C) or a batch (N, H, W, C). The images of a batch get the keys `jax.random.split(key, N)`.
 
     Raises:
         ValueError: if there is no such augmentation.

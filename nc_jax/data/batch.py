@@ -1,4 +1,4 @@
-"""A batch: one structure on the host and on devices, with a mask that says which rows are examples."""
+"""A batch: one structure on the host and on devices, with a mask that separates examples from padding."""
 
 from typing import Any, NamedTuple
 
@@ -6,15 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-PADDING_LABEL = -1  # outside every class: what a careless reader of labels meets then is no class at all
+PADDING_LABEL = -1  # not a class number, so code that forgets the mask does not count padding as an example of a class
 
 
 class Partner(NamedTuple):
     """The second class of mixed examples.
 
     Attributes:
-        labels: of the examples that were mixed in, shape (N,).
-        weight: of an example's own class, in [0, 1], shape (N,); its partner's is 1 - weight.
+        labels: labels of the examples that were mixed in, shape (N,).
+        weight: weight of an example's own class, in [0, 1], shape (N,). The second class has the weight 1 - weight.
     """
 
     labels: Int[Array, " batch"]
@@ -22,20 +22,22 @@ class Partner(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Examples of a step. A JAX tree; fields that a method does not use are None.
+    """The examples of a step, with padding. A JAX tree; fields that a method does not use are None.
 
     Attributes:
-        inputs: what the network takes, shape (N, ...); rows of padding are zero.
-        labels: the examples' own classes, shape (N,), int32. Mixed examples keep theirs here, for heads that count
-            classes. Padding has `PADDING_LABEL`.
-        mask: which rows are examples, shape (N,), bool. Losses, counts and statistics ask this, not the labels.
-        index: numbers of the examples in their set, shape (N,); -1 for padding, None where nobody knows.
-        slot: place of each example in a replay memory, shape (N,); -1 without one.
-        replayed: which examples come out of the memory, shape (N,), bool.
-        partner: second classes, if examples were mixed.
+        inputs: inputs of the network, shape (N, ...); zero for padding.
+        labels: the examples' own classes, shape (N,), int32; `PADDING_LABEL` for padding. Mixed examples keep their own
+            class here, for heads that count classes.
+        mask: True for examples, False for padding, shape (N,), bool. Losses, counts and statistics use the mask, not
+            the labels, to leave out padding.
+        index: numbers of the examples in their set, shape (N,); -1 for padding. None if unknown.
+        slot: place of each example in a replay memory, shape (N,); -1 for examples without a place. None if there is no
+            replay memory.
+        replayed: True for examples that come from the replay memory, shape (N,), bool. None if there is none.
+        partner: second classes of mixed examples; None if no examples were mixed.
     """
 
-    # Arrays of NumPy or of JAX, and shapes or shardings in trees that have a batch's structure.
+    # All Any: NumPy or JAX arrays, and shapes or shardings in trees with the structure of a batch.
     inputs: Any
     labels: Any
     mask: Any
@@ -51,10 +53,10 @@ class Batch(NamedTuple):
 
 
 def known_labels(batch: Batch) -> Int[Array, " batch"]:
-    """Return the labels with `PADDING_LABEL` where the mask says padding, as `nc_jax.metrics` takes them."""
+    """Return the labels, shape (N,), with `PADDING_LABEL` where the mask is False, as `nc_jax.metrics` needs them."""
     return jnp.where(batch.mask, batch.labels, PADDING_LABEL)
 
 
 def rows_with(mask: Any, like: Any) -> Any:
-    """Return the mask with axes of size 1 behind it, so that it broadcasts against an array of the batch."""
+    """Return the mask, shape (N,), reshaped to (N, 1, ..., 1) so that it broadcasts against `like`, shape (N, ...)."""
     return mask.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,4 +1,4 @@
-"""Which characters are the classes of the glyphs, what they look like undistorted, and which are alike."""
+"""The characters that are the classes of the glyphs: their list, their undistorted images, and hierarchies of them."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from matplotlib.ft2font import FT2Font, LoadFlags
 
 from nc_jax.hierarchy import cut_linkage
 
-# By file name: Matplotlib also ships a last-resort font, which claims to have every character.
+# Fonts by file name. Matplotlib also ships a last-resort font, which must not be used: it claims every character.
 FAMILIES = {
     "DejaVu Sans": ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
     "DejaVu Sans Mono": (
@@ -27,8 +27,8 @@ FAMILIES = {
 FACES = tuple(face for family in FAMILIES.values() for face in family)
 REGULAR = tuple(family[0] for family in FAMILIES.values())
 
-# What `select_characters` gave with Matplotlib 3.11.2, kept so that classes never change: the first 338 are in all 16
-# faces, the others in four to fifteen. A class is known by its place: append, never insert.
+# The result of `select_characters` with Matplotlib 3.11.2, stored so that classes never change. The first 338 are in
+# all 16 faces, the others in four to fifteen. The class number is the place in this string: append, never insert.
 CHARACTERS = (
     "0123456789ABCDEHJKLMNPQRSTUVWXYZabdefjkmnopqrtyΓΞΣΦΨΩαβγδεζηικλμνξςτυφχωДЖЙЛЦЧШЩЪЫЬЭЮЯифщы!\"#$%&'()*"
     "+,-./:;<=>?@[\\_{~¡¢£¤¦§©«¬®°±¶º»¼½¾¿ÀÆÇÈÏÑÒ×ÚÝÞßàåæèìñó÷øùýþāĄąĆćċďēĘęĜĝĢĤĥħįĲĴĶķĹĻŀŅņŉŒŔŕŖŗŚśŞţŤťůŲ"
@@ -41,27 +41,27 @@ CHARACTERS = (
     "ᑼᑽᑾᑿᒀᒁᒉᒋᒌᒍᒎᒐᒑᒒᒓᒔᒕᒘᒙᒛᒜᒝᒠᒤᒧᒨᒩᒬᒭᒮᒯᒰᒱᒲᒳᒵᒶᒷᒸᒹᒺᒼᓀᓁᓂᓃᓄᓅᓇᓈᓉᓊᓋᓍᓒᓓᓔᓕᓖᓗᓘᓚᓛᓜᓝᓞᓟᓠᓡᓢᓣᓤᓥᓦᓧᓨᓩᓪᓬᓭᓮᓯᓰᓱᓲᓳᓴᓵᓶᓷᓸᓹᓺᓻᓼᓽᔀᔁᔂᔃ"
     "ᔄᔐᔑᔒᔓᔔᔕᔖᔗᔘᔙᔚᔛᔜᔝᔞᔟᔠᔡᔢᔣᔤᔥᔦᔧᔨᔩᔪᔫᔬᔭᔮᔯᔰᔱᔲᔳᔴᔵᔶᔷᔸᔹᔺᔻᔼᔽᕂᕃᕄᕅᕆᕇᕉᕊᕋᕌᕍᕎᕏᕒᕓᕕᕖᕗᕘᕙᕚᕠᕡᕦᕧᕴᕵᕶᕷᕸᕹᕻᕾᕿᖀᖁᖂᖃᖄᖅᖎᖏᖐᖑᖒᖓᖔᖕᖖᖠᖢᖣᖤ"
 )
-NUM_CLASSES = 100  # as many as CIFAR-100 has
-FEWEST_FACES = 4  # of which a character must have: a family
-LOOK_ALIKE = 0.85  # correlation: the highest, in steps of 0.05, at which c and C are one
-SIZE = 28  # MNIST's
+NUM_CLASSES = 100  # as in CIFAR-100
+FEWEST_FACES = 4  # a character must be in at least so many faces, which is one family
+LOOK_ALIKE = 0.85  # correlation above which characters look alike: the highest, in steps of 0.05, that joins c and C
+SIZE = 28  # as in MNIST
 INK_SHARE = 20 / 28  # the longer side of the ink over the side of the image: LeCun et al. (1998), MNIST
 OVERSAMPLING = 2  # template pixels per image pixel, on each axis
-NOMINAL = 64.0  # pixels per em at which ink is measured, any will do
+NOMINAL = 64.0  # pixels per em at which ink is measured; the value does not matter
 
 
 def class_means(num_classes: int = NUM_CLASSES, size: int = SIZE) -> Float[np.ndarray, "classes size size"]:
     """The undistorted characters without noise, averaged over their faces.
 
     Args:
-        num_classes: as in `load`.
-        size: as in `load`.
+        num_classes: number of classes K, 2 to 1000: the first K of `CHARACTERS`.
+        size: height and width in pixels, at least 8.
 
     Returns:
         Images in [0, 1], shape (K, size, size).
 
     Raises:
-        ValueError: as `load`.
+        ValueError: if an argument is out of its range.
 
     Example:
         >>> class_means(2).shape
@@ -73,17 +73,17 @@ def class_means(num_classes: int = NUM_CLASSES, size: int = SIZE) -> Float[np.nd
 
 
 def script_tree(num_classes: int = NUM_CLASSES) -> dict[str, dict[str, list[str]]]:
-    """A hierarchy that one can read off the names: script, then case, then character.
+    """A hierarchy that follows from the Unicode names: script, then case, then character.
 
     Args:
-        num_classes: as in `load`.
+        num_classes: number of classes K, 2 to 1000: the first K of `CHARACTERS`.
 
     Returns:
         {script: {case: characters}}, with the scripts "Latin", "Greek", "Cyrillic", "digit" and "other", the cases
         "upper", "lower" and "uncased", and class names as leaves.
 
     Raises:
-        ValueError: as `load`.
+        ValueError: if `num_classes` is out of its range.
 
     Example:
         >>> script_tree(12)
@@ -98,22 +98,22 @@ def script_tree(num_classes: int = NUM_CLASSES) -> dict[str, dict[str, list[str]
 
 def shape_levels(
     num_classes: int = NUM_CLASSES,
-    cuts: Sequence[int] = (10, 35, 100),  # three levels of about three children a node
+    cuts: Sequence[int] = (10, 35, 100),  # three levels with about three children per node
     size: int = SIZE,
 ) -> list[list[int]]:
-    """A hierarchy of shapes: Ward's tree over the class means, cut into so many nodes at each level.
+    """A hierarchy of shapes: Ward's clustering of the class means, cut at several numbers of clusters (nodes).
 
     Args:
-        num_classes: as in `load`.
-        cuts: numbers of nodes, ascending, each in 1..K.
-        size: as in `load`.
+        num_classes: number of classes K, 2 to 1000: the first K of `CHARACTERS`.
+        cuts: number of nodes at each level, ascending, each in 1..K.
+        size: height and width of the images in pixels, at least 8.
 
     Returns:
-        One list per cut, with the node of each class; nodes are numbered in the order of their first class, and each
+        One list per level, with the node of each class. Nodes are numbered in the order of their first class. Each node
         lies within one node of the level before.
 
     Raises:
-        ValueError: as `load`, or if the cuts are not ascending in 1..K.
+        ValueError: if an argument is out of its range, or if the cuts are not ascending in 1..K.
 
     Example:
         >>> "".join(CHARACTERS[:10]), shape_levels(10, cuts=(3, 10))[1]
@@ -129,15 +129,15 @@ def shape_levels(
 
 
 def select_characters(limit: int = 1000, threshold: float = LOOK_ALIKE) -> str:
-    """How `CHARACTERS` was made: what the faces have, without characters that look like an earlier one.
+    """Select the characters of the fonts, without those that look like an earlier one. `CHARACTERS` is its result.
 
-    First come ASCII digits and the plain Latin, Greek and Cyrillic letters, then what all faces have, then what at
-    least four have, each in the order of Unicode.
+    First come ASCII digits and the plain Latin, Greek and Cyrillic letters, then characters that all faces have, then
+    characters that at least four faces have; each group is in the order of Unicode.
 
     Args:
-        limit: stop at so many.
-        threshold: a character goes if its image correlates more than this with an earlier one's in the regular style of
-            any family. Ink is scaled to one size first, so that c and C are alike.
+        limit: largest number of characters.
+        threshold: leave out a character if, in the regular style of any family, the correlation of its image with that
+            of an earlier character exceeds this. The ink is scaled to one size first, so c and C look alike.
 
     Returns:
         The characters as one string.
@@ -171,13 +171,13 @@ def _tier(character: str, covered: Bool[np.ndarray, " faces"]) -> int:
 
 
 def coverage(faces: Sequence[str]) -> dict[str, Bool[np.ndarray, " faces"]]:
-    """Tell which faces have each character that at least `FEWEST_FACES` of them have."""
+    """Return, for each character that at least `FEWEST_FACES` faces have, which faces have it."""
     charmaps = [font.get_charmap() for font in open_fonts(faces)]
     candidates = sorted(set().union(*charmaps))
     return {
         chr(code): covered
         for code in candidates
-        # Letters, numbers, punctuation and symbols; not marks, which combine, modifiers, spaces and private use.
+        # Letters, numbers, punctuation and symbols; no combining marks, modifiers, spaces or private-use characters.
         if unicodedata.category(chr(code))[0] in "LNPS" and unicodedata.category(chr(code)) not in ("Lm", "Sk")
         if (covered := np.array([code in charmap for charmap in charmaps])).sum() >= FEWEST_FACES
     }
@@ -194,7 +194,7 @@ def _case(character: str) -> str:
 
 
 def check_sizes(num_classes: int, size: int) -> None:
-    """Raise a ValueError unless there are so many characters, and images of that size can show them."""
+    """Raise a ValueError unless `num_classes` lies in 2..1000 and `size` is at least 8."""
     if not 2 <= num_classes <= len(CHARACTERS):
         raise ValueError(
             f"num_classes must lie in 2..{len(CHARACTERS)}, the characters that do not look alike; got {num_classes}"
@@ -204,13 +204,13 @@ def check_sizes(num_classes: int, size: int) -> None:
 
 
 def open_fonts(faces: Sequence[str]) -> list[FT2Font]:
-    """Read fonts from Matplotlib's folder: new ones each time, since threads must not share their state (16: 13 ms)."""
+    """Read fonts from Matplotlib's folder, anew in each call (16 fonts take 13 ms): threads must not share them."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     return [FT2Font(str(folder / f"{face}.ttf")) for face in faces]
 
 
 def draw_templates(character: str, fonts: Sequence[FT2Font], size: int) -> UInt8[np.ndarray, "faces side side"]:
-    """The character in the middle of a square, in each font that has it."""
+    """Draw the character in the middle of a square, once for each font that has it."""
     side = OVERSAMPLING * size
     fonts = [font for font in fonts if font.get_char_index(ord(character))]
     templates = np.zeros((len(fonts), side, side), np.uint8)
@@ -222,7 +222,7 @@ def draw_templates(character: str, fonts: Sequence[FT2Font], size: int) -> UInt8
 
 
 def _ink(font: FT2Font, character: str, longer_side: float) -> UInt8[np.ndarray, "height width"]:
-    # Unhinted: hints would move outlines to the pixels of the template.
+    # Without hinting, which would move outlines to the pixels of the template.
     font.set_size(NOMINAL, 72)
     left, bottom, right, top = font.load_char(ord(character), flags=LoadFlags.NO_HINTING).bbox  # in 1/64 pixel
     font.set_size(NOMINAL * longer_side * 64 / max(right - left, top - bottom), 72)
@@ -234,14 +234,14 @@ def _ink(font: FT2Font, character: str, longer_side: float) -> UInt8[np.ndarray,
 
 
 def shrunk(templates: UInt8[np.ndarray, "faces side side"]) -> Float[np.ndarray, "faces size size"]:
-    """Average templates over the pixels of an image; values in [0, 1]."""
+    """Shrink templates to the size of images, by averages over blocks of pixels; values in [0, 1]."""
     faces, side, _ = templates.shape
     blocks = templates.reshape(faces, side // OVERSAMPLING, OVERSAMPLING, side // OVERSAMPLING, OVERSAMPLING)
     return blocks.mean((2, 4)) / 255
 
 
 def standardised(images: Float[np.ndarray, "faces size size"]) -> Float[np.ndarray, "faces pixels"]:
-    """Return vectors whose products are the correlations of the images."""
+    """Return a vector for each image; the inner products of these vectors are the correlations of the images."""
     flat = images.reshape(len(images), -1)
     flat = flat - flat.mean(1, keepdims=True)
     return flat / np.linalg.norm(flat, axis=1, keepdims=True)

@@ -1,7 +1,7 @@
-"""The embedded data set: scikit-learn's handwritten digits as a TensorFlow Datasets builder, without TensorFlow.
+"""scikit-learn's handwritten digits as a TensorFlow Datasets (TFDS) builder that does not need TensorFlow.
 
 Nothing is downloaded: the images ship with scikit-learn, so experiments and tests run anywhere. The set is prepared
-once into the usual TFDS folder (`<data_dir>/digits/1.0.0`) and read from there, the same road that larger sets take.
+once in the usual TFDS folder (`<data_dir>/digits/1.0.0`) and read from there, as larger sets are.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import tensorflow_datasets as tfds  # 0.35 s: why `nc_jax.data` does not import this module; TensorFlow stays out
+import tensorflow_datasets as tfds  # takes 0.35 s, so `nc_jax.data` does not import this module; needs no TensorFlow
 from jaxtyping import Int
 
 from nc_jax.data.arrays import LabelledArrays
@@ -21,8 +21,8 @@ from nc_jax.data.arrays import LabelledArrays
 NUM_CLASSES = 10
 PIXEL_MAX = 16  # each of the 8x8 pixels counts the inked dots of a 4x4 block (scikit-learn, load_digits, DESCR)
 TEST_EVERY = 5  # one fifth for testing, the usual 80/20
-SPLIT_SEED = 0  # part of the data set: another seed is another version
-SPLIT_SIZES = {"train": 1437, "test": 360}  # 1797 = 1437 + ceil(1797 / 5); how a whole set is told from a damaged one
+SPLIT_SEED = 0  # part of the data set: with another seed, it would need another version number
+SPLIT_SIZES = {"train": 1437, "test": 360}  # 1797 = 1437 + ceil(1797 / 5); other sizes mean that the set is damaged
 
 _quiet = threading.Lock()
 _log = logging.getLogger(__name__)
@@ -32,7 +32,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     """1,797 handwritten digits of 8x8 pixels with values 0..16, in a fixed stratified 80/20 split.
 
     Examples are `image` (8, 8) uint8, `label` and `id`, the example's number in `sklearn.datasets.load_digits`. Both
-    splits are stored in ascending `id`. The split mixes the 13 writers: it asks for new images, not for new writers.
+    splits are stored in ascending `id`. All 13 writers are in both splits, so the test is on new images, not on new
+    writers.
 
     Reference: Alpaydin and Kaynak (1998), test part, as shipped with scikit-learn.
     """
@@ -72,10 +73,10 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def stratified_split(labels: Int[np.ndarray, " examples"]) -> tuple[np.ndarray, np.ndarray]:
-    """Every fifth example of a random order grouped by class is for testing.
+    """Split into training and test part: shuffle, sort by class, and take every fifth example for testing.
 
-    Taking every fifth of the whole grouped list, instead of rounding within each class, gives ceil(N / 5) test examples
-    and a test count within one of a fifth of each class.
+    Counting goes on from class to class. So there are exactly ceil(N / 5) test examples in total, and in each class the
+    number of test examples differs from a fifth by less than one.
 
     Args:
         labels: class of each example, shape (N,).
@@ -88,7 +89,7 @@ def stratified_split(labels: Int[np.ndarray, " examples"]) -> tuple[np.ndarray, 
         >>> np.bincount(np.repeat([0, 1], 10)[test])
         array([2, 2])
     """
-    # Sorting the raw stream and not calling Generator.permutation: NumPy promises the former for all versions.
+    # Sort raw random numbers instead of calling Generator.permutation: NumPy guarantees them for all its versions.
     shuffled = np.argsort(np.random.Philox(key=SPLIT_SEED).random_raw(len(labels)), kind="stable")
     grouped = shuffled[np.argsort(labels[shuffled], kind="stable")]
     is_test = np.zeros(len(labels), dtype=bool)
@@ -97,18 +98,19 @@ def stratified_split(labels: Int[np.ndarray, " examples"]) -> tuple[np.ndarray, 
 
 
 def load(split: str, data_dir: str | Path | None = None) -> LabelledArrays:
-    """The digits of one split as vectors, prepared on disk the first time.
+    """The digits of one split as vectors. The first call prepares the set on disk.
 
-    Several processes or threads may come first at once: each prepares in a folder of its own, one rename wins, all read
-    the same files. A preparation that dies leaves only a folder named `incomplete.*`, which is never read.
+    Several processes or threads may make the first call at the same time: each prepares in a folder of its own, the
+    first one to finish renames its folder, and all read the same files. A preparation that is interrupted leaves only a
+    folder named `incomplete.*`, which is never read.
 
     Args:
         split: "train" (1437 examples) or "test" (360).
         data_dir: root folder of prepared sets; None is the TFDS default, `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
 
     Returns:
-        Inputs of shape (N, 64), float32 in [0, 1]: pixel counts divided by 16, exact. Labels of shape (N,), int32. In
-        the order of `sklearn.datasets.load_digits`.
+        Inputs of shape (N, 64), float32 in [0, 1]: pixel counts divided by 16, without rounding. Labels of shape (N,),
+        int32. Both in the order of `sklearn.datasets.load_digits`.
 
     Raises:
         ValueError: if there is no such split.
@@ -125,7 +127,7 @@ def load(split: str, data_dir: str | Path | None = None) -> LabelledArrays:
     if split not in SPLIT_SIZES:
         raise ValueError(f"split must be one of {', '.join(map(repr, SPLIT_SIZES))}; got {split!r}")
     with _damage_in_one_sentence(data_dir):
-        builder = Digits(data_dir=data_dir, file_format="array_record")  # reads the metadata if there are any
+        builder = Digits(data_dir=data_dir, file_format="array_record")  # reads the metadata if the set is prepared
     if not builder.data_path.exists():
         prepare_quietly(builder)
     with _damage_in_one_sentence(data_dir):
@@ -141,22 +143,23 @@ def load(split: str, data_dir: str | Path | None = None) -> LabelledArrays:
 
 
 def prepare_quietly(builder: tfds.core.DatasetBuilder) -> None:
-    """Prepare an embedded set in its folder, with what TFDS prints sent to the log; several processes may come at once.
+    """Prepare an embedded set in its folder, and send what TFDS prints to the log. Safe for several processes at once.
 
     Args:
-        builder: of a set that needs no download.
+        builder: TFDS builder of a set that needs no download.
 
     Raises:
         OSError: if the folder cannot be written.
     """
-    # TFDS prints a banner and four progress bars for a tenth of a second of work. Redirection is for the whole process,
-    # so one thread at a time, and what was caught goes to the log.
+    # TFDS prints a banner and four progress bars for a tenth of a second of work. Redirecting the output concerns the
+    # whole process, so only one thread at a time does it.
     caught = io.StringIO()
     with _quiet, contextlib.redirect_stdout(caught), contextlib.redirect_stderr(caught):
         try:
             builder.download_and_prepare()
         except OSError:
-            # TFDS renames its finished temporary folder; if that fails because another process was faster, all is well.
+            # TFDS renames its finished temporary folder. If the rename fails because another process was faster, the
+            # set is there, and that is all we need.
             if not builder.data_path.exists():
                 raise
     _log.debug("prepared %s: %s", builder.data_path, caught.getvalue())
@@ -166,7 +169,7 @@ def prepare_quietly(builder: tfds.core.DatasetBuilder) -> None:
 def _damage_in_one_sentence(data_dir: str | Path | None) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # TFDS, protobuf and ArrayRecord each raise their own kind on a damaged file
+    except Exception as error:  # on a damaged file, TFDS, protobuf and ArrayRecord each raise their own exceptions
         sizes = " and ".join(f"{size} {split}" for split, size in SPLIT_SIZES.items())
         raise RuntimeError(
             f"digits/{Digits.VERSION} in {data_dir or 'the TFDS data_dir'} must hold {sizes} examples "

@@ -1,4 +1,4 @@
-"""Images in folders, one per class, as people bring them: `<root>/<split>/<class>/<file>`."""
+"""Your own images in folders, one folder per class: `<root>/<split>/<class>/<file>`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from nc_jax.data.images import ImageSource
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-# What a set may be tested on, in the order of preference: names in use.
+# Common names of the split to test on, in the order of preference.
 TEST_SPLITS = ("test", "validation", "val")
 
 
@@ -15,8 +15,8 @@ class FolderRecords(Sequence[dict[str, Any]]):
     """Image files with labels, read when they are asked for.
 
     Attributes:
-        files: of the examples, in the order of class and name.
-        labels: of the same.
+        files: image files of the examples, sorted by class and name.
+        labels: class numbers of the examples, in the same order.
     """
 
     def __init__(self, files: Sequence[Path], labels: Sequence[int]):
@@ -34,10 +34,10 @@ class FolderRecords(Sequence[dict[str, Any]]):
 
 
 def splits(root: Path) -> tuple[str, ...]:
-    """Names of the splits in a folder: "train", what to test on, and others.
+    """Names of the splits in a folder: "train" first, then splits named in `TEST_SPLITS`, then others.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or no "train" in it.
+        FileNotFoundError: if the folder does not exist or has no subfolder "train".
     """
     if not (root / "train").is_dir():
         raise FileNotFoundError(f"images must lie in {root}/<split>/<class>/<file>, a split being train; got none")
@@ -47,16 +47,18 @@ def splits(root: Path) -> tuple[str, ...]:
 
 
 def load(root: Path, split: str) -> ImageSource:
-    """A split of a folder of images, in colour and in the sizes that they have.
+    """A split of a folder of images, in colour (three channels) and in their own sizes.
 
     Args:
-        root: holds a folder per split, it a folder per class, it image files. The classes are those of "train", sorted.
-        split: one of `splits`.
+        root: folder with one subfolder per split. Each split has one subfolder per class, with image files in it. The
+            classes are the subfolders of "train", sorted by name.
+        split: one of `splits(root)`.
 
     Raises:
         ValueError: if there is no such split.
-        FileNotFoundError: as `splits`.
-        RuntimeError: if a class has no images in "train", or another split has a class that "train" has not.
+        FileNotFoundError: if the folder does not exist or has no subfolder "train".
+        RuntimeError: if there are fewer than two classes, if a class has no images in "train", or if another split has
+            a class that "train" does not have.
 
     Example:
         >>> import tempfile, PIL.Image

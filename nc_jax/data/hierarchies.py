@@ -1,4 +1,4 @@
-"""Label trees of the data sets: what a hierarchy is by default, and what it is for the embedded sets."""
+"""Label trees of the data sets, by name or from a file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,9 +32,9 @@ CIFAR100 = {
     "vehicles 2": "lawn_mower rocket streetcar tank tractor",
 }
 
-# By how the pen moves. A digit with a closed loop is made of curves around a hole; the others are open curves, or
-# nearly straight strokes. Within the loops, 0 is nothing else, while 6, 8 and 9 add a second part; of the open ones,
-# 3 and 5 end in the same bowl, which 2 has not. A guess from the shapes, made before any network was trained.
+# Digits by their strokes: those with a closed loop, open curves, and nearly straight strokes. Among the loops, 0 is
+# only a loop, while 6, 8 and 9 have a second part. Among the open curves, 3 and 5 end in the same bowl, and 2 does not.
+# The tree follows from the shapes alone: it was made before any network was trained.
 DIGITS = {
     "digit": {
         "loop": {"plain loop": ["0"], "loop and more": ["6", "8", "9"]},
@@ -45,18 +45,18 @@ DIGITS = {
 
 
 def load(name: str, classes: tuple[str, ...] | None = None) -> LabelTree:
-    """A tree by name, or from a file.
+    """Load a label tree by name, or from a file.
 
     Args:
-        name: "cifar100" (superclasses), "digits" (stroke shape), "glyphs/shape" (Ward's clusters of the rendered
-            characters: 10, then 35), "glyphs/script" (script, then case), or a file: `.json` holds a nested tree,
-            `.tsv` a column per level, any other parent-child lines.
-        classes: the data set's class names, in the order of its labels; the tree's classes then come in that order.
-            Needed for the glyphs, of which there may be any number; None leaves others sorted.
+        name: "cifar100" (20 superclasses), "digits" (shape of the strokes), "glyphs/shape" (Ward's clusters of the
+            rendered characters, 10 and then 35), "glyphs/script" (script, then case), or a file. A `.json` file holds a
+            nested tree, a `.tsv` file one column per level, any other file lines of a parent and a child.
+        classes: class names of the data set, in the order of its labels; the classes of the tree get the same order.
+            The glyphs need them, because their number may vary. None: other trees have their classes sorted.
 
     Raises:
-        ValueError: if there is no such tree; if a class is not a leaf of it, or a leaf is no class.
-        FileNotFoundError: if there is no such file.
+        ValueError: if there is no such tree, if a class is not a leaf of the tree, or if a leaf is not a class.
+        FileNotFoundError: if the file does not exist.
 
     Example:
         >>> load("digits").height, load("glyphs/script", tuple("01234")).height
@@ -80,13 +80,13 @@ def _glyphs(kind: str, classes: tuple[str, ...] | None) -> LabelTree:
     if classes is None or tuple(classes) != tuple(CHARACTERS[: len(classes)]):
         raise ValueError("a tree of glyphs needs the set's class names, which are the first so many characters")
     if kind == "script":
-        # An inner node is a path, and so never has the name of a character; each character ends one.
+        # Name an inner node "script case", so that its name differs from those of all characters.
         nested = {
             script: {f"{script} {case}": below for case, below in cases.items()}
             for script, cases in script_tree(len(classes)).items()
         }
         return hierarchy.from_nested({"glyph": nested})
-    cuts = [cut for cut in (10, 35) if cut < len(classes)]  # as `shape_levels`
+    cuts = [cut for cut in (10, 35) if cut < len(classes)]  # default cuts of `shape_levels`; the classes are the leaves
     levels = shape_levels(len(classes), cuts) if cuts else []
     rows = [[*(str(level[label]) for level in levels), name] for label, name in enumerate(classes)]
     return hierarchy.from_levels(rows, [*(f"cut{cut}" for cut in cuts), "glyph"])

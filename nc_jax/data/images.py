@@ -1,4 +1,4 @@
-"""Images that are decoded when they are asked for: cropped at random or at their centre, or resized as a whole."""
+"""Images that are decoded when they are asked for, and cropped (at random or at the centre) or resized as a whole."""
 
 import dataclasses
 import io
@@ -13,8 +13,8 @@ from jaxtyping import Float, Integer
 from nc_jax.data.arrays import LabelledArrays
 from nc_jax.data.batch import Batch
 
-READ_AT_ONCE = 1024  # records per call: 3 MB of CIFAR as Python objects, where a whole set would be gigabytes
-CENTRAL_SHARE = 224 / 256  # the centre of an image whose shorter side is 256: He et al. (2016)
+READ_AT_ONCE = 1024  # records per call: 3 MB of Python objects for CIFAR; a whole set at once would be gigabytes
+CENTRAL_SHARE = 224 / 256  # side of the central crop over the image's shorter side: He et al. (2016)
 CROP_AREA = (0.08, 1.0)  # share of the image's area: Szegedy et al. (2015)
 CROP_ASPECT = (3 / 4, 4 / 3)  # width over height: Szegedy et al. (2015)
 CROP_ATTEMPTS = 10  # torchvision, RandomResizedCrop
@@ -25,20 +25,22 @@ MODES = {1: "L", 3: "RGB"}  # PIL's names
 class ImageSource:
     """Random access to images that are decoded, one by one, when they are asked for.
 
-    What example i looks like depends on (seed, i) alone, whatever was read before and by whichever thread. `batches`
-    and Grain (`grain.MapDataset.source`) take an `ImageSource` as it is.
+    The crop of example i depends only on i, on the source's seed and on the seed given to `take`; not on what was read
+    before, nor on the thread that reads. `nc_jax.streams.batches` and Grain (`grain.MapDataset.source`) accept an
+    `ImageSource`.
 
     Attributes:
-        records: examples as stored: `image` as encoded bytes (JPEG, PNG) or as an array, and `label`.
-        channels: 1 or 3; images that are stored otherwise are converted.
-        num_classes: K.
+        records: stored examples, as dicts: `image` as encoded bytes (JPEG, PNG) or as an array, and `label`.
+        channels: 1 (grey) or 3 (RGB); images of another kind are converted.
+        num_classes: number of classes K.
         class_names: K names.
-        size: height and width to which images are cropped and resized; None leaves them as they are stored.
-        seed: None crops the central square, for evaluation; a seed draws a random crop for each example, for training.
-        stretch: resize the whole image instead, whatever its aspect ratio.
+        size: height and width to which images are resized after cropping; None leaves them as they are stored.
+        seed: seed of a random crop for each example, for training; None crops the central square, for evaluation.
+        stretch: resize the whole image instead of a crop, and ignore its aspect ratio.
 
     Raises:
-        ValueError: if size or seed are out of their ranges, there is a seed or a stretch without a size, or both.
+        ValueError: if `size` or `seed` is out of its range, if there is a seed or a stretch without a size, or if there
+            are both a seed and a stretch.
     """
 
     records: Sequence[Any]
@@ -70,17 +72,20 @@ class ImageSource:
         return f"ImageSource({len(self)} images of {size}, {self.channels} channels, {self.num_classes} classes)"
 
     def take(self, indices: Integer[np.ndarray, " chosen"], seed: int = 0) -> Batch:
-        """Decode a batch, as `batches` asks for it.
+        """Decode a batch.
 
         Args:
             indices: example numbers in 0..N-1, of shape (M,).
-            seed: of this visit, 0..2^64-1: random crops depend on it, on the source's own seed and on the example.
+            seed: seed of this visit, 0..2^64-1. Random crops depend on it, on the source's own seed and on the example
+                number.
 
         Returns:
             M examples without padding: inputs (M, height, width, channels), uint8, and labels (M,), int32.
 
         Raises:
-            ValueError: if the images have no common size.
+            ValueError: if the images do not have a common size.
+            IndexError: if an example number lies outside 0..N-1.
+            RuntimeError: if an image cannot be decoded.
 
         Example:
             >>> records = [{"image": np.zeros((20, 30, 3), np.uint8), "label": 0}]
@@ -98,12 +103,12 @@ class ImageSource:
         return Batch.of(images, np.array([example["label"] for example in examples], np.int32))
 
     def cropped(self, size: int, seed: int | None = None) -> "ImageSource":
-        """The same images in another size, from the centre or at random.
+        """The same images, cropped at the centre or at random and resized to another size.
 
         Args:
-            size: height and width.
-            seed: None for the centre: the square of 7/8 of the shorter side, resized. A seed for a random rectangle
-                of 8 to 100 % of the area and an aspect ratio of 3/4 to 4/3, resized.
+            size: height and width of the result in pixels.
+            seed: None takes the central square, whose side is 7/8 of the shorter side. A seed takes, for each example,
+                a random rectangle of 8 to 100 % of the area with an aspect ratio of 3/4 to 4/3.
 
         Returns:
             A source over the same records.
@@ -122,10 +127,10 @@ class ImageSource:
         return dataclasses.replace(self, size=size, seed=seed, stretch=False)
 
     def stretched(self, size: int) -> "ImageSource":
-        """The same images resized as a whole, their aspect ratio lost and nothing of them.
+        """The same images, resized without cropping. This changes the aspect ratio of images that are not square.
 
         Args:
-            size: height and width.
+            size: height and width of the result in pixels.
 
         Returns:
             A source over the same records.
@@ -142,16 +147,17 @@ class ImageSource:
         return dataclasses.replace(self, size=size, seed=None, stretch=True)
 
     def in_memory(self, shape: tuple[int, ...]) -> LabelledArrays:
-        """Decode all of it, as stored, into arrays.
+        """Decode all images, without cropping or resizing, into one array.
 
         Args:
-            shape: of the images: (height, width), or with the channels.
+            shape: common shape of the images: (height, width) or (height, width, channels).
 
         Returns:
             Inputs (N, height, width, channels), uint8, and labels (N,), int32.
 
         Raises:
             ValueError: if an image has another shape.
+            RuntimeError: if an image cannot be decoded.
 
         Example:
             >>> records = [{"image": np.zeros((20, 30), np.uint8), "label": 0}]
@@ -190,7 +196,7 @@ class ImageSource:
     def _decoded(self, record: Any, index: int) -> PIL.Image.Image:
         try:
             return _decode(record["image"], self.channels)
-        except OSError as error:  # PIL's for what is no image or half of one
+        except OSError as error:  # PIL raises this if the bytes are not an image, or only a part of one
             name = record.get("file", f"number {index}")
             raise RuntimeError(f"image {name} must be readable; got {type(error).__name__}: {error}") from error
 
@@ -221,7 +227,7 @@ def _random_box(width: int, height: int, *, seed: int, index: int, visit: int = 
     aspects = np.exp(log_low + (log_high - log_low) * draws[:, 1])
     widths, heights = np.rint(np.sqrt(areas * aspects)), np.rint(np.sqrt(areas / aspects))
     fitting = np.flatnonzero((widths <= width) & (heights <= height) & (widths >= 1) & (heights >= 1))
-    if not fitting.size:  # a panorama, or bad luck
+    if not fitting.size:  # no attempt gave a rectangle inside the image: a very long image, or chance
         return _central_box(width, height)
     attempt = fitting[0]
     left = float((draws[attempt, 2] * (width - widths[attempt] + 1)) // 1)
@@ -230,6 +236,6 @@ def _random_box(width: int, height: int, *, seed: int, index: int, visit: int = 
 
 
 def _uniform(seed: int, index: int, visit: int, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-    # The raw stream, as in the pipeline: NumPy promises it for all versions. Each number has its own word of Philox.
+    # Raw random numbers, which NumPy guarantees for all its versions. Seed, index and visit select disjoint ones.
     raw = np.random.Philox(key=seed + (index << 64), counter=visit << 192).random_raw(shape)
     return (raw >> np.uint64(11)) * 2.0**-53

@@ -1,7 +1,7 @@
 """Data sets made harder on purpose: few examples, a long tail, wrong labels.
 
-Every function maps `LabelledArrays` to `LabelledArrays`, depends on nothing but its arguments, and keeps what it keeps
-in the order in which it came.
+Every function of a data set maps `LabelledArrays` to `LabelledArrays`. The result depends only on the arguments, and
+the examples stay in their order.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Integer
 
 from nc_jax.data.arrays import LabelledArrays
 
-# The high half of the random key says what the numbers are for, so that a subset and its label noise may share a seed.
+# The high half of the random key tells the purpose of the numbers, so a subset and its label noise may share a seed.
 _CHOICE, _NOISE = range(2)
 
 
@@ -23,7 +23,8 @@ def exponential_counts(num_classes: int, largest: int, factor: float) -> Int[np.
     Args:
         num_classes: K >= 1.
         largest: size of class 0, n_max >= 0.
-        factor: r in (0, 1], the size of the last class relative to the first; 0.01 is what some call a ratio of 100.
+        factor: r in (0, 1], the size of the last class over that of the first. Some papers call r = 0.01 an imbalance
+            ratio of 100.
 
     Returns:
         Counts of shape (K,), descending.
@@ -39,7 +40,7 @@ def exponential_counts(num_classes: int, largest: int, factor: float) -> Int[np.
     """
     _check_sizes(num_classes, largest, factor)
     powers = np.arange(num_classes) / max(num_classes - 1, 1)
-    # Rounding must not turn a whole number into the one below: 0.57 * 100 is 56.99999999999999 in floating point.
+    # Add 1e-9 before rounding down, because 0.57 * 100, for instance, is 56.99999999999999 in floating point.
     return np.floor(largest * factor**powers + 1e-9).astype(np.int64)
 
 
@@ -49,7 +50,7 @@ def step_counts(
     factor: float,
     fraction: float = 0.5,  # released code of Cao et al. (2019): half of the classes
 ) -> Int[np.ndarray, " classes"]:
-    r"""Class sizes of two kinds: the last classes have r times what the first ones have.
+    r"""Class sizes of two kinds: the first classes are large, and the last classes have r times their size.
 
     .. math::
         n_k = n_{\max} \text{ for } k < K - \lfloor \mu K \rfloor, \qquad \lfloor r \, n_{\max} \rfloor \text{ else}
@@ -76,26 +77,26 @@ def step_counts(
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction must lie in [0, 1]; got {fraction}")
     counts = np.full(num_classes, largest, dtype=np.int64)
-    small = int(fraction * num_classes + 1e-9)  # as above: 0.3 * 10 is 3
+    small = int(fraction * num_classes + 1e-9)  # 1e-9 against floating-point errors below a whole number
     counts[num_classes - small :] = int(largest * factor + 1e-9)
     return counts
 
 
 def subsample(arrays: LabelledArrays, counts: Integer[np.ndarray, " classes"], *, seed: int) -> LabelledArrays:
-    """A random choice of so many examples of each class.
+    """A random choice of a given number of examples of each class.
 
-    With one seed, fewer examples of a class are a subset of more of them.
+    Choices with the same seed are nested: the examples that a smaller count keeps are among those of a larger count.
 
     Args:
         arrays: N examples of K classes.
-        counts: how many to keep of each class, shape (K,).
-        seed: of the choice, 0..2^64-1.
+        counts: number of examples to keep of each class, shape (K,).
+        seed: random seed of the choice, 0..2^64-1.
 
     Returns:
-        The chosen examples, in the order of `arrays`; K and the names as they were.
+        The chosen examples, in the order of `arrays`, with the same K and class names.
 
     Raises:
-        ValueError: if `counts` has not one entry per class, or a class has fewer examples.
+        ValueError: if `counts` does not hold one number >= 0 per class, or if a class has fewer examples.
 
     Example:
         >>> arrays = LabelledArrays(np.zeros((6, 1)), np.array([0, 1, 2, 0, 1, 2]), num_classes=3)
@@ -109,20 +110,20 @@ def subsample(arrays: LabelledArrays, counts: Integer[np.ndarray, " classes"], *
     if lacking.size:
         label = lacking[0]
         raise ValueError(f"class {label} must have at least {counts[label]} examples; got {available[label]}")
-    # Sorting the raw stream and not calling Generator.choice: NumPy promises the former for all versions.
+    # Sort raw random numbers instead of calling Generator.choice: NumPy guarantees them for all its versions.
     order = np.lexsort((_stream(seed, _CHOICE).random_raw(len(arrays)), arrays.labels))
     starts = np.cumsum(available) - available
-    ranks = np.arange(len(arrays)) - np.repeat(starts, available)  # place of each example among its class, shuffled
+    ranks = np.arange(len(arrays)) - np.repeat(starts, available)  # place in the shuffled order of the class
     return arrays.subset(np.sort(order[ranks < np.repeat(counts, available)]))
 
 
 def take_per_class(arrays: LabelledArrays, count: int, *, seed: int) -> LabelledArrays:
-    """The same number of examples of every class: a balanced and, if you like, tiny set.
+    """A random choice of the same number of examples of every class: a balanced set.
 
     Args:
         arrays: N examples of K classes.
-        count: examples per class.
-        seed: of the choice, 0..2^64-1.
+        count: number of examples to keep of every class.
+        seed: random seed of the choice, 0..2^64-1.
 
     Returns:
         K * count examples, in the order of `arrays`.
@@ -139,13 +140,14 @@ def take_per_class(arrays: LabelledArrays, count: int, *, seed: int) -> Labelled
 
 
 def long_tailed(arrays: LabelledArrays, factor: float, *, seed: int, largest: int | None = None) -> LabelledArrays:
-    """Class 0 stays, the last class keeps `factor` of that, the others lie between on an exponential.
+    """A random choice with class sizes that fall exponentially, from `largest` (class 0) to `factor` times `largest`.
 
     Args:
         arrays: N examples of K classes.
-        factor: in (0, 1]; see `exponential_counts`.
-        seed: of the choice, 0..2^64-1.
-        largest: size of class 0; None is the smallest class's present size, which every class can give.
+        factor: r in (0, 1], the size of the last class over that of the first; see `exponential_counts`.
+        seed: random seed of the choice, 0..2^64-1.
+        largest: size of class 0 after the choice. None takes the size of the smallest class in `arrays`, so that no
+            class has too few examples.
 
     Returns:
         The chosen examples, in the order of `arrays`.
@@ -167,14 +169,14 @@ def long_tailed(arrays: LabelledArrays, factor: float, *, seed: int, largest: in
 def step_imbalanced(
     arrays: LabelledArrays, factor: float, *, seed: int, fraction: float = 0.5, largest: int | None = None
 ) -> LabelledArrays:
-    """The first classes stay, each of the last ones keeps `factor` of that.
+    """A random choice with two class sizes: `largest` for the first classes, `factor` times `largest` for the last.
 
     Args:
         arrays: N examples of K classes.
-        factor: in (0, 1].
-        seed: of the choice, 0..2^64-1.
-        fraction: share of small classes; see `step_counts` for the default.
-        largest: size of the large classes; None is the smallest class's present size.
+        factor: r in (0, 1], the size of a small class over that of a large one.
+        seed: random seed of the choice, 0..2^64-1.
+        fraction: share of the classes that are small, in [0, 1]; see `step_counts`.
+        largest: size of the large classes after the choice. None takes the size of the smallest class in `arrays`.
 
     Returns:
         The chosen examples, in the order of `arrays`.
@@ -196,20 +198,20 @@ def step_imbalanced(
 def asymmetric_noise(
     arrays: LabelledArrays, transition: Float[np.ndarray, "classes classes"], *, seed: int
 ) -> LabelledArrays:
-    r"""Each label replaced at random, with probabilities that depend on its class alone.
+    r"""Replace each label y at random by a label :math:`\tilde y`, with probabilities that depend only on y.
 
     .. math:: P(\tilde y = j \mid y = i) = T_{ij}
 
     Args:
         arrays: N examples of K classes.
-        transition: T, shape (K, K), rows from 0 up that sum to one.
-        seed: of the draws, 0..2^64-1.
+        transition: T, shape (K, K); entries are >= 0 and each row sums to one.
+        seed: random seed, 0..2^64-1.
 
     Returns:
-        All examples, inputs untouched.
+        All N examples with the same inputs and the new labels.
 
     Raises:
-        ValueError: if the matrix has another shape or its rows are no probabilities.
+        ValueError: if the matrix has another shape, an entry is negative, or a row does not sum to one.
 
     Example:
         >>> arrays = LabelledArrays(np.zeros((4, 1)), np.array([0, 1, 1, 0]), num_classes=2)
@@ -229,8 +231,9 @@ def asymmetric_noise(
             f"the rows of transition must be from 0 up and sum to 1; got row {row} with sum {sums[row]:.6g} "
             f"and minimum {transition[row].min():.6g}"
         )
-    # One uniform number per example, and the class whose share of [0, 1) it falls into. The last share that is not zero
-    # ends above 1, where rounding of the sums cannot reach.
+    # Draw one uniform number per example. The interval [0, 1) is divided among the classes in proportion to their
+    # probabilities; the number falls into the share of the new class. The last non-empty share is extended beyond 1, so
+    # that rounding errors in the sums have no effect.
     draws = (_stream(seed, _NOISE).random_raw(len(arrays)) >> np.uint64(11)) * 2.0**-53
     labels = np.empty_like(arrays.labels)
     for label in range(classes):  # a K x N matrix of shares would be 10 GB for ImageNet
@@ -242,19 +245,19 @@ def asymmetric_noise(
 
 
 def symmetric_noise(arrays: LabelledArrays, rate: float, *, seed: int) -> LabelledArrays:
-    """Each label replaced with probability `rate` by one of the other classes, all alike.
+    """Replace each label with probability `rate` by one of the other classes, all equally likely.
 
     Args:
         arrays: N examples of K >= 2 classes.
-        rate: in [0, 1]: the expected share of wrong labels. (Where the new label may be the old one by chance, that
-            share is smaller by the factor (K - 1) / K: compare papers with care.)
-        seed: of the draws, 0..2^64-1.
+        rate: expected share of wrong labels, in [0, 1]. (Some papers let the new label equal the old one by chance. The
+            share of wrong labels is then (K - 1) / K times their rate.)
+        seed: random seed, 0..2^64-1.
 
     Returns:
-        All examples, inputs untouched.
+        All N examples with the same inputs and the new labels.
 
     Raises:
-        ValueError: if the rate is outside [0, 1] or there is no other class.
+        ValueError: if the rate is outside [0, 1] or there is only one class.
 
     Example:
         >>> arrays = LabelledArrays(np.zeros((4, 1)), np.array([0, 1, 1, 0]), num_classes=2)

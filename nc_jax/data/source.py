@@ -1,4 +1,4 @@
-"""What every set of examples offers to those who read it."""
+"""The interface of all sets of examples."""
 
 from typing import Protocol, runtime_checkable
 
@@ -9,7 +9,7 @@ from nc_jax.data.batch import Batch
 
 @runtime_checkable
 class ExampleSource(Protocol):
-    """Examples by number: `LabelledArrays`, or images that are decoded when they are asked for."""
+    """N examples with random access by number: `LabelledArrays`, or an `ImageSource` that decodes images on demand."""
 
     @property
     def num_classes(self) -> int:
@@ -19,5 +19,5 @@ class ExampleSource(Protocol):
     def __len__(self) -> int: ...
 
     def take(self, indices: np.ndarray, seed: int = 0) -> Batch:
-        """Return M examples, a function of the arguments; random crops draw from the seed."""
+        """Return a batch of M examples, which depends only on the arguments. Random crops are drawn with the seed."""
         ...

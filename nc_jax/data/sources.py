@@ -1,9 +1,8 @@
-"""One door to the data sets: those of TensorFlow Datasets, our own embedded ones, and folders of images.
+"""Data sets by name: those of TensorFlow Datasets (TFDS), our own embedded ones, and folders of images.
 
-`load` reads what is on disk and never downloads: a set that has not been prepared is an error at once, whose sentence
-holds the command that prepares it. (TFDS itself tries a download again and again for more than three minutes.)
-`prepare` is the explicit door to the network. Reading needs no TensorFlow: records come out of ArrayRecord files in
-TFDS's own format, and PIL decodes the images.
+`load` reads from disk and never downloads. If a set has not been prepared, `load` raises an error at once, with the
+command that prepares the set. (TFDS itself would retry the download for more than three minutes.) `prepare` downloads.
+Reading does not need TensorFlow: TFDS reads the records from ArrayRecord files, and PIL decodes the images.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ from nc_jax.data import digits, folders, glyphs
 from nc_jax.data.arrays import LabelledArrays
 from nc_jax.data.images import ImageSource
 
-# Only the splits that have labels: STL-10's "unlabelled" and the "test" of ImageNet and Places are not for classifiers.
+# Only splits that have labels: not "unlabelled" of STL-10, nor "test" of ImageNet and Places.
 SPLITS = {
     "digits": ("train", "test"),
     "glyphs": ("train", "test"),
@@ -38,16 +37,16 @@ SPLITS = {
     "imagenet2012": ("train", "validation"),
     "places365_small": ("train", "validation"),
 }
-# Variants are asked for as "emnist/letters"; the bare name means the first, as in TFDS.
+# Variants, which are named like "emnist/letters". The name alone means the first variant, as in TFDS.
 CONFIGS = {
     "emnist": ("byclass", "bymerge", "balanced", "letters", "digits", "mnist"),
     "glyphs": tuple(glyphs.PRESETS),
 }
 EMBEDDED = {"digits": digits.Digits, "glyphs": glyphs.Glyphs}
-LARGE = ("imagenet2012", "places365_small")  # no common size, and 350 GB of pixels
+LARGE = ("imagenet2012", "places365_small")  # images without a common size, 350 GB of pixels
 IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
-# Where TFDS 4.9.10 downloads from, to find out in three seconds whether it can.
+# The servers that TFDS 4.9.10 downloads from, to find out in three seconds whether they can be reached.
 HOMES = {
     "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/",
     "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -58,8 +57,8 @@ HOMES = {
     "stl10": "http://ai.stanford.edu/~acoates/stl10/",
     "places365_small": "http://data.csail.mit.edu/places/places365/",
 }
-REACH_TIMEOUT = 3.0  # seconds; a server that takes longer for its first line will not deliver gigabytes
-IMAGE_SIZE = 224  # of the large sets' crops: He et al. (2016)
+REACH_TIMEOUT = 3.0  # seconds; a server that needs longer to answer is taken for unreachable
+IMAGE_SIZE = 224  # side of the crops of large sets: He et al. (2016)
 
 
 def load(
@@ -67,23 +66,24 @@ def load(
 ) -> LabelledArrays | ImageSource:
     """A split of a named data set, from disk.
 
-    Images keep the bytes and the orientation that TFDS stores (EMNIST's are transposed). The digits in memory are what
-    `digits.load` gives: vectors in [0, 1], not bytes.
+    Images keep the bytes and the orientation that TFDS stores (the images of EMNIST are transposed). The digits are an
+    exception: in memory they are vectors in [0, 1], as `digits.load` returns them.
 
     Args:
-        name: one of `SPLITS`, possibly with one of its `CONFIGS`: "cifar10", "emnist/letters", "glyphs/hard"; or else
-            a folder of images as `nc_jax.data.folders` reads them, below `data_dir` or anywhere.
-        split: one of the set's `splits`.
+        name: a key of `SPLITS`, possibly with one of its `CONFIGS` ("cifar10", "emnist/letters", "glyphs/hard"); or a
+            folder of images in the layout of `nc_jax.data.folders`, as a path from `data_dir` or from here.
+        split: one of `splits(name)`.
         data_dir: root folder of prepared sets; None is the TFDS default, `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-        in_memory: True gives `LabelledArrays`, False an `ImageSource`; None decides by the set: a source for folders
-            and the `LARGE` ones, which crops to 224 x 224 from the centre (see `ImageSource.cropped` for training).
+        in_memory: True returns `LabelledArrays`, False an `ImageSource`. None returns an `ImageSource` for folders and
+            for the `LARGE` sets, and arrays for all other sets. An `ImageSource` of a folder or a large set crops to
+            224 x 224 at the centre; use `ImageSource.cropped` for random crops in training.
 
     Returns:
-        Images (N, H, W, C), uint8, with labels; or the source of such images.
+        Images (N, H, W, C), uint8, with labels; or a source of such images.
 
     Raises:
-        ValueError: if there is no such set or split, or the images have no common size and are wanted in memory.
-        FileNotFoundError: if the set has not been prepared; the sentence says how to.
+        ValueError: if there is no such set or split, or if images without a common size are to be in memory.
+        FileNotFoundError: if the set has not been prepared; the message says how to prepare it.
         RuntimeError: if the prepared files are damaged, lack the split, or have a format without random access.
 
     Example:
@@ -113,7 +113,7 @@ def load(
     info = builder.info
     _check_readable(info, split, folder, root)
     with _damage_in_one_sentence(folder, root):
-        # Decoding is ours: TFDS leaves grey and CMYK images as they are where the set promises three channels.
+        # Skip TFDS's decoding: it does not convert grey and CMYK images to the three channels that the set declares.
         features: Any = info.features
         encoded = isinstance(features["image"], tfds.features.Image)
         decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
@@ -132,15 +132,15 @@ def load(
 
 
 def splits(name: str, data_dir: str | Path | None = None) -> tuple[str, ...]:
-    """Names of a set's splits that have labels: what to train on first, what to test on second.
+    """Names of the splits of a set that have labels. The first is for training, the second for testing.
 
     Args:
-        name: as in `load`.
-        data_dir: as in `load`; it matters for folders of images only.
+        name: name of a data set or folder of images, as for `load`.
+        data_dir: root folder below which folders of images are looked for; None is the TFDS default.
 
     Raises:
         ValueError: if there is no such set.
-        FileNotFoundError: if a folder of images has no "train".
+        FileNotFoundError: if a folder of images has no subfolder "train".
 
     Example:
         >>> splits("imagenet2012")
@@ -150,18 +150,18 @@ def splits(name: str, data_dir: str | Path | None = None) -> tuple[str, ...]:
 
 
 def prepare(name: str, data_dir: str | Path | None = None) -> Path:
-    """Download a data set and prepare it in the format that `load` reads, unless it is there.
+    """Download a data set and prepare it in the format that `load` reads, unless it is already prepared.
 
     Args:
-        name: as in `load`.
-        data_dir: as in `load`.
+        name: a key of `SPLITS`, possibly with one of its `CONFIGS`.
+        data_dir: root folder of prepared sets; None is the TFDS default, `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
 
     Returns:
         The folder of the prepared set.
 
     Raises:
         ValueError: if there is no such set.
-        FileNotFoundError: if ImageNet's archives, which one has to fetch oneself, are not there.
+        FileNotFoundError: if the archives of ImageNet, which you must download yourself, are missing.
         ConnectionError: if the set's server does not answer within three seconds.
         RuntimeError: if TensorFlow, which TFDS needs for preparing images, is not installed.
 
@@ -231,7 +231,7 @@ def _root(data_dir: str | Path | None) -> Path:
 
 
 def _newest_version(base: str, config: str | None, root: Path) -> Path | None:
-    # Not `tfds.builder`: it imports all of TFDS's hundreds of builders first, and knows but one version.
+    # Look at folders instead of calling `tfds.builder`, which would import hundreds of builders and know one version.
     folders = [path for path in (root / base / (config or "")).glob("*.*.*") if tfds.core.Version.is_valid(path.name)]
     return max(folders, key=lambda path: tfds.core.Version(path.name), default=None)
 
@@ -273,11 +273,11 @@ def _answers(url: str) -> bool:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_TIMEOUT).close()
             answered.set()
         except urllib.error.HTTPError:
-            answered.set()  # a refusal is an answer
+            answered.set()  # an HTTP error is an answer, too: the server can be reached
         except (OSError, http.client.HTTPException):
             pass
 
-    # In a thread, because the timeout of a socket does not bound the look-up of the server's name.
+    # In a thread, because a socket's timeout does not limit the time of the name look-up.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(REACH_TIMEOUT)
@@ -288,7 +288,7 @@ def _answers(url: str) -> bool:
 def _damage_in_one_sentence(folder: Path, root: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # TFDS, protobuf, ArrayRecord and PIL each raise their own kind on a damaged file
+    except Exception as error:  # on a damaged file, TFDS, protobuf, ArrayRecord and PIL raise exceptions of their own
         raise RuntimeError(
             f"{folder.relative_to(root)} in {root} must be readable (delete that folder and prepare it again); "
             f"got {type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Frames: which geometry the class vectors have. Arrays in, arrays out; class vectors are columns."""
+"""Frames: arrays of shape (d, K) whose columns are class vectors with prescribed lengths and angles."""
 
 from nc_jax.frames import properties
 from nc_jax.frames.hierarchical import (

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Real
 from nc_jax.arrays import matmul, transpose
 from nc_jax.manifolds import Stiefel
 
-# Constructor (num_classes, dim, *, key, dtype) -> (d, K), as `nc_jax.models.FixedHead` takes one.
+# Constructor (num_classes, dim, *, key, dtype) -> (d, K), the argument `frame` of `nc_jax.models.FixedHead`.
 FrameConstructor = Callable[..., Float[Array, "dim classes"]]
 
 
@@ -30,17 +30,18 @@ def hierarchical(
     .. math:: W = U \Lambda^{1/2} V^\top, \qquad W^\top W = S .
 
     Args:
-        similarity: S, symmetric, positive semidefinite, with ones on the diagonal, shape (K, K); of
-            `nc_jax.hierarchy.similarity`, for a hierarchy.
-        dim: feature dimension d >= rank(S); None takes K. At the maximal separation the rank is K - 1.
-        key: draws a Haar-random U; None takes the first columns of the identity.
+        similarity: matrix S of cosines, symmetric, positive semidefinite, with ones on the diagonal, shape (K, K). For
+            a label tree, `nc_jax.hierarchy.similarity` makes it.
+        dim: feature dimension d >= rank(S); None takes d = K. At the maximal separation the rank is K - 1.
+        key: random key from which a Haar-random U is drawn; None takes the first columns of the identity.
         dtype: a floating dtype.
 
     Returns:
         Class vectors as columns, shape (d, K).
 
     Raises:
-        ValueError: if S is not as above (the smallest eigenvalue is named), or d < rank(S).
+        ValueError: if S is not symmetric, does not have ones on the diagonal or is not positive semidefinite (the
+            message names the smallest eigenvalue), or d < rank(S).
 
     Example:
         >>> similarity = np.array([[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]])
@@ -62,33 +63,40 @@ def hierarchical(
 
 
 def hierarchical_template(similarity: Real[np.ndarray, "classes classes"]) -> Float[np.ndarray, "rank classes"]:
-    """Return T with T^T T = S and as many rows as S has rank, largest eigenvalues first, in float64.
+    """Return the template T with T^T T = S, in float64.
 
     Args:
-        similarity: as of `hierarchical`.
+        similarity: matrix S of cosines, symmetric, positive semidefinite, with ones on the diagonal, shape (K, K).
+
+    Returns:
+        T, shape (r, K), where r is the rank of S. Its rows are scaled eigenvectors of S, the largest eigenvalue first.
 
     Raises:
-        ValueError: as there.
+        ValueError: if S is not symmetric, does not have ones on the diagonal or is not positive semidefinite.
     """
     similarity = np.asarray(similarity, float)
     _check(similarity)
     values, vectors = scipy.linalg.eigh(similarity)
-    tolerance = 1e-9 * len(values)  # rounding of eigenvalues of matrices with entries up to 1, in float64, with room
+    tolerance = 1e-9 * len(values)  # well above the float64 rounding of eigenvalues, if entries are at most 1
     if values[0] < -tolerance:
         raise ValueError(
             f"cosines form a positive semidefinite matrix; the smallest eigenvalue of this one is {values[0]:.3g}"
         )
     kept = values > tolerance
-    # An eigenvector's sign is arbitrary; one choice makes the template a function of S on every machine.
+    # The sign of an eigenvector is arbitrary; a fixed choice makes the template the same on every machine.
     vectors = vectors * np.where(vectors[np.abs(vectors).argmax(axis=0), np.arange(len(values))] < 0, -1, 1)
     return (np.sqrt(values[kept]) * vectors[:, kept]).T[::-1]
 
 
 def hierarchical_constructor(similarity: Real[np.ndarray, "classes classes"]) -> FrameConstructor:
-    """Return the frame as a constructor of frames, what heads take: `FixedHead(K, frame=...)`.
+    """Return a constructor of the frame, which heads take as an argument: `FixedHead(K, frame=...)`.
 
-    Raises:
-        ValueError: when called with another number of classes, and as `hierarchical`.
+    Args:
+        similarity: matrix S of cosines, symmetric, positive semidefinite, with ones on the diagonal, shape (K, K).
+
+    Returns:
+        Function (num_classes, dim, *, key, dtype) -> (d, K). It raises a ValueError if num_classes is not K, or if
+        `hierarchical` raises one.
     """
 
     def construct(
@@ -104,25 +112,31 @@ def hierarchical_constructor(similarity: Real[np.ndarray, "classes classes"]) ->
 def separated_template(
     distances: Real[Array | np.ndarray, "classes classes"], gamma: Float[Array, ""] | float
 ) -> Float[Array, "rank classes"]:
-    r"""Template of the most separated frame of the exponential map, differentiable in gamma: T(gamma), (K - 1, K).
+    r"""Template of the most separated hierarchy-aware frame with exponential similarities, differentiable in gamma.
 
-    Let the columns of the Cholesky factor C stand for the classes, :math:`C^\top C = E = e^{-\gamma d / d_{max}}`. All
-    have the same product, 1, with :math:`e = C^{-\top} \mathbf 1`, and :math:`\|e\|^2 = q = \mathbf 1^\top E^{-1}
-    \mathbf 1`. Taking that common part away leaves
+    The similarities are :math:`E = e^{-\gamma d / d_{max}}`. The columns of the Cholesky factor C, with
+    :math:`C^\top C = E`, represent the classes. All columns have the inner product 1 with
+    :math:`e = C^{-\top} \mathbf 1`, and :math:`\|e\|^2 = q = \mathbf 1^\top E^{-1} \mathbf 1`. Subtracting this common
+    part gives
 
     .. math:: T = \sqrt{\tfrac{q}{q - 1}}\, \big(C - \tfrac1q\, e \mathbf 1^\top\big), \qquad
-        T^\top T = \frac{q E - \mathbf 1 \mathbf 1^\top}{q - 1},
+        T^\top T = \frac{q E - \mathbf 1 \mathbf 1^\top}{q - 1} .
 
-    the cosines at s* (`nc_jax.hierarchy.max_separation`). A Householder reflection takes e to the last coordinate,
-    whose row is then zero and is left out. With E = I this is the simplex's template. Eigenvectors, of which
-    `hierarchical_template` is made, would have no derivative: trees repeat eigenvalues.
+    These are the cosines at the maximal separation s* (`nc_jax.hierarchy.max_separation`). A Householder reflection
+    takes e to the last coordinate; the last row of T is then zero and is left out. For E = I the result is the template
+    of the simplex. The eigenvectors that `hierarchical_template` uses cannot be differentiated, because the similarity
+    of a tree has repeated eigenvalues.
 
     Args:
-        distances: such that E is positive definite, as those of trees are; shape (K, K), K >= 2.
-        gamma: positive.
+        distances: distances between classes, shape (K, K), K >= 2, such that E is positive definite. This holds for
+            distances in a tree.
+        gamma: rate of decay, > 0.
+
+    Returns:
+        T, shape (K - 1, K), with unit columns, in at least float32.
 
     Raises:
-        ValueError: if the distances are not a square matrix.
+        ValueError: if the distances are not a square matrix, or K < 2.
 
     Reference: derived here.
     """

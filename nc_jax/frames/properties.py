@@ -1,4 +1,4 @@
-"""Properties that any frame has: Gram matrix, coherence, potential, tightness.
+"""Properties of a frame: Gram matrix, cosines, coherence, potential, tightness.
 
 A frame is an array of shape (d, K) whose columns are the class vectors.
 """
@@ -10,7 +10,13 @@ from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
 
 
 def gram(frame: Float[Array, "dim classes"]) -> Float[Array, "classes classes"]:
-    """Inner products of all pairs of columns, W^T W, in float32 or wider and at full precision on every device.
+    """Gram matrix W^T W: inner products of all pairs of columns, at full precision on every device.
+
+    Args:
+        frame: W, shape (d, K).
+
+    Returns:
+        Shape (K, K), in float32 or wider.
 
     Example:
         >>> gram(jnp.eye(2)).tolist()
@@ -21,16 +27,16 @@ def gram(frame: Float[Array, "dim classes"]) -> Float[Array, "classes classes"]:
 
 
 def cosines(frame: Float[Array, "dim classes"]) -> Float[Array, "classes classes"]:
-    """Cosines of the angles between all pairs of columns; 0 with a column of zeros."""
+    """Cosines of the angles between all pairs of columns of a (d, K) frame, shape (K, K). 0 for a column of zeros."""
     frame = at_least_float32(frame)
     norms = safe_norm(frame, axis=0)
     return gram(frame / jnp.where(norms > 0, norms, 1))
 
 
 def coherence(frame: Float[Array, "dim classes"]) -> Float[Array, ""]:
-    """Largest |cosine| between two different columns: at least sqrt((K - d) / (d (K - 1))) for K >= d (Welch).
+    """Largest |cosine| between two different columns of a (d, K) frame; zero for a single column.
 
-    A simplex ETF (d >= K - 1) has 1 / (K - 1). Zero for a single column.
+    For K >= d it is at least sqrt((K - d) / (d (K - 1))), the Welch bound. A simplex ETF (d >= K - 1) has 1 / (K - 1).
 
     Reference: Welch, Lower bounds on the maximum cross correlation of signals (1974).
     """
@@ -38,15 +44,16 @@ def coherence(frame: Float[Array, "dim classes"]) -> Float[Array, ""]:
 
 
 def equiangularity_error(frame: Float[Array, "dim classes"]) -> Float[Array, ""]:
-    """Spread of the cosines between different columns: largest minus smallest, 0 for an equiangular frame."""
+    """Largest minus smallest cosine between different columns of a (d, K) frame: 0 for an equiangular frame."""
     pairs = _off_diagonal(cosines(frame))
     return jnp.max(pairs) - jnp.min(pairs) if pairs.size else jnp.zeros((), pairs.dtype)
 
 
 def frame_potential(frame: Float[Array, "dim classes"]) -> Float[Array, ""]:
-    """Sum of the squared inner products of all ordered pairs of columns, ||W^T W||_F^2.
+    """Sum of the squared inner products of all ordered pairs of columns, ||W^T W||_F^2, for W of shape (d, K).
 
-    For unit columns it is at least max(K, K^2 / d), with equality for orthonormal columns and for tight frames.
+    For unit columns it is at least max(K, K^2 / d). Orthonormal columns (K <= d) and tight frames (K >= d) reach this
+    bound.
 
     Reference: Benedetto and Fickus, Finite normalized tight frames (2003), theorem 6.2.
     """
@@ -56,16 +63,17 @@ def frame_potential(frame: Float[Array, "dim classes"]) -> Float[Array, ""]:
 def is_tight(frame: Float[Array, "dim classes"], *, tolerance: float | None = None) -> Bool[Array, ""]:
     """Whether W W^T is a multiple of the projection on the span of the columns.
 
-    A frame in the strict sense spans R^d; a simplex ETF in d > K - 1 dimensions is one of its span, and counts.
+    In the strict sense, a tight frame spans R^d. This function looks at the span of the columns only: for a simplex ETF
+    in d > K - 1 dimensions, the result is True.
 
     Args:
-        frame: shape (d, K).
-        tolerance: on the spread of the nonzero eigenvalues of W W^T relative to the largest; None is the square root
-            of the dtype's eps.
+        frame: W, shape (d, K).
+        tolerance: largest allowed spread of the nonzero eigenvalues of W W^T, relative to the largest eigenvalue. None:
+            the square root of the eps of the dtype.
     """
     frame = at_least_float32(frame)
     bound = float(jnp.finfo(frame.dtype).eps) ** 0.5 if tolerance is None else tolerance
-    # W W^T is c times a projection exactly if its square is c times itself, and W^T W has the same nonzero eigenvalues.
+    # W W^T is c times a projection exactly if its square is c W W^T. W^T W has the same nonzero eigenvalues as W W^T.
     products = gram(frame)
     constant = jnp.sum(products**2) / jnp.trace(products)
     return jnp.linalg.norm(matmul(products, products) - constant * products) <= bound * constant**2

@@ -1,4 +1,4 @@
-"""Random class vectors: a frame without any geometry, to compare the others with."""
+"""Random class vectors: a frame without prescribed angles, as a baseline for other frames."""
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,12 @@ from nc_jax.arrays import safe_norm
 def random_unit(
     num_classes: int, dim: int, *, key: PRNGKeyArray | None = None, dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "dim classes"]:
-    """Unit vectors drawn uniformly from the sphere, each by itself.
+    """Draw unit vectors independently and uniformly from the sphere.
 
     Args:
         num_classes: K >= 2.
         dim: feature dimension d >= 1.
-        key: determines the draw.
+        key: random key, required; it has the default None only so that all constructors have the same signature.
         dtype: a floating dtype.
 
     Returns:

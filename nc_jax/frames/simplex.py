@@ -1,4 +1,4 @@
-"""The simplex equiangular tight frame, and the template from which it is rotated into feature space."""
+"""The simplex equiangular tight frame (ETF), and the template from which it is rotated into feature space."""
 
 import math
 from dataclasses import dataclass
@@ -15,23 +15,24 @@ from nc_jax.manifolds import Stiefel
 def simplex_template(
     num_classes: int, *, reduced: bool = True, dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "rank classes"]:
-    r"""Simplex ETF in its own coordinates: T with T^T T = I - 11^T / K.
+    r"""Template of the simplex ETF, its class vectors in their own coordinates: T with T^T T = I - 11^T / K.
 
-    The reduced template has orthonormal rows that span the space orthogonal to the vector of ones,
+    The reduced template has orthonormal rows that span the space orthogonal to the vector of ones:
 
     .. math:: T = \big[\, I - c\,\mathbf 1 \mathbf 1^\top \;\big|\; -\mathbf 1/\sqrt K \,\big],
-        \qquad c = \frac{1}{\sqrt K (\sqrt K + 1)},
+        \qquad c = \frac{1}{\sqrt K (\sqrt K + 1)} .
 
-    the rows of the Householder reflection that swaps 1/sqrt(K) with a coordinate vector, less the one it goes to.
+    (These are the rows of a Householder reflection that takes the vector of entries 1/sqrt(K) to the negative last
+    coordinate vector, without the last row.)
 
     Args:
         num_classes: K >= 2.
-        reduced: True gives shape (K - 1, K), of full rank, so that the nearest frame is unique. False gives the
-            projection I - 11^T / K itself, shape (K, K), of rank K - 1, as the paper uses it.
+        reduced: True gives shape (K - 1, K) and full rank, so that the nearest frame is unique. False gives the
+            projection I - 11^T / K itself, shape (K, K) and rank K - 1, which Markou et al. use.
         dtype: a floating dtype.
 
     Returns:
-        The template; its columns have length sqrt((K - 1) / K) and cosines -1 / (K - 1).
+        The template. Its columns have length sqrt((K - 1) / K) and pairwise cosines -1 / (K - 1).
 
     Raises:
         ValueError: if K < 2.
@@ -40,7 +41,7 @@ def simplex_template(
         >>> simplex_template(3).shape, simplex_template(3, reduced=False).shape
         ((2, 3), (3, 3))
 
-    Reference: Markou, Ajanthan and Gould (2024), section 3, for the full template M; the reduced one is derived here.
+    Reference: Markou, Ajanthan and Gould (2024), section 3, for the full template. The reduced one is derived here.
     """
     check_num_classes(num_classes)
     wide = jnp.promote_types(dtype, jnp.float32)
@@ -56,13 +57,14 @@ def simplex_template(
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class SimplexTemplate:
-    """The reduced template times a scale, as an operator: its products cost O(d K), not the O(d K^2) of a dense matrix.
+    """The reduced template of the simplex ETF times a scale, without storing the matrix.
 
-    `nearest_frame` takes it in place of `scale * simplex_template(num_classes)`; it is a `nc_jax.frames.Template`.
+    It is a `nc_jax.frames.Template` and stands for `scale * simplex_template(num_classes)`. Its products cost O(d K);
+    those of a dense matrix cost O(d K^2).
 
     Attributes:
         num_classes: K >= 2.
-        scale: factor on all entries.
+        scale: factor on all entries of the matrix.
     """
 
     num_classes: int
@@ -70,7 +72,10 @@ class SimplexTemplate:
 
     @classmethod
     def of_unit_columns(cls, num_classes: int) -> "SimplexTemplate":
-        """Return the template of the simplex ETF, whose class vectors have unit length.
+        """Return the template of the simplex ETF, scaled so that its class vectors have unit length.
+
+        Args:
+            num_classes: K >= 2.
 
         Raises:
             ValueError: if K < 2.
@@ -85,7 +90,7 @@ class SimplexTemplate:
 
     @property
     def dtype(self) -> None:
-        """None: there is no array, and products have the dtype of their other factor."""
+        """None: the template has no array, and its products have the dtype of the array that it multiplies."""
         return None
 
     @property
@@ -94,13 +99,13 @@ class SimplexTemplate:
         return True
 
     def rotate(self, rotation: Float[Array, "dim rank"]) -> Float[Array, "dim classes"]:
-        """Return U T."""
+        """Return U T for a rotation U, shape (d, K)."""
         sums = jnp.sum(rotation, axis=1, keepdims=True)
         root = math.sqrt(self.num_classes)
         return self.scale * jnp.concatenate([rotation - sums / (root * (root + 1)), -sums / root], axis=1)
 
     def correlate(self, means: Float[Array, "dim classes"]) -> Float[Array, "dim rank"]:
-        """Return H T^T."""
+        """Return H T^T for class means H, shape (d, K - 1)."""
         first, last = means[:, :-1], means[:, -1:]
         root = math.sqrt(self.num_classes)
         return self.scale * (first - jnp.sum(first, axis=1, keepdims=True) / (root * (root + 1)) - last / root)
@@ -110,12 +115,12 @@ class SimplexTemplate:
         return jnp.full((self.num_classes,), abs(self.scale) * math.sqrt(1 - 1 / self.num_classes))
 
     def unit(self) -> tuple["SimplexTemplate", float]:
-        """Return the template scaled to unit Frobenius norm, and the factor that takes it back."""
+        """Return the template scaled to unit Frobenius norm, and the factor that undoes the scaling."""
         root = math.sqrt(self.num_classes - 1)  # the norm of the template of scale 1
         return SimplexTemplate(self.num_classes, 1 / root), self.scale * root
 
     def astype(self, dtype: DTypeLike) -> "SimplexTemplate":
-        """Return the template itself, which has no array."""
+        """Return the template itself: it has no array that could change its dtype."""
         del dtype
         return self
 
@@ -123,15 +128,16 @@ class SimplexTemplate:
 def simplex_etf(
     num_classes: int, dim: int, *, key: PRNGKeyArray | None = None, dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "dim classes"]:
-    r"""Simplex equiangular tight frame: the K unit vectors that are as far apart as they can be.
+    r"""Simplex equiangular tight frame (ETF): K unit vectors that are as far apart as possible.
 
     The columns satisfy :math:`w_i^\top w_j = -1/(K-1)` for :math:`i \ne j` and sum to zero.
 
     Args:
         num_classes: K >= 2.
         dim: feature dimension d >= K - 1.
-        key: draws a Haar-random orientation; None gives the canonical one, whose rows from K on are zero.
-        dtype: a floating dtype; the frame is exact to its rounding.
+        key: random key from which a Haar-random orientation is drawn. None: the reduced template in the first K - 1
+            dimensions, and zeros in the others.
+        dtype: a floating dtype; entries are exact up to its rounding.
 
     Returns:
         Class vectors as columns, shape (d, K), each of unit Euclidean norm.
@@ -144,7 +150,7 @@ def simplex_etf(
         >>> bool(jnp.allclose(gram[0, 1], -1 / 3, atol=1e-6))
         True
 
-    Reference: Papyan, Han and Donoho (2020), definition of the simplex ETF; the rotation as in Markou et al. (2024).
+    Reference: Papyan, Han and Donoho (2020) for the simplex ETF; Markou et al. (2024) for the rotation.
     """
     wide = jnp.promote_types(dtype, jnp.float32)
     check_room_for_simplex(num_classes, dim)
@@ -157,14 +163,15 @@ def simplex_etf(
 def aligned_etf(
     num_classes: int, dim: int, *, key: PRNGKeyArray | None = None, dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "dim classes"]:
-    """Simplex ETF that non-negative features can align with: K coordinates less their mean, in the first K dimensions.
+    """Simplex ETF with which non-negative features (after a ReLU) can align: each class has a coordinate of its own.
 
-    The direction of ones is orthogonal to all class vectors, so a feature may have any part along it.
+    The class vectors are I - 11^T / K times a scale, in the first K dimensions. The vector of ones is orthogonal to all
+    of them. So a feature may have any component along the vector of ones, which makes its entries non-negative.
 
     Args:
         num_classes: K >= 2.
-        dim: d >= K.
-        key: not looked at: there is one such frame.
+        dim: feature dimension d >= K.
+        key: has no effect, because the frame has a fixed orientation.
         dtype: a floating dtype.
 
     Returns:

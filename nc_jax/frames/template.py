@@ -1,4 +1,4 @@
-"""Templates: frames in their own coordinates, before a rotation takes them into feature space."""
+"""Templates: class vectors in r coordinates of their own, which a rotation takes into the feature space."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,40 +15,40 @@ from nc_jax.arrays import matmul, safe_norm, transpose
 
 @runtime_checkable
 class Template(Protocol):
-    """What the nearest and the rotated frame need of a template T, shape (r, K), whatever form it is kept in.
+    """Interface of a template T, shape (r, K), that the nearest and the rotated frame use.
 
     An instance is a JAX tree: its arrays may be traced, and gradients reach them.
     """
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(r, K): the dimensions that the class vectors span, and their number."""
+        """(r, K): the number of coordinates and the number of class vectors."""
         ...
 
     @property
     def dtype(self) -> DTypeLike | None:
-        """Of its arrays; None if it has none, and takes the dtype of what it is multiplied with."""
+        """Dtype of the template's arrays. None: it has no arrays, and products have the dtype of the other factor."""
         ...
 
     @property
     def centred(self) -> bool:
-        """Whether the columns sum to zero, so that class means are to be centred before they are compared with them."""
+        """Whether the columns sum to zero; if so, heads centre class means before they compare them with the frame."""
         ...
 
     def rotate(self, rotation: Float[Array, "dim rank"]) -> Float[Array, "dim classes"]:
-        """Return U T."""
+        """Return the class vectors U T, shape (d, K), for a rotation U of shape (d, r)."""
         ...
 
     def correlate(self, means: Float[Array, "dim classes"]) -> Float[Array, "dim rank"]:
-        """Return H T^T."""
+        """Return H T^T, shape (d, r), for class means H of shape (d, K)."""
         ...
 
     def column_norms(self) -> Float[Array, " classes"]:
-        """Return the lengths of the class vectors, which no rotation changes."""
+        """Return the lengths of the class vectors, shape (K,); a rotation does not change them."""
         ...
 
     def unit(self) -> tuple["Template", Any]:
-        """Return the template scaled to unit Frobenius norm, and the factor that takes it back."""
+        """Return the template scaled to unit Frobenius norm, and the factor that undoes the scaling."""
         ...
 
     def astype(self, dtype: DTypeLike) -> "Template":
@@ -59,15 +59,15 @@ class Template(Protocol):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DenseTemplate:
-    """A template that is a matrix.
+    """A template stored as a matrix.
 
     Attributes:
         matrix: T, shape (r, K).
-        centred: whether its columns sum to zero; see `as_template`, which finds out.
+        centred: whether the columns of the matrix sum to zero. `as_template` tests this.
     """
 
     matrix: Float[Array, "rank classes"]
-    # Static: it decides what a head computes, so it is known when a program is traced.
+    # Static, because a head decides by it what to compute, when JAX traces the program.
     centred: bool = field(default=False, metadata={"static": True})
 
     @property
@@ -82,11 +82,11 @@ class DenseTemplate:
         return self.matrix.dtype
 
     def rotate(self, rotation: Float[Array, "dim rank"]) -> Float[Array, "dim classes"]:
-        """Return U T."""
+        """Return U T for a rotation U, shape (d, K)."""
         return matmul(rotation, self.matrix)
 
     def correlate(self, means: Float[Array, "dim classes"]) -> Float[Array, "dim rank"]:
-        """Return H T^T."""
+        """Return H T^T for class means H, shape (d, r)."""
         return matmul(means, transpose(self.matrix))
 
     def column_norms(self) -> Float[Array, " classes"]:
@@ -104,15 +104,15 @@ class DenseTemplate:
 
 
 def as_template(template: Any, *, centred: bool | None = None) -> Template:
-    """Return a matrix as a template, and a template as it is.
+    """Return a matrix as a `DenseTemplate`, and a template unchanged.
 
     Args:
-        template: shape (r, K), or a `Template`.
-        centred: whether the columns sum to zero; None finds out, which a traced matrix does not allow: it counts as not
-            centred then.
+        template: a matrix of shape (r, K), or a `Template`.
+        centred: whether the columns of the matrix sum to zero. None: test the matrix; under `jax.jit`, where a traced
+            matrix cannot be tested, None means False.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: if `template` is neither a `Template` nor a matrix.
     """
     if isinstance(template, Template) and not isinstance(template, jax.Array | np.ndarray):
         return template
@@ -133,8 +133,9 @@ def _is_known(matrix: Array) -> bool:
 
 
 def _sums_to_zero(matrix: Array) -> bool:
-    # Entries are rounded to the matrix's own dtype, so a row that sums to zero is off by about eps times the sum of
-    # their sizes, in bfloat16 too; here with room. Columns of another frame differ from this by orders of magnitude.
+    # Entries are rounded to the dtype of the matrix (possibly bfloat16). So a row that sums to zero in exact arithmetic
+    # is off by about eps times the sum of its absolute values. The factor 10 leaves room; the row sums of frames that
+    # are not centred are larger by orders of magnitude.
     rows = np.asarray(matrix, np.float64)
     tolerance = 10 * float(jnp.finfo(matrix.dtype).eps) * np.abs(rows).sum(axis=1).max(initial=0)
     return bool(np.all(np.abs(rows.sum(axis=1)) <= tolerance))
@@ -142,12 +143,12 @@ def _sums_to_zero(matrix: Array) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class LearnedTemplate:
-    """A template with parameters of its own, which a head trains together with the network's.
+    """A template with parameters of its own, which a head trains together with the parameters of the network.
 
     Attributes:
-        initial: () -> the parameters at the start, a dictionary of arrays.
-        build: parameters -> template.
-        shape: (r, K) of what `build` returns.
+        initial: function () -> the initial parameters, a dictionary of arrays.
+        build: function from the parameters to the template.
+        shape: shape (r, K) of the template that `build` returns.
     """
 
     initial: Callable[[], dict[str, Array]]

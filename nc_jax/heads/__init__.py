@@ -1,7 +1,7 @@
-"""Classifier heads as pure functions: a frame, and who decides where it is.
+"""Classifier heads as pure functions: a head holds the class vectors (the frame) and decides how they move.
 
-`learned`, `fixed`, `rotated` and `nearest` return a `Head`: `init(key, dim)` gives parameters and state, `apply` maps
-features to a `HeadOutput`. `nc_jax.models` wraps the same functions for Flax Linen and NNX.
+`learned`, `fixed`, `rotated` and `nearest` return a `Head`. Its `init(key, dim)` gives parameters and state; its
+`apply` maps features to a `HeadOutput`. `nc_jax.models` wraps the same functions for Flax Linen and NNX.
 """
 
 from nc_jax.heads.fixed import FrameConstructor, fixed

@@ -1,4 +1,4 @@
-"""Class vectors that are drawn once and never trained."""
+"""Head whose class vectors are set at the start and never trained."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,16 +22,21 @@ def fixed(
     radius: float | None = None,
     use_bias: bool = False,
 ) -> Head:
-    """Classifier whose frame is part of the head's state, and no parameter.
+    """Classifier whose frame is kept in the head's state and is not trained.
 
-    It is stored in float32, or the features' dtype if that holds more: in bfloat16 the cosines of a simplex ETF would
-    be off by 1e-3.
+    The frame is stored in float32, or in float64 if the features have that dtype. In bfloat16, the cosines of a simplex
+    ETF would be off by 1e-3.
 
     Args:
         num_classes: K.
         frame: constructor (num_classes, dim, *, key, dtype) -> (d, K), such as `nc_jax.frames.simplex_etf`.
-        radius: features are scaled to this length; None leaves them as they are.
-        use_bias: learn a bias, as the released program of Zhu et al. does: the only parameters of this head.
+        radius: length to which every feature vector is scaled; None leaves the features as they are.
+        use_bias: learn a bias, as the released program of Zhu et al. does. The bias is then the only parameter of this
+            head; without it, the head has none.
+
+    Raises:
+        ValueError: from `init`, if the constructor refuses K and d; from `apply`, if the features do not have shape
+            (N, d) or the radius is not positive.
 
     Example:
         >>> params, state = fixed(4).init(jax.random.key(0), dim=6)
@@ -44,7 +49,7 @@ def fixed(
     def declare(dim, dtype):
         wide = jnp.promote_types(dtype, jnp.float32)
         draw = lambda key: frame(num_classes, dim, key=key, dtype=wide)  # noqa: E731
-        # A frame that does not fit is refused here, before anything is drawn.
+        # Traces the constructor without computing anything, so a frame that does not fit raises its error at once.
         jax.eval_shape(draw, jax.random.key(0))
         return Declared(bias_of(num_classes, use_bias), {"frame": Initial(draw)})
 

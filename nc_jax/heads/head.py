@@ -1,4 +1,4 @@
-"""A head as a pair of pure functions, which Linen, NNX, Equinox and plain JAX call alike."""
+"""A head as a pair of pure functions, so that Linen, NNX, Equinox and plain JAX can all call it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,15 +13,15 @@ from nc_jax.collective import Axes
 from nc_jax.heads.output import HeadOutput
 from nc_jax.manifolds import Stiefel
 
-Arrays = dict[str, Any]  # parameters, or state: arrays (or dictionaries of them) by name
+Arrays = dict[str, Any]  # parameters or state: name -> array, or name -> dictionary of arrays
 
 
 class Initial(NamedTuple):
-    """How an array of a head begins.
+    """The initial value of one array of a head.
 
     Attributes:
-        draw: key -> the initial value.
-        random: whether it looks at the key.
+        draw: function from a random key to the initial value.
+        random: whether the initial value depends on the key.
     """
 
     draw: Callable[[Any], Any]
@@ -29,7 +29,12 @@ class Initial(NamedTuple):
 
 
 class Declared(NamedTuple):
-    """The arrays of a head, by name: what an optimiser trains, and what the head itself keeps."""
+    """The initial values of a head's arrays, by name.
+
+    Attributes:
+        params: arrays that an optimiser trains.
+        state: arrays that the head itself updates.
+    """
 
     params: dict[str, Initial]
     state: dict[str, Initial]
@@ -37,7 +42,7 @@ class Declared(NamedTuple):
 
 @runtime_checkable
 class Forward(Protocol):
-    """What a head computes; see `Head.apply`."""
+    """Type of the function that a head computes; `Head.apply` describes its arguments and results."""
 
     def __call__(  # noqa: D102
         self,
@@ -54,17 +59,17 @@ class Forward(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A classifier head: who decides where the class vectors are. Made by `learned`, `fixed`, `rotated` or `nearest`.
+    """A classifier head as two pure functions; `learned`, `fixed`, `rotated` and `nearest` each make one.
 
     Attributes:
-        name: of its kind, for people.
+        name: kind of head, for printed output.
         num_classes: K.
-        declare: (d, dtype of the features) -> the arrays of the head and how they begin; raises a ValueError if the
-            frame does not fit into d dimensions.
-        forward: see `apply`.
-        collection: the name under which a Linen module keeps the head's state.
-        manifolds: of parameters that must stay on one, by name: d -> manifold. `nc_jax.optim.on_manifold` makes an
-            optimiser for them.
+        declare: function (d, dtype of the features) -> `Declared`, the initial values of the head's parameters and
+            state. It raises a ValueError if the frame does not fit into d dimensions.
+        forward: function that `apply` calls, with the same arguments.
+        collection: name of the variable collection in which a Linen module keeps the head's state.
+        manifolds: for every parameter that must stay on a manifold: its name -> function from d to that manifold.
+            `nc_jax.optim.on_manifold` makes an optimiser that keeps such parameters there.
 
     Example:
         >>> from nc_jax import heads
@@ -84,12 +89,15 @@ class Head:
     manifolds: Mapping[str, Callable[[int], Stiefel]] = field(default_factory=dict, repr=False)
 
     def init(self, key: PRNGKeyArray, dim: int, dtype: DTypeLike = jnp.float32) -> tuple[Arrays, Arrays]:
-        """Return the initial parameters, which an optimiser trains, and the state, which `apply` returns anew.
+        """Return the initial parameters and the initial state.
 
         Args:
-            key: determines what is drawn.
+            key: random key from which initial values are drawn.
             dim: feature dimension d.
-            dtype: of the features.
+            dtype: dtype of the features that `apply` will get.
+
+        Returns:
+            The parameters, which an optimiser trains, and the state, which every call of `apply` returns updated.
 
         Raises:
             ValueError: if the head's frame does not fit into d dimensions.
@@ -110,29 +118,29 @@ class Head:
         mask: Bool[Array, " batch"] | None = None,
         axis_name: Axes = None,
     ) -> tuple[HeadOutput, Arrays]:
-        """Classify a batch; in training, a nearest head first moves its frame to it.
+        """Classify a batch. In training, a nearest head first updates its frame with the batch's class means.
 
         Args:
-            params: of `init`, trained.
-            state: of `init`, or of the call before.
+            params: parameters from `init`, or as the optimiser has updated them.
+            state: state from `init`, or from the previous call of `apply`.
             features: shape (N, d).
-            labels: integer classes 0..K-1, shape (N,); heads that learn from them need them in training. Without
-                `train` they are ignored.
-            train: whether this is a training step.
-            mask: which rows are examples, shape (N,); the others are padding and count for nothing. None: all whose
-                label is not negative.
-            axis_name: of the axis of your own `pmap` or `shard_map` over which the batch is split; None is what
-                `nc_jax.collective.over` has bound, or one device. Under `jax.jit` over sharded arrays none is needed.
+            labels: integer classes 0..K-1, shape (N,); negative labels mark padding. Only a nearest head reads them,
+                and only if `train` is True.
+            train: whether this is a training step, in which a nearest head updates its state.
+            mask: True for rows that are examples, False for padding, shape (N,). A nearest head leaves padding out of
+                the class means. None: every row whose label is not negative is an example.
+            axis_name: name of the axis of your own `pmap` or `shard_map` over which the batch is split. None: the axes
+                that `nc_jax.collective.over` has bound, or no axis. `jax.jit` over sharded arrays needs no axis name.
 
         Returns:
-            The output, and the state for the next call: the same object if nothing changed.
+            The output, and the state for the next call (the same object if the head did not update it).
 
         Raises:
-            ValueError: if the features have another shape, or labels are missing in training.
+            ValueError: if the features do not have shape (N, d), or a nearest head gets no labels in training.
         """
         return self.forward(params, state, features, labels, train=train, mask=mask, axis_name=axis_name)
 
 
 def constant(value: Callable[[], Any]) -> Initial:
-    """An array that begins the same under every key."""
+    """Declare an array whose initial value does not depend on the key."""
     return Initial(lambda key: value(), random=False)

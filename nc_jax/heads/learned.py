@@ -1,4 +1,4 @@
-"""The baseline everywhere: a linear classifier whose class vectors are free parameters."""
+"""The usual linear classifier, whose class vectors are free parameters: the baseline of every comparison."""
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +11,20 @@ from nc_jax.heads.output import HeadOutput, scale_features
 def learned(
     num_classes: int,
     *,
-    radius: float | None = None,  # a plain linear classifier
-    normalize_columns: bool = False,  # the same
-    use_bias: bool = True,  # the same
+    radius: float | None = None,  # as in a plain linear classifier
+    normalize_columns: bool = False,  # as in a plain linear classifier
+    use_bias: bool = True,  # as in a plain linear classifier
 ) -> Head:
-    """Linear classifier with free weights, `kernel` (d, K) and `bias` (K,).
+    """Linear classifier whose parameters `kernel` (d, K) and `bias` (K,) are trained.
 
     Args:
         num_classes: K.
-        radius: features are scaled to this length; None leaves them as they are.
-        normalize_columns: use unit class vectors, whatever the length of the weights.
+        radius: length to which every feature vector is scaled; None leaves the features as they are.
+        normalize_columns: divide each column of `kernel` by its length, so that class vectors have unit length.
         use_bias: learn a bias.
+
+    Raises:
+        ValueError: from `apply`, if the features do not have shape (N, d) or the radius is not positive.
 
     Example:
         >>> params, state = learned(3).init(jax.random.key(0), dim=5)
@@ -30,7 +33,7 @@ def learned(
     """
 
     def declare(dim, dtype):
-        del dtype  # parameters are float32, whatever the activations are
+        del dtype  # parameters are float32, whatever the dtype of the features
         kernel = Initial(lambda key: jax.nn.initializers.lecun_normal()(key, (dim, num_classes)))
         return Declared({"kernel": kernel} | bias_of(num_classes, use_bias), {})
 
@@ -48,5 +51,5 @@ def learned(
 
 
 def bias_of(num_classes: int, use_bias: bool) -> dict[str, Initial]:
-    """Declare a bias that begins at zero, if there is to be one."""
+    """Declare a bias that is zero at the start, or nothing if the head has no bias."""
     return {"bias": constant(lambda: jnp.zeros((num_classes,)))} if use_bias else {}

@@ -1,4 +1,4 @@
-"""Heads that know a label tree: a softmax among siblings, and a classifier for every level."""
+"""Heads for a label tree: a softmax among siblings, and a classifier for every level."""
 
 from typing import Literal
 
@@ -14,12 +14,16 @@ from nc_jax.losses import feature_slices, tree_log_softmax
 
 
 def tree_softmax(tree: LabelTree) -> Head:
-    """Linear classifier with a logit for every node, a softmax among siblings and products along paths (YOLO-v2).
+    """Linear classifier of a label tree's nodes, with a softmax among the children of each node (YOLO9000).
 
-    Its logits are the leaves' log-probabilities.
+    The probability of a class is the product of the probabilities of the nodes on the path from the root to its leaf.
+    The logits of this head are the logarithms of the class probabilities.
 
     Args:
-        tree: with its classes in the order of the labels.
+        tree: label tree whose classes are in the order of the labels.
+
+    Raises:
+        ValueError: from `apply`, if the features do not have shape (N, d).
 
     Reference: Redmon and Farhadi, YOLO9000 (2017), section 4.
     """
@@ -34,8 +38,8 @@ def tree_softmax(tree: LabelTree) -> Head:
         del labels, train, mask, axis_name
         features = scale_features(features, None)
         kernel, bias = params["kernel"], params["bias"]
-        # A leaf's logit is the sum along its path, less what depends on the example alone or is normalisation: so the
-        # class vectors are the paths' sums.
+        # A class's log-probability is the sum of the node logits on its path, minus the softmax normalisers. So the
+        # class vector is the sum of the node vectors on the path.
         paths = jnp.asarray(tree.membership[1:])
         logits = tree_log_softmax(features @ kernel + bias, tree)
         return HeadOutput(logits, features, kernel @ paths, bias @ paths), state
@@ -44,17 +48,19 @@ def tree_softmax(tree: LabelTree) -> Head:
 
 
 def levels(tree: LabelTree, kind: Literal["flamingo", "hafeature"] = "flamingo", *, spread: bool = False) -> Head:
-    """A linear classifier for every level of a tree; the finest decides.
+    """A linear classifier for every level of a label tree. The finest level gives the logits of the classes.
 
     Args:
-        tree: with its classes in the order of the labels.
-        kind: "flamingo", where the features are cut into a part for every level, and a level's classifier sees its own
-            part and, without a gradient, the finer ones; or "hafeature", where every classifier sees all features
-            through unit class vectors.
-        spread: see `nc_jax.losses.feature_slices`.
+        tree: label tree whose classes are in the order of the labels.
+        kind: "flamingo": the features are cut into one part per level. The classifier of a level gets the part of its
+            own level and the parts of finer levels; no gradient flows to the finer parts. "hafeature": the classifier
+            of every level gets all features and has class vectors of unit length.
+        spread: how "flamingo" cuts the features if their number is not a multiple of the number of levels; see
+            `nc_jax.losses.feature_slices`.
 
     Raises:
-        ValueError: from `init` and `apply`, if there are fewer dimensions than levels, for "flamingo".
+        ValueError: for "flamingo", from `init` and `apply`, if there are fewer dimensions than levels; from `apply`, if
+            the features do not have shape (N, d).
 
     Reference: Chang et al., Your "Flamingo" is my "bird" (2021); Garg, Sani and Anand, Learning hierarchy aware
     features for reducing mistake severity (2022).

@@ -1,4 +1,4 @@
-"""Class vectors that are, at every training step, the rotation of a frame nearest to the running class means."""
+"""Head whose class vectors are a frame, rotated at every training step to be nearest to the running class means."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -18,33 +18,37 @@ from nc_jax.manifolds import Stiefel
 from nc_jax.nearest import nearest_at_unit_norm
 from nc_jax.solvers import TrustRegionOptions
 
-_TIE_BREAK = 1e-3  # the paper's proximal weight: far above float32's rounding, far below what determined means weigh
+# Proximal weight of a first step whose batch lacks a class: the paper's delta. It is far above float32 rounding, and
+# too small to change much in directions that the class means determine.
+_TIE_BREAK = 1e-3
 
 
 @dataclass(frozen=True)
 class NearestOptions:
-    """What may be chosen about a nearest head.
+    """Settings of a nearest head.
 
     Attributes:
-        radius: tau, the length to which features are scaled; None leaves them as they are.
-        averaging: how class means are averaged over steps: "ema", exponentially, with the weight
-            alpha_t = max(2 / (t + 1), min_alpha) of the newest; "cma", all alike, alpha_t = 1 / t. The count t is that
-            of the steps that held the class.
-        min_alpha: least weight of the newest class means under "ema".
-        prox_weight: delta, how strongly the rotation is drawn to the proximal point.
+        radius: length tau to which every feature vector is scaled; None leaves the features as they are.
+        averaging: how class means are averaged over training steps. "ema": exponentially; the mean of the newest batch
+            has weight alpha_t = max(2 / (t + 1), min_alpha). "cma": all batches count alike, alpha_t = 1 / t. Here t is
+            the number of steps so far whose batch held the class.
+        min_alpha: smallest weight of the newest batch if class means are averaged exponentially ("ema").
+        prox_weight: proximal weight delta >= 0, how strongly the rotation is pulled towards the proximal point.
         initial: proximal point of the first step. "unregularised": none; that step minimises the distance alone.
             "canonical": the first columns of the identity. "random": a Haar-random rotation.
-        prox_point: proximal point of later steps: "previous", the rotation of the step before, or "initial", that of
-            the first step.
-        solver: "polar", the closed form, or "trust_region". Both reach the same point; the closed form is quicker.
-        reduced: use the simplex template with K - 1 rows, whose rotation is unique. False takes the paper's K x K one.
-            Other frames ignore this.
-        stop_gradient: cut the gradient through the class means: always, or in the steps from the first number, counted
-            from 0, up to but without the second.
-        trust_region: settings of that solver.
+        prox_point: proximal point of all steps after the first. "previous": the rotation that the previous step found.
+            "initial": the proximal point of the first step or, if that step had none, the rotation that it found.
+        solver: "polar" (closed form) or "trust_region" (iteration). Both reach the same rotation; "polar" is quicker.
+        reduced: whether the simplex template has K - 1 rows, which makes its rotation unique. False: the paper's K x K
+            template. No effect if another template is given.
+        stop_gradient: whether the class means are constants in the backward pass, so that no gradient reaches the
+            features through the inner problem. True or False for all steps; a pair (start, stop) means True in steps
+            start to stop - 1, counted from 0.
+        trust_region: settings of the solver "trust_region"; "polar" ignores them.
 
     Raises:
-        ValueError: if a name is unknown or a number out of its range.
+        ValueError: if `averaging`, `initial`, `prox_point` or `solver` is not one of the names above, the radius is not
+            positive, or prox_weight < 0.
 
     Reference: Markou, Ajanthan and Gould (2024), section 3; the defaults are those of its released program.
     """
@@ -55,8 +59,8 @@ class NearestOptions:
     prox_weight: float = 1e-3  # delta, Markou et al. (2024)
     initial: Literal["unregularised", "canonical", "random"] = "unregularised"  # Markou et al. (2024)
     prox_point: Literal["previous", "initial"] = "previous"  # Markou et al. (2024)
-    solver: Literal["trust_region", "polar"] = "polar"  # the same point as the trust region's, sooner
-    reduced: bool = True  # the same frame up to O(delta), and never degenerate (docs/architecture.md)
+    solver: Literal["trust_region", "polar"] = "polar"  # reaches the trust region's point in less time
+    reduced: bool = True  # the full template's frame up to O(delta), and never degenerate (docs/architecture.md)
     stop_gradient: bool | tuple[int, int] = False  # Markou et al. (2024): differentiate through the solve
     trust_region: TrustRegionOptions = field(default_factory=TrustRegionOptions)
 
@@ -84,29 +88,43 @@ def nearest(
 ) -> Head:
     r"""Classifier whose frame is the one nearest to the running class means.
 
-    In training, features h (scaled to length tau) give the class means of the batch, averaged over steps into H. For
-    the simplex ETF, and every other frame whose vectors sum to zero, they are first centred by the batch's global mean.
-    The frame is W = U T, with T the template and U the rotation that brings it nearest to H, both compared at unit
-    norm. The logits are W^T (h - g), where g is the running global mean, or zero if the frame is not centred. Gradients
-    reach the features through the classifier, too. In evaluation the last frame and mean are used and nothing is
-    solved.
+    A training step works as follows:
 
-    The state holds, in float32: `class_means` (d, K) and `global_mean` (d,), the running means; `updates` (K,), the
-    number of steps that held each class; `counts` (K,), the number of its examples; `steps`; `rotation` (d, r), the
-    last solution; `frame` (d, K); and with `prox_point="initial"` the rotation of the first step, `anchor` (d, r). A
-    class that a batch lacks keeps its running mean; one that never appeared has a zero mean, which attracts nothing.
-    Do not write back a state whose `output.solution.status` is `nc_jax.solvers.Status.NON_FINITE`.
+    1. Scale the features h to length tau (`NearestOptions.radius`) and take the class means of the batch.
+    2. If the vectors of the frame sum to zero, as those of the simplex ETF do, subtract the batch's global mean from
+       the class means.
+    3. Average the class means over the steps; call the result H (d, K).
+    4. Set the frame to W = U T, where T (r, K) is the template and U the rotation that brings U T nearest to H. Both
+       are compared at unit Frobenius norm.
+    5. The logits are W^T (h - g), where g is the running global mean, or zero if the frame's vectors do not sum to
+       zero.
+
+    Gradients reach the features in two ways: through h in step 5, and through the class means and the inner problem.
+    Without `train`, the head uses the last frame and the last g, and solves nothing.
+
+    The state holds arrays (floats in float32, counts in int32):
+
+    - `class_means` (d, K) and `global_mean` (d,): the running means H and g;
+    - `updates` (K,): in how many steps each class had an example; `counts` (K,): how many examples each class had;
+    - `steps`: the number of training steps;
+    - `rotation` (d, r) and `frame` (d, K): the last solution U and the frame U T;
+    - `anchor` (d, r), only if `prox_point="initial"`: the proximal point of all steps after the first.
+
+    If a batch lacks a class, that class keeps its running mean. A class that has not appeared yet has a zero mean,
+    which does not influence the rotation. If `output.solution.status` is `nc_jax.solvers.Status.NON_FINITE`, discard
+    the returned state and keep the previous one; otherwise the NaN stays in the running means.
 
     Args:
         num_classes: K, at most d + 1 for the simplex ETF.
-        template: of another frame, (r, K) with r <= d: a matrix or a `nc_jax.frames.Template`; or one with parameters,
-            see `nc_jax.frames.LearnedTemplate`. None is the simplex ETF's.
-        options: all else; its fields may also be given one by one.
-        changes: fields of `NearestOptions` by name.
+        template: template of another frame, shape (r, K) with r <= d: a matrix, a `nc_jax.frames.Template`, or a
+            `nc_jax.frames.LearnedTemplate`, which has trained parameters. None: the template of the simplex ETF.
+        options: all other settings.
+        changes: single settings by name, such as `radius=1.0`; each replaces that field of `options`.
 
     Raises:
-        ValueError: from `init` and `apply`, if d < K - 1 (for a template, d < r), or the template has not K columns;
-            from `apply`, if labels are missing in training.
+        ValueError: if the template does not have K columns or a setting is out of its range; from `init`, if d < K - 1
+            (for another template, d < r); from `apply`, if labels are missing in training or the features do not have
+            shape (N, d).
 
     Reference: Markou, Ajanthan and Gould (2024), section 3.
     """
@@ -173,13 +191,13 @@ def _step(
     num_classes: int,
     axis_name: Axes,
 ) -> tuple[HeadOutput, Arrays]:
-    """Take the batch's class means into the running ones, solve, and classify with the solution."""
+    """Update the running class means with the batch, find the nearest frame, and classify with it."""
     batch_means, global_mean, counts = batch_means_of(features, labels, num_classes, axis_name)
     if not template.centred:
         global_mean = jnp.zeros_like(global_mean)
     present = counts > 0
     updates = state["updates"] + present
-    any_present = jnp.any(present)  # a batch of padding is no step
+    any_present = jnp.any(present)  # a batch that is all padding does not count as a step
     steps = state["steps"] + any_present
     class_means = jnp.where(
         present,
@@ -214,10 +232,10 @@ def _step(
         "frame": found.frame,
     }
     if "anchor" in state:
-        # The proximal point of the first step; where there was none, what that step found.
+        # The proximal point of the first step; if that step had none, the rotation that it found.
         point = found.rotation if options.initial == "unregularised" else drawn_to
         new["anchor"] = jnp.where(first, point, state["anchor"])
-    # No gradient reaches the next step.
+    # The state is constant for the next step: no gradient flows from one step back to an earlier one.
     new = {name: jax.lax.stop_gradient(value).astype(state[name].dtype) for name, value in new.items()}
     return _output(features, found.frame, global_mean, found.solution), new
 
@@ -228,28 +246,33 @@ def batch_means_of(
     num_classes: int,
     axis_name: Axes = None,
 ) -> tuple[Float[Array, "dim classes"], Float[Array, " dim"], Int[Array, " classes"]]:
-    """Return class means (d, K), global mean (d,) and class counts (K,) of a batch on all devices, padding left out.
+    """Return the class means, the global mean and the class counts of a batch, over all devices and without padding.
 
     Args:
         features: shape (N, d).
-        labels: shape (N,); negative ones mark padding.
+        labels: integer classes 0..K-1, shape (N,); negative labels mark padding.
         num_classes: K.
-        axis_name: see `nc_jax.heads.Head.apply`.
+        axis_name: name of the mapped axis over which the batch is split; see `nc_jax.heads.Head.apply`.
+
+    Returns:
+        Class means (d, K), zero for a class without examples; global mean of the examples (d,); number of examples of
+        each class (K,), int32.
     """
-    # A product with the one-hot matrix adds in a fixed order; a scatter does not on every accelerator. Padding (-1)
-    # has a column of zeros. Classes are rows until they have been divided: a product followed by a transposition
-    # would be compiled as the transposed product, which takes six times as long on a CPU (37 against 6.5 us).
+    # A product with the one-hot matrix adds in a fixed order; on some accelerators a scatter does not. Padding (-1) has
+    # a column of zeros in that matrix. Classes are rows until the division: XLA would compile a product followed by a
+    # transposition as the transposed product, which takes six times as long on a CPU (37 against 6.5 us).
     members = jax.nn.one_hot(labels, num_classes, axis=0, dtype=jnp.float32)
     sums = matmul(members, at_least_float32(features))
     counts = jnp.sum(members, axis=1)
-    # Summed before the solve: every device then solves the same problem, and their number changes nothing.
+    # Sum over devices before the solve: every device then solves the same problem, so the result does not depend on
+    # the number of devices.
     sums, counts = all_sum((sums, counts), axis_name)
     global_mean = jnp.sum(sums, axis=0) / jnp.maximum(jnp.sum(counts), 1)
     return transpose(sums / jnp.maximum(counts, 1)[:, None]), global_mean, counts.astype(jnp.int32)
 
 
 def _cut(options: NearestOptions, values: tuple[Array, Array], step: Array) -> tuple[Array, Array]:
-    """Stop the gradient through the values, if it is to be stopped in this step."""
+    """Stop the gradient through the values if `options.stop_gradient` says so for this step."""
     constants = jax.lax.stop_gradient(values)
     if isinstance(options.stop_gradient, bool):
         return constants if options.stop_gradient else values
@@ -265,17 +288,17 @@ def _output(features: Array, frame: Array, global_mean: Array, solution: Any) ->
 
 
 def _alpha(options: NearestOptions, count: Array) -> Array:
-    """Return the weight of the newest of `count` values in the running average."""
+    """Return the weight that the newest value gets in a running average of `count` values."""
     count = jnp.maximum(count, 1).astype(jnp.float32)
     return jnp.maximum(2 / (count + 1), options.min_alpha) if options.averaging == "ema" else 1 / count
 
 
 def _prox_weight(options: NearestOptions, first: Array, all_seen: Bool[Array, ""]) -> Array | float:
-    """Return the weight of the proximal term; zero in the first step if that is not to be drawn to anything."""
+    """Return the weight of the proximal term; zero in an unregularised first step whose batch holds every class."""
     if options.initial != "unregularised":
         return options.prox_weight
-    # A first batch without some class leaves the rotation open, and rounding would choose it, differently on every
-    # number of devices. Then, and only then, the initial rotation decides.
+    # If the first batch lacks a class, its means do not determine the rotation. Rounding would then choose one, and the
+    # choice would depend on the number of devices. A small pull towards the initial rotation removes this ambiguity.
     return jnp.where(first, jnp.where(all_seen, 0.0, _TIE_BREAK), options.prox_weight)
 
 

@@ -1,4 +1,4 @@
-"""What every head returns, and the scaling of features that heads share."""
+"""The output of a head, and the scaling of features that all heads use."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,13 @@ from nc_jax.solvers import Solution
 
 
 class LevelOutput(NamedTuple):
-    """What a classifier for every level of a label tree gives, coarsest level first.
+    """Output of a head with a classifier for every level of a label tree, coarsest level first.
+
+    Level l has K_l nodes; the last level has the K classes.
 
     Attributes:
-        logits: (N, K_l) each; the last are the classes'.
-        frames: class vectors (d, K_l) each.
+        logits: for each level, logits of its nodes, shape (N, K_l).
+        frames: for each level, class vectors of its nodes as columns, shape (d, K_l).
     """
 
     logits: tuple[Float[Array, "batch _"], ...]
@@ -22,17 +24,18 @@ class LevelOutput(NamedTuple):
 
 
 class HeadOutput(NamedTuple):
-    """What a head returns.
+    """Output of a head.
 
     Attributes:
-        logits: features @ frame + bias, shape (N, K).
-        features: the features as the classifier sees them (scaled to length `radius`, if the head does that), (N, d).
-        frame: class vectors as columns, (d, K).
-        bias: (K,).
-        solution: how the inner solve of this call went; None where there was none.
-        levels: of heads with a classifier for every level of a label tree (`nc_jax.heads.levels`); None elsewhere.
-        raw_features: the features as the backbone gave them, which decay on features penalises; a head leaves this to
-            its `nc_jax.models.Classifier`.
+        logits: class scores features @ frame + bias, shape (N, K). The head `tree_softmax` gives log-probabilities.
+        features: features after the head has scaled them to length `radius` (unscaled without one), shape (N, d).
+        frame: class vectors as columns, shape (d, K).
+        bias: constants added to the logits, shape (K,); zeros for a head without a bias.
+        solution: how the inner problem of this call ended; None if the call solved none.
+        levels: logits and class vectors for every level of a label tree; None unless the head is
+            `nc_jax.heads.levels`.
+        raw_features: features as the backbone gave them, on which feature decay acts, shape (N, d).
+            `nc_jax.models.Classifier` sets this field; a head leaves it None.
     """
 
     logits: Float[Array, "batch classes"]
@@ -45,10 +48,14 @@ class HeadOutput(NamedTuple):
 
 
 def scale_features(features: Float[Array, "batch dim"], radius: float | None) -> Float[Array, "batch dim"]:
-    """Scale each feature vector to the given length (None: leave it); a zero vector stays zero.
+    """Scale each feature vector to the same length; a zero vector stays zero.
+
+    Args:
+        features: shape (N, d).
+        radius: the length, > 0; None returns the features unchanged.
 
     Raises:
-        ValueError: if the features are not of shape (N, d), or the radius is not positive.
+        ValueError: if the features do not have shape (N, d), or the radius is not positive.
     """
     if features.ndim != 2:
         raise ValueError(f"features must have shape (batch, dim); got shape {features.shape}")

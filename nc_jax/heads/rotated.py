@@ -1,4 +1,4 @@
-"""Class vectors that are a frame times an orthogonal matrix that is trained."""
+"""Head whose class vectors are a given frame, turned by a rotation that is trained."""
 
 from functools import partial
 from typing import Any, Literal
@@ -24,23 +24,27 @@ def rotated(
     radius: float | None = None,
     use_bias: bool = False,
 ) -> Head:
-    r"""Classifier whose angles between class vectors are given, and whose orientation is trained: W = U T.
+    r"""Classifier with given angles between class vectors and a trained orientation: W = U T.
 
-    All angles and lengths are those of the template T; the loss only turns the figure as a whole. The rotation U, a
-    point of the Stiefel manifold St(d, r), is either the parameter itself, `rotation`, which the optimiser must keep on
-    the manifold (`nc_jax.optim.on_manifold`; `nc_jax.study` does it by itself), or a function of free numbers, `free`,
-    which any optimiser may move (`nc_jax.manifolds.PARAMETRISATIONS`).
+    The template T (r, K) fixes all lengths and angles of the class vectors W (d, K). Training changes only the rotation
+    U (d, r), a matrix with orthonormal columns (a point of the Stiefel manifold). There are two ways to train it:
+
+    - `parametrisation="manifold"`: U is the parameter, named `rotation`. The optimiser must keep it on the manifold:
+      wrap the optimiser with `nc_jax.optim.on_manifold` (`nc_jax.study` does so automatically).
+    - Every other parametrisation: U is a function of free numbers, the parameter `free`, which any optimiser may train.
+      `nc_jax.manifolds.PARAMETRISATIONS` holds these functions.
 
     Args:
         num_classes: K.
-        template: of the frame, (r, K) with r <= d: a matrix or a `nc_jax.frames.Template`. None is the simplex ETF's.
-        parametrisation: "manifold", or the name of a map from free numbers to rotations.
-        radius: features are scaled to this length; None leaves them as they are.
+        template: template of the frame, shape (r, K) with r <= d: a matrix or a `nc_jax.frames.Template`. None: the
+            template of the simplex ETF.
+        parametrisation: "manifold", "cayley", "polar", "householder" or "exponential".
+        radius: length to which every feature vector is scaled; None leaves the features as they are.
         use_bias: learn a bias.
 
     Raises:
-        ValueError: if the parametrisation is unknown, or the template has not K columns; from `init` and `apply`, if
-            d < r.
+        ValueError: if the parametrisation is unknown or the template does not have K columns; from `init`, if d < r;
+            from `apply`, if the features do not have shape (N, d) or the radius is not positive.
 
     Example:
         >>> import jax
@@ -63,7 +67,7 @@ def rotated(
     free = PARAMETRISATIONS.get(parametrisation)
 
     def declare(dim, dtype):
-        del dtype  # parameters are float32, whatever the activations are
+        del dtype  # parameters are float32, whatever the dtype of the features
         if rank > dim:
             raise ValueError(f"a template of {rank} rows needs features of dim >= {rank}; got dim={dim}")
         rotation = {"rotation": Initial(Stiefel(dim, rank).random_point)}

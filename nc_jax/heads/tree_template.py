@@ -1,4 +1,4 @@
-"""The hierarchy-aware frame as a template, which a rotated or a nearest head takes into feature space."""
+"""The hierarchy-aware frame as a template, for a rotated or a nearest head."""
 
 from typing import Literal
 
@@ -11,24 +11,30 @@ from nc_jax.hierarchy import LabelTree, Mapping, similarity
 
 def tree_template(
     tree: LabelTree,
-    gamma: float = 3.0,  # as `similarity`
+    gamma: float = 3.0,  # the default of `similarity`
     *,
     learn: bool = False,
     min_similarity: float | Literal["max-separation", "grid"] = "max-separation",
     mapping: Mapping = "exponential",
 ) -> Template | LearnedTemplate:
-    """Return the template of a hierarchy-aware frame: (r, K), its columns of unit length and with the tree's cosines.
+    """Return the template of a hierarchy-aware frame: unit class vectors whose cosines follow distances in a tree.
 
     Args:
-        tree: with its classes in the order of the labels.
-        gamma: how fast similarity decays with distance; with `learn`, its value at the start.
-        learn: make gamma a parameter, in its logarithm. Its derivative goes through the most separated s, which is
-            given in closed form, and through the inner problem of the nearest frame.
-        min_similarity: see `similarity`; a learned gamma has the most separated s.
-        mapping: see `similarity`.
+        tree: label tree whose classes are in the order of the labels.
+        gamma: rate at which similarity decays with distance in the tree. If it is learned, its initial value.
+        learn: train gamma, by its logarithm. Gradients reach gamma through the closed form of s and, in a nearest head,
+            through the inner problem.
+        min_similarity: lower end s of the similarities, or a rule that finds s; see `nc_jax.hierarchy.similarity`. A
+            learned gamma requires "max-separation".
+        mapping: function from relative distance to similarity; see `nc_jax.hierarchy.similarity`. A learned gamma
+            requires "exponential".
+
+    Returns:
+        The template, shape (r, K) with unit columns; a `LearnedTemplate` of shape (K - 1, K) if gamma is learned.
 
     Raises:
-        ValueError: as `similarity`; if gamma is to be learned where it, or s, plays no part.
+        ValueError: if `learn` comes with another `min_similarity` or `mapping`, or `nc_jax.hierarchy.similarity` raises
+            one.
 
     Example:
         >>> from nc_jax.hierarchy import from_nested
@@ -41,7 +47,7 @@ def tree_template(
     if not learn:
         wanted = similarity(distances, gamma, min_similarity, mapping)
         matrix = hierarchical_template(wanted)
-        # Found out in float64: in float32 a sum of a thousand entries would need a tolerance that hides small parts.
+        # Tested in float64: in float32, a sum of a thousand entries needs a tolerance that would hide a small offset.
         centred = bool(np.abs(matrix.sum(axis=1)).max() < 1e-9 * len(wanted))
         return as_template(jnp.asarray(matrix, jnp.float32), centred=centred)
     if min_similarity != "max-separation" or mapping != "exponential":

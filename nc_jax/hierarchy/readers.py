@@ -1,4 +1,4 @@
-"""Label trees from nested JSON, parent-child lines, columns per level, NetworkX graphs. Never from pickles."""
+"""Label trees from nested JSON, parent-child lines, tables of levels, NetworkX graphs and SciPy linkages."""
 
 import csv
 import itertools
@@ -9,18 +9,18 @@ from typing import Any
 
 from nc_jax.hierarchy.tree import LabelTree
 
-ROOT = "root"  # the node that joins the top level, where the text has no name for it
+ROOT = "root"  # name of the root if the input does not name it
 
 
 def from_nested(nested: Mapping[str, Any]) -> LabelTree:
-    """Make a tree of nested dicts, as JSON has them.
+    """Make a tree from nested dicts, such as JSON objects.
 
     Args:
-        nested: {node: what is below it}, where that is again a dict, a list of leaves, or a leaf's None or {}. With
-            more than one key at the top, a node "root" joins them.
+        nested: dict from the name of a node to its children: a dict of the same form, a list of leaf names, or None or
+            {} if the node is a leaf. If the outermost dict has several keys, a node "root" becomes their parent.
 
     Raises:
-        ValueError: as `LabelTree.from_edges`, or if a value is none of these.
+        ValueError: if a value has another type, or `LabelTree.from_edges` raises one.
 
     Example:
         >>> from_nested({"pet": ["cat", "dog"], "car": None}).classes
@@ -33,10 +33,10 @@ def from_nested(nested: Mapping[str, Any]) -> LabelTree:
 
 
 def read_json(path: str | Path) -> LabelTree:
-    """Read a file of nested JSON; see `from_nested`.
+    """Read a file of nested JSON objects; see `from_nested`.
 
     Raises:
-        ValueError: as there, or if the file holds no JSON object or names a key twice.
+        ValueError: if the file does not hold a JSON object or names a key twice, or `from_nested` raises one.
     """
     document = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_no_key_twice)
     if not isinstance(document, dict):
@@ -45,12 +45,13 @@ def read_json(path: str | Path) -> LabelTree:
 
 
 def read_parent_child(path: str | Path) -> LabelTree:
-    """Read a tree of one edge a line, `parent child`, separated by a tab or, where there is none, by blanks.
+    """Read a tree from a file with one edge per line: the name of the parent, then the name of the child.
 
-    Empty lines, and lines that begin with #, are skipped.
+    A tab separates the names; in a line without a tab, blanks do (so names with blanks need a tab). Commas do not
+    separate. Empty lines and lines that begin with # are skipped.
 
     Raises:
-        ValueError: as `LabelTree.from_edges`, or if a line does not hold two names.
+        ValueError: if a line does not hold two names, or `LabelTree.from_edges` raises one.
     """
     edges = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
@@ -64,17 +65,17 @@ def read_parent_child(path: str | Path) -> LabelTree:
 
 
 def from_levels(rows: Iterable[Sequence[str]], columns: Sequence[str]) -> LabelTree:
-    """Make a tree of a table with a row per class and a column per level.
+    """Make a tree from a table with one row per class and one column per level.
 
     Args:
-        rows: labels of each class from the coarsest level to the class's own name. An empty label skips that level:
-            the class hangs below the next coarser one.
-        columns: names of the levels, as many as labels in a row. The inner nodes are called "level:label", so that
-            equal labels of different levels are different nodes.
+        rows: labels of each class, from the coarsest level to the name of the class itself. An empty label skips a
+            level: the next label becomes a child of the last label before the gap.
+        columns: names of the levels, one per label in a row. Inner nodes are named "level:label", so equal labels in
+            different levels are different nodes.
 
     Raises:
-        ValueError: as `LabelTree.from_edges` (a label with two parents, a class named twice), or if a row has not as
-            many labels as there are columns, or no name for its class.
+        ValueError: if a row does not have one label per column, a class has no name or two rows, or a label has two
+            parents.
 
     Example:
         >>> from_levels([("pet", "cat"), ("pet", "dog"), ("", "car")], ("kind", "class")).nodes
@@ -95,7 +96,13 @@ def from_levels(rows: Iterable[Sequence[str]], columns: Sequence[str]) -> LabelT
 
 
 def read_levels(path: str | Path) -> LabelTree:
-    """Read tab-separated columns, one per level and coarsest first, the first line naming them; see `from_levels`."""
+    """Read a table of levels from a tab-separated file; see `from_levels`.
+
+    The first line holds the names of the levels, coarsest first. Every other line holds the labels of one class.
+
+    Raises:
+        ValueError: if the file has fewer than two lines, or `from_levels` raises one.
+    """
     with Path(path).open(encoding="utf-8", newline="") as lines:
         table = [row for row in csv.reader(lines, delimiter="\t") if row]
     if len(table) < 2:
@@ -106,10 +113,10 @@ def read_levels(path: str | Path) -> LabelTree:
 
 
 def from_networkx(graph: Any) -> LabelTree:
-    """Make a tree of a directed NetworkX graph with edges from parents to children; names are str(node).
+    """Make a tree from a directed NetworkX graph with edges from parents to children. Node names are `str(node)`.
 
     Raises:
-        ValueError: as `LabelTree.from_edges`, or if the graph is not directed.
+        ValueError: if the graph is not directed, or `LabelTree.from_edges` raises one.
     """
     if not graph.is_directed():
         raise ValueError("a label tree needs a directed graph, parent -> child; got an undirected one")
@@ -117,7 +124,7 @@ def from_networkx(graph: Any) -> LabelTree:
 
 
 def to_networkx(tree: LabelTree) -> Any:
-    """Return the tree as a `networkx.DiGraph`, parent -> child (needs NetworkX, which nc_jax does not install)."""
+    """Return the tree as a `networkx.DiGraph` with edges from parents to children. nc_jax does not install NetworkX."""
     import networkx
 
     graph = networkx.DiGraph()
@@ -127,15 +134,16 @@ def to_networkx(tree: LabelTree) -> Any:
 
 
 def from_linkage(linkage: Any, classes: Sequence[str], cuts: Sequence[int] | None = None) -> LabelTree:
-    """Make a tree of a SciPy linkage (agglomerative clustering).
+    """Make a tree from a SciPy linkage (agglomerative clustering).
 
     Args:
-        linkage: of `scipy.cluster.hierarchy`, K - 1 rows.
-        classes: the K names.
-        cuts: numbers of nodes at each level, ascending (K itself adds nothing); None keeps every merge, a binary tree.
+        linkage: result of `scipy.cluster.hierarchy.linkage`, with K - 1 rows.
+        classes: names of the K classes.
+        cuts: number of nodes of each level, ascending; a cut of K adds no level. None: keep every merge, which gives a
+            binary tree.
 
     Raises:
-        ValueError: if the linkage is not of K classes, or a cut is not in 1..K.
+        ValueError: if the linkage does not have K - 1 rows, or a cut is not in 1..K.
     """
     merges = [(int(one), int(other)) for one, other, *_ in linkage]
     count = len(classes)
@@ -153,15 +161,19 @@ def from_linkage(linkage: Any, classes: Sequence[str], cuts: Sequence[int] | Non
 
 
 def cut_linkage(linkage: Any, num_nodes: int) -> list[int]:
-    """Cut a SciPy linkage of K classes into so many nodes.
+    """Cut a SciPy linkage of K classes into groups of classes.
+
+    Args:
+        linkage: result of `scipy.cluster.hierarchy.linkage`, with K - 1 rows.
+        num_nodes: number of groups, 1..K.
 
     Returns:
-        The node of each class; nodes are numbered in the order of their first class.
+        For each class, the number of its group. Groups are numbered in the order of their first class.
 
     Raises:
-        ValueError: if there cannot be so many.
+        ValueError: if num_nodes is not in 1..K.
     """
-    # Not scipy's cut_tree, which gives one node (1.17.1) where as many nodes as classes are asked for.
+    # scipy.cluster.hierarchy.cut_tree (1.17.1) is not used, because it gives one group if K groups are requested.
     count = len(linkage) + 1
     if not 1 <= num_nodes <= count:
         raise ValueError(f"cuts must be numbers in 1..{count}; got {num_nodes}")
@@ -177,7 +189,7 @@ def cut_linkage(linkage: Any, num_nodes: int) -> list[int]:
 
 def _nested_edges(root: str, below: Any) -> Iterator[tuple[str, str]]:
     stack = [(root, below)]
-    while stack:  # not recursive: trees may be deeper than Python's stack
+    while stack:  # a loop instead of recursion, because a tree may be deeper than Python's recursion limit
         node, below = stack.pop()
         if below is None:
             continue

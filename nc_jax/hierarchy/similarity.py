@@ -1,19 +1,20 @@
 r"""From distances in a tree to the cosines that class vectors should have.
 
-With u = d / d_max in [0, 1] and a decreasing map f, f(0) = 1, the wanted cosines are
+Let d be distances between classes and f a decreasing map with f(0) = 1. The wanted cosines are
 
 .. math:: S(s) = (1 - s) E + s\, \mathbf 1 \mathbf 1^\top, \qquad E_{ij} = f(d_{ij} / d_{max}),
 
-and unit vectors with these cosines exist exactly if S is positive semidefinite. Its smallest admissible s separates the
-classes most. With t = s / (1 - s), S is a positive multiple of E + t 11^T; the determinant of that is
-det(E) (1 + t q), q = 1^T E^{-1} 1, so the smallest t is -1 / q and
+where s is the lower end of the similarities. Unit vectors with these cosines exist exactly if S is positive
+semidefinite. The smallest s for which they exist separates the classes most. With t = s / (1 - s), S is a positive
+multiple of E + t 11^T. The determinant of that matrix is det(E) (1 + t q) with q = 1^T E^{-1} 1. So the smallest t is
+-1 / q, and
 
 .. math:: s^* = -\frac{1}{q - 1}.
 
-At s* the matrix S is singular, its null vector being E^{-1} 1: a weighted sum of the class vectors vanishes.
+At s* the matrix S is singular with null vector E^{-1} 1, so a weighted sum of the class vectors is zero.
 
-Reference: Liang and Davis, Inducing Neural Collapse to a Fixed Hierarchy-Aware Frame (2023), section 3, where s is
-found on a grid; the closed form is derived here.
+Reference: Liang and Davis, Inducing Neural Collapse to a Fixed Hierarchy-Aware Frame (2023), section 3, who find s on a
+grid; the closed form is derived here.
 """
 
 from collections.abc import Callable
@@ -26,13 +27,13 @@ import scipy.spatial.distance
 from jaxtyping import Float, Real
 
 Mapping = Literal["exponential", "linear"] | Callable[[np.ndarray], np.ndarray]
-_GRID = 100  # points of the reference's grid of s, from -1/(K-1) to -1: Liang and Davis (2023), released program
-_ZERO = 1e-6  # eigenvalues this small count as zero: as there
+_GRID = 100  # points in the grid of s from -1/(K-1) to -1: Liang and Davis (2023), released program
+_ZERO = 1e-6  # eigenvalues down to minus this count as zero: Liang and Davis (2023), released program
 
 
 def similarity(
     distances: Real[np.ndarray, "classes classes"],
-    gamma: float = 3.0,  # Liang and Davis (2023), tieredImageNet-H; their other data sets have 1, 2 and 5
+    gamma: float = 3.0,  # Liang and Davis (2023) for tieredImageNet-H; 1, 2 and 5 for their other data sets
     min_similarity: float | Literal["max-separation", "grid"] = "max-separation",
     mapping: Mapping = "exponential",
     clip: float | None = None,
@@ -40,28 +41,34 @@ def similarity(
     r"""Cosines that class vectors should have, from distances between classes.
 
     Args:
-        distances: symmetric, zero on the diagonal only, shape (K, K), in any unit; usually `LabelTree.distances()`.
-        gamma: how fast similarity decays; of the exponential map only.
-        min_similarity: s; "max-separation" is the smallest feasible one, in closed form; "grid" is the smallest of the
-            100 that the released program tries.
-        mapping: f(u) of u = d / d_max: "exponential", exp(-gamma u); "linear", 1 - u; or a function of an array of u.
-        clip: the least s that "max-separation" may give, -1 in the released program; None: none. Without, s falls below
-            -1 for few classes or small gamma, which is no harm: the cosines themselves stay in [-1, 1].
+        distances: distances between classes, symmetric and zero on the diagonal only, shape (K, K), in any unit;
+            usually `LabelTree.distances()`.
+        gamma: rate at which similarity decays with distance, > 0; used by the exponential map only.
+        min_similarity: s < 1, a number or a rule. "max-separation": the smallest s for which unit vectors with these
+            cosines exist, in closed form. "grid": the smallest feasible s of the 100 values that the released program
+            of Liang and Davis tries.
+        mapping: map f from u = d / d_max to similarity. "exponential": exp(-gamma u). "linear": 1 - u. Or a function
+            of an array of u.
+        clip: lower bound on the s that "max-separation" chooses; None for no bound. The released program uses -1.
+            Without a bound, s can fall below -1 (few classes, small gamma); that is harmless, because the cosines stay
+            in [-1, 1].
 
     Returns:
-        S in float64, shape (K, K): positive semidefinite, 1 on the diagonal. Of rank K - 1 at the unclipped
-        "max-separation", as a rule of rank K elsewhere.
+        S in float64, shape (K, K): positive semidefinite, with ones on the diagonal. Its rank is K - 1 for
+        "max-separation" without `clip`, and usually K otherwise.
 
     Raises:
-        ValueError: if the distances are not as above; if gamma is not positive; if S is not positive semidefinite, or
-            no s makes it so: then the sentence names the smallest eigenvalue and, if the distances are not
-            ultrametric, three classes that show it.
+        ValueError: if the distances are not symmetric and zero on the diagonal only; if gamma is not positive or
+            min_similarity, mapping or s is invalid; if S is not positive semidefinite, or no s makes it so. In the last
+            two cases the message names the smallest eigenvalue and, if the distances are not ultrametric, three classes
+            that show it.
 
     Example:
         >>> float(similarity(np.ones((4, 4)) - np.eye(4))[0, 1]).__round__(9)  # a star: the simplex
         -0.333333333
 
-    Reference: Liang and Davis (2023), section 3.2; the linear map is Barz and Denzler's (2019), there with s = 0.
+    Reference: Liang and Davis (2023), section 3.2; Barz and Denzler (2019) for the linear map, which they use with
+    s = 0.
     """
     matrix = kernel(distances, gamma, mapping)
     if min_similarity == "max-separation":
@@ -90,7 +97,7 @@ def similarity(
 def kernel(
     distances: Real[np.ndarray, "classes classes"], gamma: float, mapping: Mapping = "exponential"
 ) -> Float[np.ndarray, "classes classes"]:
-    """E, the map of the distances divided by the largest one; arguments and errors as of `similarity`."""
+    """Return E: the map of the distances, divided by the largest distance. Arguments and errors as in `similarity`."""
     check_distances(distances)
     scaled = np.asarray(distances, float) / np.max(distances)
     if callable(mapping):
@@ -108,7 +115,7 @@ def kernel(
 
 
 def mixed(matrix: Float[np.ndarray, "classes classes"], lowest: float) -> Float[np.ndarray, "classes classes"]:
-    """(1 - s) E + s 11^T, with ones on the diagonal exactly."""
+    """Return (1 - s) E + s 11^T, with exact ones on the diagonal."""
     found = (1 - lowest) * matrix + lowest
     np.fill_diagonal(found, 1.0)
     return found
@@ -117,21 +124,22 @@ def mixed(matrix: Float[np.ndarray, "classes classes"], lowest: float) -> Float[
 def max_separation(
     matrix: Float[np.ndarray, "classes classes"], distances: Real[np.ndarray, "classes classes"] | None = None
 ) -> float:
-    """Return the smallest s for which (1 - s) E + s 11^T is positive semidefinite, -1 / (q - 1).
+    """Return the smallest s for which (1 - s) E + s 11^T is positive semidefinite: -1 / (q - 1), q = 1^T E^{-1} 1.
 
     Args:
         matrix: E, symmetric with ones on the diagonal, shape (K, K).
-        distances: what it was made of, to say more if it fails.
+        distances: distances from which E was made, shape (K, K); they only make the error message more specific.
 
     Raises:
-        ValueError: if there is none, since E has a negative eigenvalue on vectors that sum to zero.
+        ValueError: if no such s exists, because E has a negative eigenvalue on vectors that sum to zero.
     """
     ones = np.ones(len(matrix))
     try:
         factor = scipy.linalg.cho_factor(matrix)
         total = float(ones @ scipy.linalg.cho_solve(factor, ones))
     except np.linalg.LinAlgError:
-        # E may have one negative eigenvalue, if a multiple of 11^T can lift it: if none is left on the complement of 1.
+        # E may have one negative eigenvalue if adding a multiple of 11^T makes it positive. That is possible if E is
+        # positive semidefinite on vectors that sum to zero.
         centred = matrix - matrix.mean(0) - matrix.mean(1)[:, None] + matrix.mean()
         smallest = float(scipy.linalg.eigvalsh(centred, subset_by_index=(0, 0))[0])
         if smallest < -1e-10 * len(matrix):
@@ -146,12 +154,16 @@ def max_separation(
 def grid_separation(
     matrix: Float[np.ndarray, "classes classes"], distances: Real[np.ndarray, "classes classes"] | None = None
 ) -> float:
-    """Return the smallest s of the released program's grid that is feasible; arguments and errors as there.
+    """Return the smallest feasible s in the grid of the released program of Liang and Davis.
 
-    Every s from the exact one up to 1 is feasible, so nothing has to be tried.
+    Every s from that of `max_separation` up to 1 is feasible, so the function compares numbers and tries no matrices.
+
+    Args:
+        matrix: E, symmetric with ones on the diagonal, shape (K, K).
+        distances: distances from which E was made, shape (K, K); they only make the error message more specific.
 
     Raises:
-        ValueError: also if the whole grid, which begins at -1 / (K - 1), lies below.
+        ValueError: if `max_separation` raises one, or all s of the grid, which begins at -1 / (K - 1), are too small.
     """
     grid = np.linspace(-1 / (len(matrix) - 1), -1, _GRID)
     exact = max_separation(matrix, distances)
@@ -161,11 +173,12 @@ def grid_separation(
 
 
 class GammaRange(NamedTuple):
-    """Which gammas of the exponential map are feasible.
+    """Values of gamma for which the exponential map gives feasible cosines.
 
     Attributes:
-        low: every gamma above it is feasible (0 for ultrametric distances: all are), up to a relative 1e-6.
-        ultrametric: whether the distances are.
+        low: every gamma above this bound is feasible; the bound has a relative error of 1e-6. It is 0 for ultrametric
+            distances, for which every gamma is feasible.
+        ultrametric: whether the distances are ultrametric.
     """
 
     low: float
@@ -173,14 +186,14 @@ class GammaRange(NamedTuple):
 
 
 def similarity_range(distances: Real[np.ndarray, "classes classes"]) -> GammaRange:
-    """Tell which gammas of the exponential map admit an s, and so a frame.
+    """Find for which gamma of the exponential map a feasible s, and therefore a frame, exists.
 
-    Ultrametric distances, as every tree gives, admit all. Others admit all from some gamma on, at the latest from where
-    the similarities of a class to all others sum to less than 1; below, the threshold is found by a scan over 65
-    gammas and a bisection, so isolated gammas between two scanned ones may go unnoticed.
+    For ultrametric distances, such as those in a tree, every gamma is feasible. For other distances every gamma above
+    some bound is feasible; this is certain once the similarities of a class to all others sum to less than 1. A scan
+    over 65 gammas and a bisection find the bound. They may miss an infeasible gamma between two scanned values.
 
     Args:
-        distances: as of `similarity`.
+        distances: distances between classes, symmetric and zero on the diagonal only, shape (K, K), in any unit.
 
     Raises:
         ValueError: if the distances are not symmetric, or not zero on the diagonal only.
@@ -240,7 +253,7 @@ def check_distances(distances: Any) -> None:
 def broken_triple(distances: Real[np.ndarray, "classes classes"]) -> tuple[int, int, int] | None:
     """Return classes (i, j, k) with d(i, k) > max(d(i, j), d(j, k)), or None if the distances are ultrametric.
 
-    O(K^2): distances are ultrametric exactly if they equal those of their own single-linkage tree.
+    Distances are ultrametric exactly if they equal the distances in their single-linkage tree. The test takes O(K^2).
     """
     distances = np.asarray(distances, float)
     condensed = scipy.spatial.distance.squareform(distances, checks=False)
@@ -251,8 +264,8 @@ def broken_triple(distances: Real[np.ndarray, "classes classes"]) -> tuple[int, 
     gaps = distances - tree
     if gaps.max() <= tolerance:
         return None
-    # Among the pairs that are farther apart than the chain of near neighbours between them, the nearest in that tree:
-    # the last step of its chain breaks the rule already.
+    # Some pairs are farther apart than every step of the chain of near neighbours between them. Take the pair that is
+    # nearest in the single-linkage tree: the last step of its chain already breaks the rule.
     i, k = np.unravel_index(np.argmin(np.where(gaps > tolerance, tree, np.inf)), gaps.shape)
     detour = np.maximum(distances[i], distances[k])
     detour[[i, k]] = np.inf
@@ -267,7 +280,7 @@ def broken_triple(distances: Real[np.ndarray, "classes classes"]) -> tuple[int, 
 
 
 def check_ultrametric(distances: Real[np.ndarray, "classes classes"]) -> None:
-    """Raise a ValueError, naming three classes, unless d(i, k) <= max(d(i, j), d(j, k)) for all of them."""
+    """Raise a ValueError that names three classes, unless d(i, k) <= max(d(i, j), d(j, k)) for all i, j and k."""
     check_distances(distances)
     triple = broken_triple(distances)
     if triple is not None:

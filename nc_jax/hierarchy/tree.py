@@ -1,4 +1,4 @@
-"""A label tree: checked once where it comes in, then a few integer arrays."""
+"""A label tree: a tree of names that is checked when it is made, and integer arrays that describe it."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -15,12 +15,13 @@ DistanceRule = Literal["depth", "height"]
 class LabelTree:
     """A rooted tree whose leaves are the classes.
 
-    Made by `from_edges` and by the readers of `nc_jax.hierarchy`, which check it; trees compare by identity.
+    `from_edges` and the readers of `nc_jax.hierarchy` make a tree and check it. Two trees are equal only if they are
+    the same object.
 
     Attributes:
-        nodes: names of all nodes, ancestors before their descendants; the first is the root.
-        parents: number of each node's parent, -1 for the root.
-        classes: names of the leaves in the order of all class-wise results; sorted unless `ordered` changed it.
+        nodes: names of all nodes; the root is first, and ancestors are before their descendants.
+        parents: for each node, the number of its parent; -1 for the root.
+        classes: names of the leaves. All results per class have this order: sorted, unless `ordered` has changed it.
 
     Example:
         >>> tree = LabelTree.from_edges([("any", "pet"), ("any", "car"), ("pet", "cat"), ("pet", "dog")])
@@ -36,14 +37,14 @@ class LabelTree:
 
     @classmethod
     def from_edges(cls, edges: Iterable[tuple[str, str]]) -> "LabelTree":
-        """Check (parent, child) pairs and make the tree; the leaves, sorted, are the classes.
+        """Make a tree from (parent, child) pairs and check it. The leaves, sorted by name, are the classes.
 
         Args:
-            edges: at least one pair of names.
+            edges: at least one pair of names, the parent first.
 
         Raises:
-            ValueError: if there is no edge, a node is its own parent or has a second one, an edge is given twice, there
-                are several roots, or some nodes form a cycle. The sentence names the node.
+            ValueError: if there is no edge, a node is its own parent or has two parents, an edge is given twice, there
+                are several roots, or some nodes form a cycle. The message names the node.
         """
         parent_of: dict[str, str] = {}
         children: dict[str, list[str]] = {}
@@ -65,7 +66,7 @@ class LabelTree:
         if len(roots) > 1:
             raise ValueError(f"a label tree has one root; got {len(roots)}, among them {roots[0]!r} and {roots[1]!r}")
         nodes, numbers = [roots[0]], {roots[0]: 0}
-        for node in nodes:  # grows while it is read: breadth first, so ancestors come first
+        for node in nodes:  # the list grows during the loop: breadth first, so ancestors come first
             for child in children.get(node, ()):
                 numbers[child] = len(nodes)
                 nodes.append(child)
@@ -80,7 +81,7 @@ class LabelTree:
         return f"LabelTree({len(self.classes)} classes, {len(self.nodes)} nodes, height {self.height})"
 
     def check_classes(self, classes: Sequence[str]) -> None:
-        """Raise a ValueError, naming the offender, unless the leaves are exactly these classes."""
+        """Raise a ValueError that names a wrong class, unless the leaves are exactly these classes."""
         leaves = set(self.classes)
         for name in classes:
             if name not in leaves:
@@ -94,19 +95,22 @@ class LabelTree:
             raise ValueError(f"every class has one leaf; {twice!r} is named twice")
 
     def ordered(self, classes: Sequence[str]) -> "LabelTree":
-        """Return the same tree with its classes in another order, usually that of a data set's labels.
+        """Return the same tree with its classes in another order, usually the order of a data set's labels.
+
+        Args:
+            classes: names of all leaves, in the new order.
 
         Raises:
-            ValueError: if they are not exactly the leaves; the sentence names the one that is not.
+            ValueError: if the names are not exactly the names of the leaves. The message names a wrong class.
         """
         self.check_classes(classes)
         return dataclasses.replace(self, classes=tuple(classes))
 
     def shuffled(self, seed: int) -> "LabelTree":
-        """Return a tree of the same shape with the classes dealt to the leaves at random: a control.
+        """Return a tree of the same shape with the classes assigned to the leaves at random, as a control.
 
         Args:
-            seed: of the permutation.
+            seed: seed of the random permutation.
 
         Example:
             >>> tree = LabelTree.from_edges([("r", "x"), ("r", "c"), ("x", "a"), ("x", "b")])
@@ -136,18 +140,18 @@ class LabelTree:
 
     @property
     def height(self) -> int:
-        """H, the depth of the deepest leaf."""
+        """Height H of the tree: the depth of the deepest leaf."""
         return int(self.heights[0])
 
     @cached_property
     def leaves(self) -> Int[np.ndarray, " classes"]:
-        """Number of the node of each class."""
+        """For each class, the number of its node; shape (K,)."""
         numbers = {node: number for number, node in enumerate(self.nodes)}
         return np.array([numbers[name] for name in self.classes], np.int32)
 
     @cached_property
     def membership(self) -> Float[np.ndarray, "nodes classes"]:
-        """1 where a class is below a node, or is it, else 0."""
+        """For each node and class: 1 if the class is the node or is below it, otherwise 0; shape (nodes, K)."""
         members = np.zeros((len(self.nodes), len(self.classes)), np.float32)
         members[self.leaves, np.arange(len(self.classes))] = 1
         for node in range(len(self.nodes) - 1, 0, -1):
@@ -155,13 +159,13 @@ class LabelTree:
         return members
 
     def levels(self) -> Int[np.ndarray, "levels classes"]:
-        """Which of the nodes of each level a class belongs to: what methods with a classifier per level train on.
+        """Return, for each level, the node to which each class belongs: labels for a classifier per level.
 
-        Level l = 1..H, coarsest first, holds each class's ancestor at depth l, or the class itself where its leaf is
-        not that deep; so the last level holds the classes, in their order.
+        The node of a class at level l = 1..H (coarsest first) is its ancestor at depth l, or the class itself if its
+        leaf is less deep. So the nodes of the last level are the classes, in their order.
 
         Returns:
-            Numbers 0, 1, ... within each level, shape (H, K), in the order of their first class.
+            Shape (H, K). The nodes of each level are numbered 0, 1, ... in the order of their first class.
 
         Example:
             >>> tree = LabelTree.from_edges([("r", "x"), ("r", "c"), ("x", "a"), ("x", "b")])
@@ -179,34 +183,35 @@ class LabelTree:
 
     def distances(
         self,
-        rule: DistanceRule = "depth",  # reproduces the distances of all four of HAFrame's data sets
+        rule: DistanceRule = "depth",  # reproduces the distances of all four data sets of Liang and Davis (2023)
     ) -> Int[np.ndarray, "classes classes"]:
         r"""Distances between all classes, from their lowest common ancestors.
 
         .. math:: \text{depth: } d_{ij} = H - \operatorname{depth}(\operatorname{lca}(i, j)), \qquad
             \text{height: } d_{ij} = \operatorname{height}(\operatorname{lca}(i, j))
 
-        The two agree where all leaves are equally deep. Both are ultrametric; only the first makes every pair that
-        parts at the same depth equally far apart.
+        H is the height of the tree, and lca the lowest common ancestor of classes i and j. Both rules agree if all
+        leaves have the same depth, and both give ultrametric distances. Only "depth" gives the same distance to all
+        pairs whose common ancestor has the same depth.
 
         Args:
             rule: "depth" or "height".
 
         Returns:
             Integers in edges, shape (K, K), zero on the diagonal, in the order of `classes`. Time and memory grow
-            as K^2 whatever the tree: 4 s for K = 10,000.
+            as K^2 for every tree: 4 s for K = 10,000.
 
         Raises:
-            ValueError: if there is no such rule.
+            ValueError: if the rule is unknown.
 
-        Reference: Bertinetto et al., Making better mistakes (2020), call it the height of the lowest common ancestor;
-        the distances they and Liang and Davis (2023) ship are H less its depth.
+        Reference: Bertinetto et al., Making better mistakes (2020), who describe the distance as the height of the
+        lowest common ancestor. The distances that they and Liang and Davis (2023) publish follow the rule "depth".
         """
         if rule not in get_args(DistanceRule):
             raise ValueError(f"rule must be one of {', '.join(map(repr, get_args(DistanceRule)))}; got {rule!r}")
         values = self.height - self.depths if rule == "depth" else self.heights
-        # Leaves in depth-first order: those below a node are contiguous. A child's leaves meet those of its elder
-        # siblings at their parent, so every pair is written once, however deep the tree.
+        # In depth-first order, the leaves below a node are contiguous. The lowest common ancestor of a child's leaves
+        # and the leaves of its earlier siblings is their parent. So every pair is written once, for any depth.
         sizes = np.zeros(len(self.nodes), np.int64)
         sizes[self.leaves] = 1
         for node in range(len(self.nodes) - 1, 0, -1):

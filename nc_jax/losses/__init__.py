@@ -1,4 +1,4 @@
-"""Losses: pure functions of arrays, one number per example; what to do with padding and means is the caller's."""
+"""Losses: pure functions of arrays that give one number per example; the caller masks padding and averages."""
 
 from nc_jax.losses.alignment import (
     MixingSchedule,

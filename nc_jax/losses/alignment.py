@@ -14,7 +14,16 @@ MixingSchedule = Callable[..., tuple[Array, Array]]  # epoch -> (beta, alpha)
 
 
 def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
-    """Cross-entropy with integer labels, per example, in nats; negative labels (padding) give a finite number."""
+    """Cross-entropy with integer labels, per example, in nats.
+
+    Args:
+        logits: shape (N, K).
+        labels: integer classes 0..K-1, shape (N,); rows with negative labels (padding) give a finite number that the
+            caller must mask.
+
+    Returns:
+        Numbers >= 0, shape (N,), in at least float32.
+    """
     logits = at_least_float32(logits)
     chosen = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
     return jax.nn.logsumexp(logits, axis=1) - chosen
@@ -30,17 +39,19 @@ def cosine_alignment(
 
     .. math:: \ell(h, y) = \sum_k \big(\cos(w_k, h) - S_{k y}\big)^2
 
-    It vanishes exactly if h points along :math:`w_y`, when S are the frame's own cosines; the other classes' terms say
-    in which directions to err. The sum grows with K, and with it the weight that the loss has in a mixture.
+    If S holds the cosines of the frame itself, the loss is zero exactly if h has the direction of :math:`w_y`. The
+    terms of the other classes decide how much an error towards each of them costs. The sum grows with K, and so does
+    the weight of this loss in a mixture with cross-entropy.
 
     Args:
-        features: h, shape (N, d), of any length. A zero vector has cosine 0 with everything, and no gradient.
-        labels: y, shape (N,); negative ones (padding) give a number that must not be used.
+        features: h, shape (N, d), of any length. A zero vector has cosine 0 with every class vector, and no gradient.
+        labels: y, integer classes 0..K-1, shape (N,); rows with negative labels (padding) give a number that the caller
+            must mask.
         frame: class vectors w_k as columns, shape (d, K), of any length.
-        similarity: S, wanted cosines, shape (K, K).
+        similarity: wanted cosines S, shape (K, K).
 
     Returns:
-        One number in [0, 4 K] per example, shape (N,).
+        Numbers in [0, 4 K], shape (N,).
 
     Example:
         >>> frame = jnp.eye(2)
@@ -57,16 +68,17 @@ def cosine_alignment(
 def cosine_embedding(
     features: Float[Array, "batch dim"], labels: Int[Array, " batch"], frame: Float[Array, "dim classes"]
 ) -> Float[Array, " batch"]:
-    r"""One minus the cosine between a feature and its own class vector, :math:`1 - \cos(w_y, h)`.
+    r"""One minus the cosine between a feature and the vector of its class, :math:`1 - \cos(w_y, h)`.
 
     Args:
-        features: shape (N, d).
-        labels: shape (N,).
-        frame: shape (d, K); Barz and Denzler's has the cosines 1 - d / d_max (`nc_jax.hierarchy.similarity` with
-            mapping="linear" and min_similarity=0.0).
+        features: h, shape (N, d), of any length.
+        labels: y, integer classes 0..K-1, shape (N,); rows with negative labels (padding) give a number that the caller
+            must mask.
+        frame: class vectors w_k as columns, shape (d, K), of any length. The frame of Barz and Denzler has the cosines
+            1 - d / d_max (`nc_jax.hierarchy.similarity` with mapping="linear" and min_similarity=0.0).
 
     Returns:
-        One number in [0, 2] per example.
+        Numbers in [0, 2], shape (N,).
 
     Reference: Barz and Denzler, Hierarchy-based image embeddings for semantic image retrieval (2019), section 3.3.
     """
@@ -77,25 +89,32 @@ def cosine_embedding(
 def mixing_schedule(
     alpha: float | MixingName,
     epochs: int = 100,  # Liang and Davis (2023)
-    period: int = 10,  # of the cosines, in epochs; the released program leaves it to the user
+    period: int = 10,  # in epochs; the released program leaves it to the user
 ) -> MixingSchedule:
-    r"""Weights of a mixture of cross-entropy and alignment over the epochs: total = beta CE + alpha alignment.
+    r"""Weights over the epochs in a mixture of losses: total = beta * cross-entropy + alpha * alignment.
 
-    With e the epoch, T their number and p the period: "linear-decrease", :math:`\alpha = 1 - e / T`; "linear-increase",
-    :math:`\alpha = e / T`; "cosine", :math:`\alpha = (1 - \cos(2 \pi e / p)) / 2`; "cosine-linear-increase", that times
-    :math:`e / T`; all with :math:`\beta = 1 - \alpha`. In "cosine-linear-decrease" beta has that shape. A number is a
-    constant alpha, with :math:`\beta = 1 - \alpha`, but 1 if alpha > 1.
+    With e the epoch, T the number of epochs, p the period and the wave :math:`c = (1 - \cos(2 \pi e / p)) / 2`, the
+    names mean:
+
+    - "linear-decrease": :math:`\alpha = 1 - e / T`;
+    - "linear-increase": :math:`\alpha = e / T`;
+    - "cosine": :math:`\alpha = c`;
+    - "cosine-linear-increase": :math:`\alpha = c\, e / T`;
+    - "cosine-linear-decrease": :math:`\alpha = 1 - c\, e / T`.
+
+    In all of them :math:`\beta = 1 - \alpha`. A number is a constant alpha, with :math:`\beta = 1 - \alpha` for
+    alpha <= 1 and :math:`\beta = 1` for alpha > 1.
 
     Args:
-        alpha: a number >= 0 or a name.
-        epochs: T.
-        period: p.
+        alpha: a constant >= 0, or one of the names above.
+        epochs: number of epochs T.
+        period: period p of the cosine wave, in epochs.
 
     Returns:
-        A function epoch -> (beta, alpha), scalars; the epoch may be traced.
+        A function epoch -> (beta, alpha), both scalars; the epoch may be a traced value.
 
     Raises:
-        ValueError: if there is no such schedule, or a number is out of its range.
+        ValueError: if the name is unknown, a constant is negative, or epochs or period is below 1.
 
     Example:
         >>> beta, alpha = mixing_schedule("linear-increase", epochs=10)(2)

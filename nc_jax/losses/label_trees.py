@@ -1,7 +1,7 @@
-r"""Losses and decisions that know a label tree: the peers of the hierarchy-aware frame.
+r"""Losses and decision rules that use a label tree, for comparison with the hierarchy-aware frame.
 
-A tree enters as its `levels` (`LabelTree.levels()`, shape (H, K)): which node of each level a class belongs to. The
-probability of a node is the sum of its leaves'.
+The functions take a tree as `levels` (`LabelTree.levels()`, shape (H, K)): for every level, the node to which each
+class belongs. The probability of a node is the sum of the probabilities of the leaves below it.
 """
 
 import jax
@@ -17,14 +17,16 @@ def soft_targets(
     distances: Real[np.ndarray, "classes classes"],
     hardness: float = 10.0,  # beta; Bertinetto et al. (2020) try 4 to 30
 ) -> Float[np.ndarray, "classes classes"]:
-    r"""Labels that spread over near classes: row y holds :math:`\operatorname{softmax}_j(-\beta d_{jy} / d_{max})`.
+    r"""Soft labels that give near classes more weight.
+
+    The row of class y holds :math:`\operatorname{softmax}_j(-\beta d_{jy} / d_{max})`.
 
     Args:
-        distances: symmetric, shape (K, K).
-        hardness: beta > 0; the one-hot labels in the limit.
+        distances: distances d between classes, symmetric, shape (K, K).
+        hardness: beta > 0. For large beta the soft labels approach one-hot labels.
 
     Returns:
-        Rows that sum to 1, shape (K, K).
+        Soft labels, shape (K, K); each row sums to 1.
 
     Raises:
         ValueError: if the hardness is not positive.
@@ -40,18 +42,19 @@ def soft_targets(
 def soft_label_loss(
     logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], targets: Float[Array, "classes classes"]
 ) -> Float[Array, " batch"]:
-    """Kullback-Leibler divergence from the prediction to the soft label, per example, in nats.
+    """Kullback-Leibler divergence KL(soft label || prediction), per example, in nats.
 
     Args:
         logits: shape (N, K).
-        labels: shape (N,); negative ones (padding) give a number that must not be used.
-        targets: of `soft_targets`, a row per class.
+        labels: integer classes 0..K-1, shape (N,); rows with negative labels (padding) give a number that the caller
+            must mask.
+        targets: soft label of each class as a row, shape (K, K), from `soft_targets`.
 
     Returns:
-        Numbers >= 0, shape (N,). The released program divides their mean by K (PyTorch's legacy "mean"), and so needs
-        a K times larger learning rate.
+        Numbers >= 0, shape (N,). The released program divides their mean by K (the legacy "mean" reduction of PyTorch),
+        so it needs a learning rate that is K times larger.
 
-    Reference: as `soft_targets`.
+    Reference: Bertinetto et al., Making better mistakes (2020), section 3.3.
     """
     wanted = targets[jnp.maximum(labels, 0)]
     negative_entropy = jnp.sum(jax.scipy.special.xlogy(wanted, wanted), axis=1)
@@ -60,14 +63,19 @@ def soft_label_loss(
 
 def level_weights(
     tree: LabelTree,
-    alpha: float = 0.1,  # Bertinetto et al. (2020), the least of theirs: the closest to cross-entropy
+    alpha: float = 0.1,  # the smallest value of Bertinetto et al. (2020), closest to cross-entropy
 ) -> Float[np.ndarray, " levels"]:
-    r"""Weight of the edge into each level, :math:`e^{-\alpha l}` for l = 1..H, over the sum of all nodes' weights.
+    r"""Weights of the levels for `hierarchical_cross_entropy`: :math:`e^{-\alpha l}`, l = 1..H, divided by a sum.
+
+    The sum of :math:`e^{-\alpha l}` runs over all nodes of the tree, with l the depth of the node and l = 0 at the
+    root. So the loss is smaller for larger trees, as in the released program.
 
     Args:
-        tree: the sum runs over its nodes, the root (l = 0) included, as in the released program; so the scale of the
-            loss falls with the size of the tree.
-        alpha: 0 weights all edges alike.
+        tree: label tree.
+        alpha: rate of decay with depth, >= 0; 0 gives all levels the same weight.
+
+    Returns:
+        Shape (H,), coarsest level first.
 
     Reference: Bertinetto et al. (2020), section 3.2.
     """
@@ -81,22 +89,24 @@ def hierarchical_cross_entropy(
     levels: Int[Array, "levels classes"],
     weights: Float[Array, " levels"],
 ) -> Float[Array, " batch"]:
-    r"""Cross-entropy of every decision on the way from the root to the label, weighted by level (HXE).
+    r"""Hierarchical cross-entropy (HXE): cross-entropy of every decision on the path from the root to the label.
 
     .. math:: \ell(z, y) = -\sum_{l=1}^{H} \lambda_l \log \frac{P(v_l)}{P(v_{l-1})},
         \qquad P(v) = \sum_{k \text{ below } v} \operatorname{softmax}(z)_k
 
-    with :math:`v_0` the root and :math:`v_H` the leaf y. A leaf that hangs higher has its last ratios equal to 1, and
-    the root's probability is 1, so a leaf below the root does not give -inf as in the released program.
+    :math:`v_0` is the root, :math:`v_l` the node of the label y at level l, and :math:`v_H` the leaf y. If a leaf is
+    less deep than H, its last ratios are 1. The root has probability 1, so a leaf directly below the root gives a
+    finite value (the released program gives -inf).
 
     Args:
-        logits: of the leaves, shape (N, K); log-probabilities will do.
-        labels: shape (N,); negative ones (padding) give a number that must not be used.
-        levels: shape (H, K).
-        weights: lambda, shape (H,); of `level_weights`. Equal weights of 1 give cross-entropy.
+        logits: logits z of the leaves, shape (N, K); log-probabilities give the same result.
+        labels: classes y, integers 0..K-1, shape (N,); rows with negative labels (padding) give a number that the
+            caller must mask.
+        levels: node of every class at every level, shape (H, K), from `LabelTree.levels()`.
+        weights: weights lambda of the levels, shape (H,), from `level_weights`. If all are 1, this is cross-entropy.
 
     Returns:
-        Numbers >= 0, shape (N,), in nats times the weights' scale.
+        Numbers >= 0, shape (N,), in nats times the scale of the weights.
 
     Reference: Bertinetto et al. (2020), section 3.2.
     """
@@ -107,26 +117,27 @@ def hierarchical_cross_entropy(
         same = level[labels][:, None] == level
         return jax.nn.logsumexp(jnp.where(same, log_probabilities, -jnp.inf), axis=1)
 
-    path = jax.lax.map(log_probability_at, levels)  # one level at a time: (H, N), not (H, N, K), in memory
+    path = jax.lax.map(log_probability_at, levels)  # one level at a time, so memory holds (H, N) and not (H, N, K)
     steps = path - jnp.concatenate([jnp.zeros_like(path[:1]), path[:-1]])
     return -matmul(weights.astype(steps.dtype), steps)
 
 
 def tree_log_softmax(logits: Float[Array, "batch nodes"], tree: LabelTree) -> Float[Array, "batch classes"]:
-    """Log-probabilities of the leaves from a logit per node: a softmax among siblings, products along paths.
+    """Log-probabilities of the leaves from one logit per node.
 
-    The hierarchical cross-entropy of the result is that of the conditional probabilities: with all weights 1 the loss
-    of YOLO-v2's tree.
+    A softmax over the children of each node gives conditional probabilities. The probability of a leaf is their product
+    along the path from the root. With all weights 1, `hierarchical_cross_entropy` of the result is the loss of the tree
+    in YOLO9000.
 
     Args:
-        logits: of all nodes but the root, in the order of `tree.nodes[1:]`, shape (N, nodes).
-        tree: the tree.
+        logits: logits of all nodes except the root, in the order of `tree.nodes[1:]`, shape (N, nodes).
+        tree: label tree.
 
     Returns:
-        Shape (N, K), normalised.
+        Log-probabilities, shape (N, K); the probabilities of each row sum to 1.
 
     Raises:
-        ValueError: if there are not as many logits as nodes.
+        ValueError: if the number of logits is not the number of nodes without the root.
 
     Reference: Redmon and Farhadi, YOLO9000 (2017), section 4.
     """
@@ -137,7 +148,7 @@ def tree_log_softmax(logits: Float[Array, "batch nodes"], tree: LabelTree) -> Fl
     rows, count = logits.T, len(tree.nodes)
     highest = jax.lax.stop_gradient(jax.ops.segment_max(rows, parents, count))
     sums = jax.ops.segment_sum(jnp.exp(rows - highest[parents]), parents, count)
-    # Leaves have no children: their empty sums are never gathered.
+    # A leaf has no children, so its sum is empty; no node gathers it.
     conditional = rows - highest[parents] - jnp.log(sums[parents])
     return matmul(conditional.T, jnp.asarray(tree.membership[1:]))
 
@@ -145,16 +156,17 @@ def tree_log_softmax(logits: Float[Array, "batch nodes"], tree: LabelTree) -> Fl
 def conditional_risk_scores(
     logits: Float[Array, "batch classes"], distances: Real[Array | np.ndarray, "classes classes"]
 ) -> Float[Array, "batch classes"]:
-    r"""Minus the expected distance of deciding for each class, :math:`-\sum_j p_j d_{jk}`: take the largest (CRM).
+    r"""Conditional risk minimisation (CRM): decide for the class k with the largest score :math:`-\sum_j p_j d_{jk}`.
 
-    A rule at test time; nothing is trained.
+    The score is minus the expected distance between class k and the true class, with p the softmax of the logits. The
+    rule is used at test time; it trains nothing.
 
     Args:
         logits: shape (N, K).
-        distances: cost of deciding k where j is right, shape (K, K).
+        distances: d, the cost of deciding for class k if class j is right, shape (K, K).
 
     Returns:
-        Scores <= 0 in the distances' unit, shape (N, K).
+        Scores <= 0 in the unit of the distances, shape (N, K).
 
     Reference: Karthik et al., No cost likelihood manipulation at test time for making better mistakes (2021).
     """

@@ -1,6 +1,7 @@
-"""Losses of networks with a classifier for every level of a tree: Flamingo and HAFeature.
+"""Losses of networks with a classifier for every level of a label tree: Flamingo and HAFeature.
 
-Level l = 1..L, coarsest first, has K_l nodes; the last is that of the classes (`LabelTree.levels()`).
+Levels are numbered l = 1..L, coarsest first, and level l has K_l nodes. The nodes of the last level are the K classes
+(`LabelTree.levels()`).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,17 +14,21 @@ from jaxtyping import Array, Bool, Float, Int
 from nc_jax.arrays import at_least_float32, matmul, safe_norm
 from nc_jax.losses.alignment import cross_entropy
 
-_FLOOR = 1e-7  # below which the mixture's probabilities are not let fall: Garg et al. (2022), released program
+_FLOOR = 1e-7  # smallest probability in the middle distribution: Garg et al. (2022), released program
 
 
 def feature_slices(dim: int, num_levels: int, spread: bool = False) -> list[tuple[int, int]]:
-    """Cut a feature vector into a part [start, end) for each level, coarsest first.
+    """Cut the d entries of a feature vector into one part per level.
 
     Args:
-        dim: d >= L.
-        num_levels: L.
-        spread: give the last levels one more each, until d is used up, as the released program does for WideResNets;
-            else the last level takes all that is left over, as it does for ResNet-50.
+        dim: feature dimension d >= L.
+        num_levels: number of levels L.
+        spread: what happens to the entries that remain if L does not divide d. True: the last levels get one more each
+            (the released program does so for WideResNets). False: the last level gets all of them (the released program
+            does so for ResNet-50).
+
+    Returns:
+        For each level, coarsest first, the start and the end of its part; the end is not included.
 
     Raises:
         ValueError: if d < L.
@@ -43,12 +48,16 @@ def feature_slices(dim: int, num_levels: int, spread: bool = False) -> list[tupl
 def level_cross_entropies(
     logits: Sequence[Float[Array, "batch _"]], labels: Int[Array, " batch"], levels: Int[Array, "levels classes"]
 ) -> Float[Array, " batch"]:
-    """Sum of the levels' cross-entropies, per example: Flamingo's loss.
+    """Loss of Flamingo: the sum of the cross-entropies of all levels, per example.
 
     Args:
         logits: one array (N, K_l) per level, coarsest first.
-        labels: of the classes, shape (N,); negative ones (padding) give a number that must not be used.
-        levels: shape (L, K).
+        labels: integer classes 0..K-1, shape (N,); rows with negative labels (padding) give a number that the caller
+            must mask.
+        levels: node of every class at every level, shape (L, K), from `LabelTree.levels()`.
+
+    Returns:
+        Numbers >= 0, shape (N,), in nats.
 
     Reference: Chang et al. (2021), section 3.
     """
@@ -58,11 +67,19 @@ def level_cross_entropies(
 
 
 def jensen_shannon(left: Float[Array, "batch nodes"], right: Float[Array, "batch nodes"]) -> Float[Array, " batch"]:
-    r"""Jensen-Shannon divergence of the rows in [0, ln 2], :math:`\tfrac12 (KL(p \| m) + KL(q \| m))`, m the middle."""
+    r"""Jensen-Shannon divergence of distributions p and q: :math:`\tfrac12 (KL(p \| m) + KL(q \| m))`, m = (p + q) / 2.
+
+    Args:
+        left: distributions p as rows, shape (N, K_l).
+        right: distributions q as rows, shape (N, K_l).
+
+    Returns:
+        Numbers in [0, ln 2], shape (N,), in nats.
+    """
     middle = jnp.clip((left + right) / 2, _FLOOR, 1)
 
     def divergence(p: Array) -> Array:
-        # p log p with a derivative of zero, not infinity, where a softmax has underflowed.
+        # p log p, with derivative zero instead of infinity for a probability that has underflowed to zero.
         entropy = jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0)
         return jnp.sum(entropy - p * jnp.log(middle), axis=1)
 
@@ -72,14 +89,32 @@ def jensen_shannon(left: Float[Array, "batch nodes"], right: Float[Array, "batch
 def summed_probabilities(
     fine: Float[Array, "batch nodes"], parents: Int[np.ndarray, " nodes"], num_coarse: int
 ) -> Float[Array, "batch coarse"]:
-    """Probabilities of a level's nodes as the sums of the next finer level's below them."""
+    """Probabilities of the nodes of a level, as sums over their children in the next finer level.
+
+    Args:
+        fine: probabilities of the nodes of the finer level, shape (N, K_fine).
+        parents: for each node of the finer level, the number of its parent, shape (K_fine,).
+        num_coarse: number of nodes of the coarser level, K_coarse.
+
+    Returns:
+        Shape (N, K_coarse).
+    """
     return matmul(fine, jax.nn.one_hot(jnp.asarray(parents), num_coarse, dtype=fine.dtype))
 
 
 def level_geometry(
     coarse: Float[Array, "dim coarse"], fine: Float[Array, "dim fine"], parents: Int[np.ndarray, " fine"]
 ) -> Float[Array, ""]:
-    """Mean cosine between the class vectors of a level and the normalised sums of their children's unit vectors."""
+    """Mean cosine between the class vectors of a level and the sums of their children's unit vectors.
+
+    Args:
+        coarse: class vectors of the coarser level as columns, shape (d, K_coarse).
+        fine: class vectors of the next finer level as columns, shape (d, K_fine).
+        parents: for each node of the finer level, the number of its parent, shape (K_fine,).
+
+    Returns:
+        A scalar in [-1, 1].
+    """
     norms = safe_norm(fine, axis=0)
     units = fine / jnp.where(norms > 0, norms, 1)
     sums = matmul(units, jax.nn.one_hot(jnp.asarray(parents), coarse.shape[1], dtype=units.dtype))
@@ -93,18 +128,22 @@ def dissimilarity(
     used: Bool[Array, " batch"],
     margin: float = 3.0,  # Garg et al. (2022), released program
 ) -> Float[Array, ""]:
-    """Margin less the mean Jensen-Shannon divergence of neighbours in the batch with different labels.
+    """Margin minus the mean Jensen-Shannon divergence between neighbouring rows of the batch with different labels.
 
-    A divergence is at most ln 2, so the margin never comes into play. Without any such pair, the margin.
+    A divergence is at most ln 2, so a margin of 3 is a constant offset. If no neighbours have different labels, the
+    result is the margin.
 
     Args:
-        probabilities: of a level's nodes, shape (N, K_l), the batch in random order.
-        labels: nodes of that level, shape (N,).
-        used: which rows are examples, shape (N,).
-        margin: see above.
+        probabilities: probabilities of the nodes of one level, shape (N, K_l). The batch must be in random order.
+        labels: number of each row's node in that level, shape (N,).
+        used: True for rows that are examples, False for padding, shape (N,).
+        margin: constant from which the mean divergence is subtracted.
 
-    Reference: Garg, Sani and Anand, Learning hierarchy aware features for reducing mistake severity (2022); there pairs
-    are repeated up to a number of 256, which leaves their mean as it is, but for the last repetition.
+    Returns:
+        A scalar, in nats.
+
+    Reference: Garg, Sani and Anand, Learning hierarchy aware features for reducing mistake severity (2022). They repeat
+    the pairs until there are 256, which changes the mean only by the incomplete last repetition.
     """
     pairs = (labels[1:] != labels[:-1]) & used[1:] & used[:-1]
     divergences = jensen_shannon(probabilities[1:], probabilities[:-1])
@@ -119,25 +158,27 @@ def hierarchy_aware_features(
     dissimilar_levels: Sequence[int] | None = None,
     everyone: Callable[[Array], Array] = lambda rows: rows,
 ) -> Float[Array, " batch"]:
-    r"""HAFeature's loss: fine cross-entropy, and levels that agree in probabilities and geometry.
+    r"""Loss of HAFeature: cross-entropy of the classes, and terms that make levels agree in probabilities and geometry.
 
     .. math:: \mathrm{CE}_L + \sum_{l<L} \mathrm{JSD}(\hat p_l, p_l) - \sum_{l<L} \mathrm{geometry}_l
         + \sum_l \mathrm{dissimilarity}_l
 
-    with :math:`\hat p_l` the next finer level's probabilities summed over children, all terms of weight 1.
+    :math:`p_l` are the probabilities of level l; :math:`\hat p_l` are the probabilities of level l + 1, summed over the
+    children of each node (`summed_probabilities`). The other terms are `jensen_shannon`, `level_geometry` and
+    `dissimilarity`; all have weight 1.
 
     Args:
         logits: one array (N, K_l) per level, coarsest first.
-        frames: class vectors of each level's classifier, (d, K_l).
-        labels: of the classes, shape (N,); negative ones are padding.
-        levels: shape (L, K), concrete.
-        dissimilar_levels: which levels have the last term, counted from 0; None: all but the finest, as the released
-            program has for WideResNets.
-        everyone: takes an array of this device's rows to the rows of the whole batch, in their order: neighbours may
-            lie on different devices.
+        frames: class vectors of the classifier of each level as columns, (d, K_l), coarsest first.
+        labels: integer classes 0..K-1, shape (N,); negative labels mark padding.
+        levels: node of every class at every level, shape (L, K), from `LabelTree.levels()`; not a traced array.
+        dissimilar_levels: numbers of the levels that have the dissimilarity term, counted from 0. None: all levels
+            except the finest, as in the released program for WideResNets.
+        everyone: function from this device's rows to the rows of the whole batch, in their order. The dissimilarity
+            needs it if the batch is split over devices, because neighbouring rows may lie on different devices.
 
     Returns:
-        Shape (N,); terms of the whole batch are the same for each of its examples, so that the mean is the loss.
+        Numbers of shape (N,), whose mean over the examples is the loss: every example has the same batch-wide terms.
 
     Reference: Garg, Sani and Anand (2022).
     """

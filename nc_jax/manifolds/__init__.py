@@ -1,4 +1,4 @@
-"""Manifolds on which points move, ways to write their points by free numbers, and tests that a manifold is right."""
+"""Manifolds, parametrisations of their points by free numbers, and tests that a manifold is implemented correctly."""
 
 from nc_jax.manifolds import checks
 from nc_jax.manifolds.orthogonal import (

@@ -1,7 +1,7 @@
-"""Slope tests: is this gradient, Hessian or retraction right?
+"""Slope tests for gradients, Hessians and retractions.
 
-A Taylor expansion that is right to order k leaves an error that falls like t^(k+1). Each check measures that exponent
-over a range of step lengths t. Run them in float64: in float32 too few step lengths lie above the rounding error.
+A Taylor expansion that is correct to order k has an error of order t^(k+1) in the step length t. Each check measures
+this exponent over a range of step lengths. Run the checks in float64: in float32, too few errors exceed rounding.
 
 Reference: Boumal, An Introduction to Optimization on Smooth Manifolds (2023), sections 4.8 and 6.8.
 """
@@ -16,10 +16,14 @@ from jaxtyping import Array, PRNGKeyArray
 
 
 class SlopeCheck(NamedTuple):
-    """What a slope test found.
+    """Result of a slope test.
 
-    `slope` is the measured exponent and `expected` the one that theory asks for; `steps` and `errors` are the curve,
-    for a log-log plot. A curve that lies at rounding error throughout (the expansion is exact) has an infinite slope.
+    Attributes:
+        slope: measured exponent of the error. It is infinite if the expansion is exact, so that all errors are
+            rounding.
+        expected: exponent that a correct formula has.
+        steps: step lengths t, for a log-log plot.
+        errors: error at each step length.
     """
 
     slope: float
@@ -29,20 +33,20 @@ class SlopeCheck(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether the measured exponent is at least the expected one, less a tenth."""
-        return self.slope >= self.expected - 0.1  # the fitted slopes of right formulas scatter by a few hundredths
+        """Whether the measured exponent is at least the expected exponent minus 0.1."""
+        return self.slope >= self.expected - 0.1  # measured slopes of correct formulas scatter by a few hundredths
 
 
 def check_retraction(manifold: Any, key: PRNGKeyArray, *, order: int = 1, dtype: Any = None) -> SlopeCheck:
-    """Test that `manifold.retract` agrees with the straight line to first order, or with a geodesic to second.
+    """Test that `manifold.retract` agrees with a straight line to first order, or with a geodesic to second order.
 
-    A retraction that leaves the manifold has slope 0, whatever the gap.
+    If the retraction leaves the manifold, the slope is set to 0.
 
     Args:
-        manifold: a manifold.
-        key: draws the point and the direction.
-        order: 1 checks |R(tv) - (x + tv)| = O(t^2); 2 checks the tangent part of that gap, O(t^3).
-        dtype: of the computation; None is the widest that is enabled.
+        manifold: a manifold, such as `nc_jax.manifolds.Stiefel`.
+        key: random key from which the point x and the tangent direction v are drawn.
+        order: 1 tests that the gap |R(tv) - (x + tv)| is O(t^2). 2 tests that the tangent part of this gap is O(t^3).
+        dtype: dtype of the computation; None for the widest that is enabled.
 
     Raises:
         ValueError: if the order is neither 1 nor 2.
@@ -56,7 +60,7 @@ def check_retraction(manifold: Any, key: PRNGKeyArray, *, order: int = 1, dtype:
         return jnp.linalg.norm(manifold.project(point, difference) if order == 2 else difference)
 
     checked = _measure(gap, expected=order + 1, scale=manifold.diameter, dtype=point.dtype)
-    # The straight line itself has no gap at all, but it leaves the manifold.
+    # A retraction that returns the straight line has no gap, but it leaves the manifold.
     distance = manifold.distance_from(manifold.retract(point, checked.steps[-1] * tangent))
     return checked if distance <= _rounding(manifold.diameter, point.dtype) else checked._replace(slope=0.0)
 
@@ -69,14 +73,14 @@ def check_gradient(
     gradient: Callable[[Array], Array] | None = None,
     dtype: Any = None,
 ) -> SlopeCheck:
-    """Test that f(R(tv)) = f(x) + t <grad f, v> + O(t^2).
+    """Test that f(R(tv)) = f(x) + t <grad f, v> + O(t^2), where R is the retraction.
 
     Args:
-        manifold: a manifold.
-        cost: maps a point to a scalar.
-        key: draws the point and the direction.
-        gradient: the Euclidean gradient under test; None is autodiff's, which tests the manifold.
-        dtype: of the computation; None is the widest that is enabled.
+        manifold: a manifold, such as `nc_jax.manifolds.Stiefel`.
+        cost: function f from a point to a scalar.
+        key: random key from which the point x and the tangent direction v are drawn.
+        gradient: Euclidean gradient that is tested. None: the gradient of autodiff, so that the manifold is tested.
+        dtype: dtype of the computation; None for the widest that is enabled.
     """
     point, tangent = _point_and_tangent(manifold, key, dtype)
     slope = manifold.inner(point, manifold.gradient(point, (gradient or jax.grad(cost))(point)), tangent)
@@ -96,15 +100,16 @@ def check_hessian(
     hessian_vector: Callable[[Array, Array], Array] | None = None,
     dtype: Any = None,
 ) -> SlopeCheck:
-    """Test that f(R(tv)) = f(x) + t <grad f, v> + t^2/2 <Hess f[v], v> + O(t^3).
+    """Test that f(R(tv)) = f(x) + t <grad f, v> + t^2/2 <Hess f[v], v> + O(t^3), where R is the retraction.
 
     Args:
         manifold: a manifold whose retraction is of second order (for Stiefel: retraction="polar").
-        cost: maps a point to a scalar.
-        key: draws the point and the direction.
-        gradient: the Euclidean gradient under test; None is autodiff's.
-        hessian_vector: the Euclidean Hessian product (point, tangent) under test; None is autodiff's.
-        dtype: of the computation; None is the widest that is enabled.
+        cost: function f from a point to a scalar.
+        key: random key from which the point x and the tangent direction v are drawn.
+        gradient: Euclidean gradient that is tested; None for the gradient of autodiff.
+        hessian_vector: function (point, tangent) -> Euclidean Hessian times tangent, which is tested; None for the
+            product of autodiff.
+        dtype: dtype of the computation; None for the widest that is enabled.
     """
     point, tangent = _point_and_tangent(manifold, key, dtype)
     gradient = gradient or jax.grad(cost)
@@ -131,8 +136,8 @@ def _point_and_tangent(manifold: Any, key: PRNGKeyArray, dtype: Any) -> tuple[Ar
 
 
 def _measure(gap: Callable[[Array], Array], *, expected: int, scale: Any, dtype: Any) -> SlopeCheck:
-    """Exponent of the gap: the median slope of its log-log curve where it is above rounding and t is small."""
-    steps = np.logspace(-6, -1, 41)  # above 0.1 the next order shows, below 1e-6 only rounding is left
+    """Measure the exponent of the gap: the median slope of its log-log curve over the gaps above rounding."""
+    steps = np.logspace(-6, -1, 41)  # above 0.1 the next order contributes; below 1e-6 all gaps are rounding
     errors = np.asarray(jax.jit(jax.vmap(gap))(jnp.asarray(steps, dtype)), float)
     usable = errors > _rounding(scale, dtype)
     pairs = usable[1:] & usable[:-1]
@@ -143,5 +148,5 @@ def _measure(gap: Callable[[Array], Array], *, expected: int, scale: Any, dtype:
 
 
 def _rounding(scale: Any, dtype: Any) -> float:
-    """Errors below this are rounding."""
+    """Return the size below which an error counts as rounding."""
     return 1e3 * float(jnp.finfo(dtype).eps) * max(1.0, float(scale))

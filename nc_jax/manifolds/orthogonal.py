@@ -1,6 +1,7 @@
 r"""Parametrisations: matrices with orthonormal columns as smooth functions of free numbers.
 
-Any optimiser may train the free numbers: their point is always one of St(d, r), of d rows and r <= d columns.
+Any optimiser may train the free numbers: the point is always in the Stiefel manifold St(d, r), the d x r matrices with
+orthonormal columns (r <= d).
 
 ==============  ==========  ===============================================  ========  =================================
 name            free shape  point                                            cost      reaches
@@ -14,10 +15,10 @@ name            free shape  point                                            cos
 "polar"         (d, r)      nearest matrix with orthonormal columns          O(d r^2)  all
 ==============  ==========  ===============================================  ========  =================================
 
-A is the skew-symmetric matrix that has the strict upper triangle of the free matrix; rows that the free matrix lacks
-are zero. The first two maps are smooth everywhere, and take zero to the first r columns of the identity. The last two
-are smooth where the free matrix has full column rank; there, for r = d, their determinant keeps its sign. They take
-orthonormal columns to themselves.
+A is the skew-symmetric matrix whose strict upper triangle is that of the free matrix (with zeros for rows that the free
+matrix does not have). "cayley" and "exponential" are smooth everywhere and take zero to the first r columns of the
+identity. "householder" and "polar" are smooth where the free matrix has full column rank, and take a matrix with
+orthonormal columns to itself. For r = d, the determinants of their point and of the free matrix have the same sign.
 
 Reference: Lezcano-Casado and Martínez-Rubio, Cheap orthogonal constraints in neural networks: a simple parametrization
 of the orthogonal and unitary group (2019), for the exponential; Liu, Lin, Liu, Rehg, Paull, Xiong, Song and Weller,
@@ -39,25 +40,25 @@ from nc_jax.manifolds.stiefel import Stiefel, orthogonal_factor
 def cayley(free: Float[Array, "rank dim"]) -> Float[Array, "dim rank"]:
     r"""Cayley transform: the first r columns of :math:`(I + A)(I - A)^{-1}`, with A skew-symmetric.
 
-    With :math:`A = \begin{pmatrix} \Omega & B \\ -B^\top & 0 \end{pmatrix}` and a matrix
-    :math:`\begin{pmatrix} Q_1 \\ Q_2 \end{pmatrix}` whose orthonormal columns span those of
-    :math:`\begin{pmatrix} I \\ B^\top \end{pmatrix}`, they are
+    Let :math:`A = \begin{pmatrix} \Omega & B \\ -B^\top & 0 \end{pmatrix}`, and let
+    :math:`\begin{pmatrix} Q_1 \\ Q_2 \end{pmatrix}` have orthonormal columns with the same span as those of
+    :math:`\begin{pmatrix} I \\ B^\top \end{pmatrix}`. Then the first r columns are
 
     .. math:: \begin{pmatrix} 2 Q_1 S Q_1^\top - I \\ -2 Q_2 S Q_1^\top \end{pmatrix}, \qquad
         S = (I - Q_1^\top \Omega Q_1)^{-1} .
 
-    A skew-symmetric matrix has imaginary eigenvalues, so the inverse always exists. A matrix is reached if and only if
-    its first r rows have no eigenvalue -1.
+    A skew-symmetric matrix has imaginary eigenvalues, so the inverse always exists. The transform reaches a matrix if
+    and only if the block of its first r rows does not have the eigenvalue -1.
 
     Args:
-        free: its strict upper triangle is that of A, shape (r, d) with r <= d; entries on and below the diagonal are
-            not looked at. Dtypes narrower than float32 are computed in float32.
+        free: matrix whose strict upper triangle is that of A, shape (r, d) with r <= d. Entries on and below the
+            diagonal have no effect. Dtypes narrower than float32 are computed in float32.
 
     Returns:
         The point, shape (d, r), in float32 or float64. For r = d its determinant is 1.
 
     Raises:
-        ValueError: if the free matrix has not 1 <= r <= d.
+        ValueError: if the free matrix does not have shape (r, d) with 1 <= r <= d.
 
     Example:
         >>> quarter_turn = cayley(jnp.array([[0.0, -1.0], [0.0, 0.0]]))
@@ -75,7 +76,7 @@ def cayley(free: Float[Array, "rank dim"]) -> Float[Array, "dim rank"]:
     free = at_least_float32(free)
     upper, right = jnp.triu(free[:, :rank], 1), free[:, rank:]
     eye = jnp.eye(rank, dtype=free.dtype)
-    # Inverting I - Omega + B B^T instead would square B: in float32, entries of 1000 would leave no digit right.
+    # The formula with the inverse of I - Omega + B B^T would square B: with entries of 1000, no float32 digit is right.
     basis = _orthonormal_basis(jnp.concatenate([eye, transpose(right)]))
     top, bottom = basis[:rank], basis[rank:]
     inner = eye - matmul(matmul(transpose(top), upper - transpose(upper)), top)
@@ -87,15 +88,15 @@ def exponential(free: Float[Array, "dim dim"], rank: int | None = None) -> Float
     r"""Matrix exponential: the first r columns of :math:`e^A`, with A skew-symmetric.
 
     Args:
-        free: its strict upper triangle is that of A, shape (d, d); entries on and below the diagonal are not looked at.
-            Dtypes narrower than float32 are computed in float32.
-        rank: r, number of columns; None takes all d.
+        free: matrix whose strict upper triangle is that of A, shape (d, d). Entries on and below the diagonal have no
+            effect. Dtypes narrower than float32 are computed in float32.
+        rank: number of columns r of the point; None for all d columns.
 
     Returns:
         The point, shape (d, r), in float32 or float64. For r = d its determinant is 1.
 
     Raises:
-        ValueError: if the free matrix is not square, or not 1 <= r <= d.
+        ValueError: if the free matrix is not square, or r is not in 1..d.
 
     Example:
         >>> quarter_turn = exponential(jnp.array([[0.0, -jnp.pi / 2], [0.0, 0.0]]))
@@ -114,20 +115,21 @@ def exponential(free: Float[Array, "dim dim"], rank: int | None = None) -> Float
 
 
 def householder(free: Float[Array, "dim rank"]) -> Float[Array, "dim rank"]:
-    """Householder reflections: the first r columns of their product, in the QR decomposition of the free matrix.
+    """Orthogonal factor of the QR decomposition of the free matrix, by Householder reflections.
 
-    The i-th reflection takes what those before it leave of the i-th column to a positive multiple of the i-th
-    coordinate vector. So the columns are those of Gram and Schmidt, without their loss of orthogonality.
+    The point holds the first r columns of the product of the reflections. They equal the result of the Gram-Schmidt
+    process, without its loss of orthogonality: column i of the free matrix has a positive component along column i of
+    the point.
 
     Args:
-        free: shape (d, r) with r <= d. Dtypes narrower than float32 are computed in float32.
+        free: free matrix, shape (d, r) with r <= d. Dtypes narrower than float32 are computed in float32.
 
     Returns:
-        The point, shape (d, r), in float32 or float64. For r = d its determinant has the free matrix's sign. The
-        derivative exists where the free matrix has full column rank; elsewhere it is not finite.
+        The point, shape (d, r), in float32 or float64. For r = d its determinant has the sign of that of the free
+        matrix. The derivative exists if the free matrix has full column rank; otherwise it is not finite.
 
     Raises:
-        ValueError: if the free matrix has not 1 <= r <= d.
+        ValueError: if the free matrix does not have shape (d, r) with 1 <= r <= d.
 
     Example:
         >>> bool(jnp.allclose(householder(jnp.array([[3.0, 1.0], [4.0, 1.0]]))[:, 0], jnp.array([0.6, 0.8])))
@@ -140,25 +142,26 @@ def householder(free: Float[Array, "dim rank"]) -> Float[Array, "dim rank"]:
 
 
 def polar(free: Float[Array, "dim rank"]) -> Float[Array, "dim rank"]:
-    r"""Orthogonal polar factor: the matrix with orthonormal columns that is nearest to the free one, F = U S.
+    r"""Orthogonal polar factor U of the free matrix F = U S: the nearest matrix with orthonormal columns.
 
-    With the singular value decomposition :math:`F = V \Sigma W^\top` it is :math:`U = V W^\top`.
+    With the singular value decomposition :math:`F = V \Sigma W^\top`, it is :math:`U = V W^\top`.
 
     Args:
-        free: shape (d, r) with r <= d. Dtypes narrower than float32 are computed in float32.
+        free: free matrix F, shape (d, r) with r <= d. Dtypes narrower than float32 are computed in float32.
 
     Returns:
-        The point, shape (d, r), in float32 or float64. For r = d its determinant has the free matrix's sign. The
-        derivative is exact, also where singular values repeat; it exists where the free matrix has full column rank.
+        The point U, shape (d, r), in float32 or float64. For r = d its determinant has the sign of that of the free
+        matrix. The derivative exists if the free matrix has full column rank; it is exact, also for repeated singular
+        values.
 
     Raises:
-        ValueError: if the free matrix has not 1 <= r <= d.
+        ValueError: if the free matrix does not have shape (d, r) with 1 <= r <= d.
 
     Example:
         >>> bool(jnp.allclose(polar(jnp.array([[3.0, 0.0], [0.0, -2.0]])), jnp.array([[1.0, 0.0], [0.0, -1.0]])))
         True
 
-    Reference: Higham, Functions of Matrices (2008), theorem 8.4; `nc_jax.implicit.polar_factor` has other algorithms.
+    Reference: Higham, Functions of Matrices (2008), theorem 8.4. `nc_jax.implicit.polar_factor` has other algorithms.
     """
     _check_tall(free, "the polar factor needs")
     return _polar(at_least_float32(free))
@@ -184,7 +187,7 @@ def _differentiate_polar(primals, tangents):
         return matmul(matmul(vectors, rotated / (values[:, None] + values)), transpose(vectors))
 
     inner = matmul(transpose(factor), tangent)
-    # A custom_linear_solve is differentiated through its equation, so higher derivatives are exact, too.
+    # JAX differentiates a custom_linear_solve through its equation, so higher derivatives are exact, too.
     turn = jax.lax.custom_linear_solve(
         lambda x: matmul(stretch, x) + matmul(x, stretch), 2 * skew_part(inner), divide, symmetric=True
     )
@@ -193,15 +196,16 @@ def _differentiate_polar(primals, tangents):
 
 
 def _orthonormal_basis(matrix: Array) -> Array:
-    # JAX's rule for the derivative of a QR decomposition leaves its products' precision to this setting.
+    # In JAX's derivative rule for the QR decomposition, the precision of matrix products follows this setting.
     with jax.default_matmul_precision("highest"):
         return orthogonal_factor(matrix)
 
 
 def _without_rounding(point: Array) -> Array:
-    """One Newton-Schulz step, which squares what is missing to orthonormal columns: eps |A| before it.
+    """Take one Newton-Schulz step, which squares the orthogonality error (before the step, eps |A|).
 
-    On the manifold it is the identity, and its derivative the projection on the tangent space: neither changes.
+    On the manifold, the step is the identity and its derivative the projection on the tangent space. So it changes
+    neither the exact point nor its exact derivative.
     """
     missing = jnp.eye(point.shape[1], dtype=point.dtype) - matmul(transpose(point), point)
     return point + matmul(point, missing) / 2
@@ -209,13 +213,13 @@ def _without_rounding(point: Array) -> Array:
 
 @dataclass(frozen=True)
 class Parametrisation:
-    """A way to write points of St(d, r), with the shape and the start of its free matrix.
+    """A parametrisation of St(d, r): a map from free matrices to points, with the shape and a start of the free matrix.
 
     Attributes:
-        name: its key in `PARAMETRISATIONS`.
-        free_shape: (d, r) -> shape of the free matrix.
-        draw: (key, d, r, dtype) -> a free matrix, in float32 or float64.
-        apply: (free, r) -> point.
+        name: key of this parametrisation in `PARAMETRISATIONS`.
+        free_shape: function (d, r) -> shape of the free matrix.
+        draw: function (key, d, r, dtype) -> random free matrix, in float32 or float64.
+        apply: function (free, r) -> point.
 
     Example:
         >>> chosen = PARAMETRISATIONS["cayley"]
@@ -230,35 +234,47 @@ class Parametrisation:
     apply: Callable[[Array, int], Array] = field(repr=False)
 
     def shape(self, dim: int, rank: int) -> tuple[int, int]:
-        """Shape of the free matrix of a point of St(d, r).
+        """Return the shape of the free matrix for points of St(d, r).
+
+        Args:
+            dim: number of rows d of a point.
+            rank: number of columns r of a point.
 
         Raises:
-            ValueError: if not 1 <= r <= d.
+            ValueError: if r is not in 1..d.
         """
         if not 1 <= rank <= dim:
             raise ValueError(f"a rotation has 1 <= rank <= dim; got rank={rank} and dim={dim}")
         return self.free_shape(dim, rank)
 
     def init(self, key: PRNGKeyArray, dim: int, rank: int, dtype: DTypeLike = jnp.float32) -> Float[Array, "_ _"]:
-        """Draw a free matrix whose point is uniformly (Haar) distributed over what the parametrisation reaches.
+        """Draw a free matrix whose point is uniformly (Haar) distributed over the points that can be reached.
 
         Args:
-            key: determines the draw.
-            dim: d.
-            rank: r.
+            key: random key.
+            dim: number of rows d of the point.
+            rank: number of columns r of the point.
             dtype: a floating dtype.
 
+        Returns:
+            The free matrix; `shape(dim, rank)` is its shape.
+
         Raises:
-            ValueError: if not 1 <= r <= d.
+            ValueError: if r is not in 1..d.
         """
         self.shape(dim, rank)
         return self.draw(key, dim, rank, jnp.promote_types(dtype, jnp.float32)).astype(dtype)
 
     def point(self, free: Float[Array, "_ _"], dim: int, rank: int) -> Float[Array, "dim rank"]:
-        """Return the point of a free matrix.
+        """Return the point of a free matrix, shape (d, r).
+
+        Args:
+            free: free matrix of shape `shape(dim, rank)`.
+            dim: number of rows d of the point.
+            rank: number of columns r of the point.
 
         Raises:
-            ValueError: if not 1 <= r <= d, or the free matrix has not the shape that `shape` gives.
+            ValueError: if r is not in 1..d, or the free matrix has another shape.
         """
         if free.shape != self.shape(dim, rank):
             raise ValueError(f'"{self.name}" needs a free matrix of shape {self.shape(dim, rank)}; got {free.shape}')
@@ -266,7 +282,7 @@ class Parametrisation:
 
 
 def _draw_gaussian(key: PRNGKeyArray, dim: int, rank: int, dtype: DTypeLike) -> Array:
-    """Both factors of a Gaussian matrix are uniform, since it is invariant under rotations from the left."""
+    """Draw a Gaussian matrix: it is invariant under rotations from the left, so its orthogonal factors are uniform."""
     return jax.random.normal(key, (dim, rank), dtype)
 
 
@@ -279,7 +295,7 @@ def _draw_cayley(key: PRNGKeyArray, dim: int, rank: int, dtype: DTypeLike) -> Ar
 
 
 def _draw_exponential(key: PRNGKeyArray, dim: int, rank: int, dtype: DTypeLike) -> Array:
-    """Take the logarithm of a random rotation of all d dimensions, whose first r columns are as uniform."""
+    """Take the logarithm of a random rotation of all d dimensions; its first r columns are uniform in St(d, r)."""
     del rank
     upper = _draw_cayley(key, dim, dim, dtype)
     # Q = (I + A) (I - A)^-1 has eigenvalues (1 - i t) / (1 + i t) = exp(-2 i arctan t), where i A has the real t.
@@ -289,11 +305,11 @@ def _draw_exponential(key: PRNGKeyArray, dim: int, rank: int, dtype: DTypeLike) 
 
 
 def _draw_rotation(key: PRNGKeyArray, dim: int, rank: int, dtype: DTypeLike) -> Array:
-    """Draw from the uniform distribution on St(d, r), for r = d on its half of determinant 1."""
+    """Draw from the uniform distribution on St(d, r); for r = d, on the matrices of determinant 1."""
     rotation = Stiefel(dim, rank).random_point(key, dtype)
     if rank < dim:
         return rotation
-    # Turning a column round maps one half onto the other and keeps volumes.
+    # Negating a column maps determinant -1 to determinant 1 and preserves volumes.
     return rotation.at[:, 0].multiply(jnp.where(jnp.linalg.det(rotation) < 0, -1, 1).astype(dtype))
 
 

@@ -16,14 +16,14 @@ from nc_jax.arrays import matmul, symmetric_part, transpose
 class Stiefel:
     r"""St(n, p) = {U in R^{n x p} : U^T U = I}, with the metric of the surrounding space.
 
-    Every method takes arrays whose last two axes are (n, p); leading axes are batches where the operation is a product,
-    and `jax.vmap` works for all of them.
+    Every method takes arrays whose last two axes are (n, p). Methods that use only matrix products also accept leading
+    batch axes; `jax.vmap` works for all methods.
 
     Args:
         n: number of rows.
         p: number of columns, 1 <= p <= n. For p = n the manifold is O(n), which has two components.
-        retraction: what `retract` does. "qr" is the cheaper, "polar" is of second order and does not depend on the
-            order of the columns.
+        retraction: method of `retract`. "qr" is cheaper. "polar" is of second order and does not depend on the order of
+            the columns.
 
     Raises:
         ValueError: if not 1 <= p <= n, or the retraction is neither "qr" nor "polar".
@@ -39,7 +39,7 @@ class Stiefel:
 
     n: int
     p: int
-    # "qr" costs a few products where "polar" costs a decomposition, and the trust region needs no more.
+    # "qr" costs a few products and "polar" a decomposition. First order is enough for the trust region.
     retraction: Literal["qr", "polar"] = field(default="qr", kw_only=True)
 
     def __post_init__(self):
@@ -60,11 +60,11 @@ class Stiefel:
 
     @property
     def diameter(self) -> float:
-        """Scale of the manifold, sqrt(p): the radius of the sphere on which all its points lie."""
+        """Scale of the manifold, sqrt(p): all points lie on the sphere of this radius."""
         return self.p**0.5
 
     def inner(self, point: Float[Array, "n p"], u: Float[Array, "n p"], v: Float[Array, "n p"]) -> Float[Array, ""]:
-        """Inner product <u, v> = trace(u^T v) of two tangent vectors (the point plays no role in this metric)."""
+        """Inner product <u, v> = trace(u^T v) of two tangent vectors; in this metric it is the same at every point."""
         del point
         return jnp.vdot(u, v, precision="highest")
 
@@ -77,22 +77,22 @@ class Stiefel:
         return vector - matmul(point, symmetric_part(matmul(transpose(point), vector)))
 
     def retract(self, point: Float[Array, "n p"], tangent: Float[Array, "n p"]) -> Float[Array, "n p"]:
-        """Move from the point along the tangent vector and back onto the manifold, by `self.retraction`."""
+        """Move from the point along the tangent vector, then back to the manifold by the method `self.retraction`."""
         return self.retract_qr(point, tangent) if self.retraction == "qr" else self.retract_polar(point, tangent)
 
     def retract_qr(self, point: Float[Array, "n p"], tangent: Float[Array, "n p"]) -> Float[Array, "n p"]:
-        """Orthogonal factor of U + Z, the triangular factor having a positive diagonal. First order.
+        """QR retraction, first order: the orthogonal factor of U + Z, whose triangular factor has a positive diagonal.
 
-        For a tangent Z the Gram matrix I + Z^T Z has no eigenvalue below 1, so its Cholesky factor always exists and is
-        the triangular factor sought; this is several times faster than Householder reflections.
+        For a tangent Z the Gram matrix I + Z^T Z has no eigenvalue below 1. So its Cholesky factor exists and is that
+        triangular factor. This is several times faster than Householder reflections.
         """
         moved = point + tangent
         lower = jnp.linalg.cholesky(matmul(transpose(moved), moved))
         eye = jnp.eye(self.p, dtype=moved.dtype)
         inverse = jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
         factor = matmul(moved, transpose(inverse))
-        # The orthogonality error is eps times the condition number, at most 1 + |Z|^2; after long steps a Newton-Schulz
-        # step squares it.
+        # The orthogonality error is eps times the condition number of the Gram matrix, which is at most 1 + |Z|^2. If Z
+        # is long, a Newton-Schulz step squares the error.
         return jax.lax.cond(
             jnp.sum(tangent**2) > 1,
             lambda: factor + matmul(factor, eye - matmul(transpose(factor), factor)) / 2,
@@ -100,20 +100,20 @@ class Stiefel:
         )
 
     def retract_polar(self, point: Float[Array, "n p"], tangent: Float[Array, "n p"]) -> Float[Array, "n p"]:
-        """Point of the manifold nearest to U + Z, its orthogonal polar factor. Second order."""
+        """Polar retraction, second order: the point of the manifold nearest to U + Z, its orthogonal polar factor."""
         left, _, right = jnp.linalg.svd(point + tangent, full_matrices=False)
         return matmul(left, right)
 
     def gradient(self, point: Float[Array, "n p"], euclidean_gradient: Float[Array, "n p"]) -> Float[Array, "n p"]:
-        """Riemannian gradient of a cost from the gradient of its extension to all matrices."""
+        """Riemannian gradient of a cost, from its Euclidean gradient (that of the cost as a function of any matrix)."""
         return self.project(point, euclidean_gradient)
 
     def hessian(
         self, point: Float[Array, "n p"], euclidean_gradient: Float[Array, "n p"]
     ) -> Callable[[Float[Array, "n p"], Float[Array, "n p"]], Float[Array, "n p"]]:
-        """Riemannian Hessian at a point, as a function of (tangent, Euclidean Hessian times tangent).
+        """Return the Riemannian Hessian at a point, as a function of (tangent, Euclidean Hessian times tangent).
 
-        The curvature term U^T G, which does not depend on the tangent, is formed once here, not at every product.
+        The curvature term U^T G does not depend on the tangent, so it is computed once and not for every product.
         """
         curvature = symmetric_part(matmul(transpose(point), euclidean_gradient))
 
@@ -123,14 +123,16 @@ class Stiefel:
         return apply
 
     def random_point(self, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32) -> Float[Array, "n p"]:
-        """Draw from the uniform (Haar) distribution: the QR factor of a Gaussian matrix, R's diagonal made positive.
+        """Draw from the uniform (Haar) distribution.
+
+        The point is the QR factor of a Gaussian matrix whose R has a positive diagonal.
 
         Reference: Mezzadri, How to generate random matrices from the classical compact groups (2007), section 5.
         """
         return orthogonal_factor(jax.random.normal(key, self.shape, dtype))
 
     def random_tangent(self, key: PRNGKeyArray, point: Float[Array, "n p"]) -> Float[Array, "n p"]:
-        """Draw a tangent vector of unit length at the point (zero in O(1), which has no other), from a Gaussian."""
+        """Draw a Gaussian tangent vector at the point and scale it to unit length (zero in O(1), of dimension 0)."""
         tangent = self.project(point, jax.random.normal(key, self.shape, point.dtype))
         norm = self.norm(point, tangent)
         return tangent / jnp.where(norm > 0, norm, 1)
@@ -141,7 +143,7 @@ class Stiefel:
 
 
 def orthogonal_factor(matrix: Float[Array, "n p"]) -> Float[Array, "n p"]:
-    """Orthogonal factor of the QR decomposition whose R has a positive diagonal: a continuous choice."""
+    """Orthogonal factor of the QR decomposition whose R has a positive diagonal; it is continuous in the matrix."""
     q, r = jnp.linalg.qr(matrix)
     signs = jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(matrix.dtype)
     return q * signs

@@ -1,4 +1,4 @@
-"""The hierarchy-aware frame and its peers: methods that know a label tree."""
+"""The hierarchy-aware frame and its peers: methods that use a label tree."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,13 +17,14 @@ from nc_jax.hierarchy import similarity
 from nc_jax.methods.method import HierarchyOptions, MappingName, Method, Setting
 from nc_jax.training import Loss
 
-# Maps f(u) of u = d / d_max beside the two that `nc_jax.hierarchy.similarity` knows, Liang and Davis's (2023).
+# Maps f from u = d / d_max (tree distance over the largest one) to cosines, in addition to the two that
+# `nc_jax.hierarchy.similarity` implements.
 MAPPINGS: dict[str, Callable[..., np.ndarray]] = {
     "reciprocal": lambda u, gamma: 1 / (1 + gamma * u),
     "gaussian": lambda u, gamma: np.exp(-gamma * u**2),
     "cosine": lambda u, gamma: np.cos(np.pi * u / 2),
 }
-# Name in tables, and the options of each: maps of u = d / d_max.
+# Name in tables -> the options (mapping, gamma) of that map of u = d / d_max.
 MAPS: dict[str, tuple[MappingName, float]] = {
     "exp(-3 u)": ("exponential", 3.0),
     "exp(-0.5 u)": ("exponential", 0.5),
@@ -35,13 +36,25 @@ MAPS: dict[str, tuple[MappingName, float]] = {
 
 
 def mapping_of(options: HierarchyOptions) -> Any:
-    """Return the map of distances to cosines as `nc_jax.hierarchy.similarity` takes it."""
+    """Return the `mapping` argument of `nc_jax.hierarchy.similarity` that the options describe."""
     found = MAPPINGS.get(options.mapping)
     return options.mapping if found is None else partial(found, gamma=options.gamma)
 
 
 def wanted_cosines(options: HierarchyOptions, distances: np.ndarray) -> np.ndarray:
-    """Return the cosines of the hierarchy-aware frame's class vectors for distances between classes; both (K, K)."""
+    """Return the cosines between the class vectors of the hierarchy-aware frame.
+
+    Args:
+        options: the mapping from distances to cosines, and its gamma.
+        distances: tree distances between classes, shape (K, K).
+
+    Returns:
+        Cosines, shape (K, K).
+
+    Raises:
+        ValueError: if the distances are not symmetric or not zero on the diagonal only, if gamma is not positive, or
+            if no frame has such cosines.
+    """
     return similarity(distances, options.gamma, mapping=mapping_of(options))
 
 
@@ -56,7 +69,7 @@ def _shuffled(setting: Setting) -> FrameConstructor:
     construct = _frame(setting)
 
     def shuffled(*shape: int, key: PRNGKeyArray, **options: Any) -> Array:
-        # The classes are dealt to the leaves by the run's key, so that all seeds share a compiled program.
+        # The run's random key assigns the classes to the leaves, so all seeds share one compiled program.
         return jax.random.permutation(jax.random.fold_in(key, 1), construct(*shape, key=key, **options), axis=1)
 
     return shuffled
@@ -80,7 +93,7 @@ def _nearest(setting: Setting, *, learn: bool = False) -> Head:
 
 
 def aligned(setting: Setting) -> Loss:
-    """Mixture of cross-entropy and cosine alignment to the head's own frame, whatever that is.
+    """Mixture of cross-entropy and cosine alignment; the wanted cosines are those of the head's current frame.
 
     Reference: Liang and Davis (2023), section 3.3.
     """
@@ -95,21 +108,25 @@ def aligned(setting: Setting) -> Loss:
 
 
 def soft_labels(setting: Setting) -> Loss:
-    """Divergence from labels that spread over near classes; see `nc_jax.losses.soft_targets`."""
+    """Kullback-Leibler divergence to soft labels, which give near classes some probability; see `soft_targets`."""
     distances = setting.known_tree().distances()
     targets = jnp.asarray(losses.soft_targets(distances, setting.hierarchy.hardness), jnp.float32)
     return lambda output, batch, context: losses.soft_label_loss(output.logits, batch.labels, targets)
 
 
 def hierarchical(setting: Setting, *, alpha: float | None = None) -> Loss:
-    """Hierarchical cross-entropy of the logits (HXE), or of a tree softmax's log-probabilities (YOLO-v2).
+    """Hierarchical cross-entropy of the logits (method hxe) or of a tree softmax's log-probabilities (method yolo).
 
-    The weights are scaled such that the finest level's is 1, so that learning rates mean what they mean for
-    cross-entropy; the released program's scale is about one over the number of nodes.
+    The weights of the levels are scaled so that the finest level has weight 1. Learning rates then have the same
+    effect as with cross-entropy. (In the released program of Bertinetto et al. (2020) the scale is about one over the
+    number of nodes.)
 
     Args:
-        setting: its tree counts.
-        alpha: see `nc_jax.losses.level_weights`; None takes `hxe_alpha` of the options.
+        setting: gives the label tree.
+        alpha: weights decay with the level l as exp(-alpha l); None takes `setting.hierarchy.hxe_alpha`.
+
+    Raises:
+        ValueError: if the setting has no label tree.
     """
     tree = setting.known_tree()
     weights = losses.level_weights(tree, setting.hierarchy.hxe_alpha if alpha is None else alpha)
@@ -118,19 +135,19 @@ def hierarchical(setting: Setting, *, alpha: float | None = None) -> Loss:
 
 
 def embedding(setting: Setting) -> Loss:
-    """One minus the cosine to the class's own vector; see `nc_jax.losses.cosine_embedding`."""
+    """One minus the cosine between an example's features and the class vector of its label."""
     del setting
     return lambda output, batch, context: losses.cosine_embedding(output.features, batch.labels, output.frame)
 
 
 def flamingo(setting: Setting) -> Loss:
-    """Cross-entropy on every level, of a head with `levels`."""
+    """Flamingo's loss: the sum of the cross-entropies on all levels of the tree. Needs a head from `heads.levels`."""
     levels = jnp.asarray(setting.known_tree().levels())
     return lambda output, batch, context: losses.level_cross_entropies(_all_levels(output).logits, batch.labels, levels)
 
 
 def hierarchy_aware_features(setting: Setting) -> Loss:
-    """HAFeature's loss, of a head with `levels` of that kind."""
+    """HAFeature's loss. Needs a head from `heads.levels` with kind "hafeature"."""
     levels = setting.known_tree().levels()
     return lambda output, batch, context: losses.hierarchy_aware_features(
         _all_levels(output).logits, _all_levels(output).frames, batch.labels, levels, everyone=context.everyone
@@ -168,7 +185,7 @@ METHODS = {
     "hafeature": Method(
         "HAFeature", _levels("hafeature"), hierarchy_aware_features, reference="Garg, Sani and Anand (2022)"
     ),
-    # Its cosines are those of a flat tree; everything else is HAFrame's.
+    # The same as haframe, except that all pairs of classes have the same cosine, as in a flat tree.
     "etf": Method("fixed ETF, cosine loss", lambda setting: heads.fixed(setting.num_classes), aligned),
     "haframe-ce": Method("HAFrame, alpha 0", _fixed(_frame)),
     "shuffled": Method("HAFrame, shuffled tree", _fixed(_shuffled), aligned),

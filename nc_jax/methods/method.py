@@ -1,4 +1,4 @@
-"""A method is a value: a head, a loss, and what else it adds to a step, each built once the setting is known."""
+"""A method is a value: a head, a loss and whatever else it adds to a step. Each is a function of the `Setting`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,17 +15,25 @@ MappingName = Literal["exponential", "linear", "reciprocal", "gaussian", "cosine
 
 @dataclass(frozen=True)
 class HierarchyOptions:
-    """What may be chosen about the methods that know a label tree.
+    """Settings of the methods that use a label tree. Each setting acts only on the methods that its description names.
 
     Attributes:
-        gamma: how fast the cosines of the hierarchy-aware frame decay with the distance in the tree.
-        alpha: weight of the alignment in the mixture with cross-entropy: a number, or the name of a schedule of
-            `nc_jax.losses.mixing_schedule`.
-        mapping: of distances to cosines: one of `nc_jax.hierarchy.similarity`'s, or of `nc_jax.methods.hierarchy`'s
-            `MAPPINGS`.
-        hardness: of soft labels, see `nc_jax.losses.soft_targets`.
-        hxe_alpha: alpha of the hierarchical cross-entropy (HXE), see `nc_jax.losses.level_weights`.
-        spread: how Flamingo cuts features into levels, see `nc_jax.losses.feature_slices`.
+        gamma: number > 0: how fast the cosines between the class vectors of the hierarchy-aware frame decay with the
+            distance in the tree. The mappings "linear" and "cosine" ignore it. The method nearest-gamma starts from it.
+        alpha: weight of the alignment loss, mixed with cross-entropy, in the methods haframe, nearest-haframe,
+            nearest-gamma, shuffled and etf: a number in [0, 1] gives cross-entropy the weight 1 - alpha, a number > 1
+            gives it the weight 1, and a name chooses a schedule over the epochs (`nc_jax.losses.mixing_schedule`).
+        mapping: how the hierarchy-aware frame maps u, the tree distance over the largest one, to cosines,
+            up to an affine rescaling. "exponential": exp(-gamma u). "linear": 1 - u. "reciprocal":
+            one over (1 + gamma u). "gaussian": exp(-gamma u^2). "cosine": cos(pi u / 2).
+        hardness: beta > 0 of the method soft-labels: the target probability of a class is proportional to
+            exp(-beta u), with u its tree distance from the label over the largest distance. Larger is closer to
+            one-hot.
+        hxe_alpha: alpha of the method hxe (hierarchical cross-entropy): the edge from level l - 1 to level l of the
+            tree has a weight proportional to exp(-alpha l). 0 weights all levels alike.
+        spread: how the method flamingo divides the d features among the levels of the tree, if d is not a multiple of
+            the number of levels. True gives each of the last levels one more; False gives the last level the whole
+            remainder.
     """
 
     gamma: float = 3.0  # Liang and Davis (2023), tieredImageNet-H
@@ -38,17 +46,17 @@ class HierarchyOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is known before training, whatever the method: so one method serves every data set.
+    """What is known before training about data set and run. Methods take it, so one method serves every data set.
 
     Attributes:
-        num_classes: K.
+        num_classes: number of classes K.
         epochs: passes over the training set.
         epoch_steps: optimiser steps per epoch.
-        num_examples: N, of the training set.
-        class_counts: training examples of each class; None for sets that are not in memory.
-        tree: label tree with its classes in the order of the labels; None where there is none.
-        head: choices about heads.
-        hierarchy: choices about methods that know a tree.
+        num_examples: number of training examples N.
+        class_counts: number of training examples of each class; None for sets that are not in memory.
+        tree: label tree whose classes are in the order of the labels; None if the data set has no tree.
+        head: settings of the head.
+        hierarchy: settings of the methods that use a label tree.
     """
 
     num_classes: int
@@ -88,14 +96,16 @@ def _unchanged(setting: Setting, stream: Stream) -> Stream:
 
 @dataclass(frozen=True)
 class Method:
-    """A cell of the table frame x placement x loss, and what a paper adds to it. A row of `METHODS`.
+    """A method, a row of `METHODS`: its frame, placement and loss, and whatever else its paper adds to training.
 
     Attributes:
-        title: in tables and plots.
-        head: setting -> frame and placement.
-        loss: setting -> a number for each example, from the head's output; cross-entropy if not given.
-        extensions: setting -> what else happens in a step; nothing if not given.
-        stream: (setting, every example once per epoch) -> which examples make up which step; the same if not given.
+        title: name in tables and plots.
+        head: function setting -> head, which fixes the frame and its placement.
+        loss: function setting -> loss; the loss maps the head's output to a number for each example. Cross-entropy if
+            not given.
+        extensions: function setting -> extensions, which change a training step. None by default.
+        stream: function (setting, stream) -> stream, which may change what examples make up which step. It is called
+            with the stream that visits every example once per epoch, and returns that stream by default.
         reference: paper, section and equation.
     """
 

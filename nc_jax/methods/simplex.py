@@ -1,4 +1,4 @@
-"""Methods on the simplex ETF, and the classifiers that they are compared with. They differ in the head alone."""
+"""Methods with a simplex ETF, and the classifiers that these are compared with. Only the heads differ."""
 
 from nc_jax import heads
 from nc_jax.frames import aligned_etf
@@ -7,7 +7,7 @@ from nc_jax.methods.method import Method, Setting
 
 
 def _learned(setting: Setting) -> Head:
-    # Unit class vectors and no bias, as the fixed and the nearest frame have: only who moves them differs.
+    # Unit class vectors and no bias, as in the fixed and the nearest frame: the heads differ only in who moves them.
     return heads.learned(setting.num_classes, radius=setting.head.radius, normalize_columns=True, use_bias=False)
 
 
@@ -23,10 +23,11 @@ METHODS = {
     "learned": Method("learned", _learned),
     "fixed": Method("fixed", _fixed, reference="Zhu et al. (2021), section 3.3"),
     "nearest": Method("nearest", _nearest, reference="Markou, Ajanthan and Gould (2024), section 3"),
-    # New here: the angles of the simplex, its orientation trained.
+    # Not from a paper: a simplex ETF whose orientation the optimiser trains.
     "rotated": Method("rotated", lambda setting: heads.rotated(setting.num_classes, radius=setting.head.radius)),
     "linear": Method("linear", lambda setting: heads.learned(setting.num_classes)),
-    # Features that are averages of ReLUs can align with the first of these, and not with the second.
+    # Features that are averages of ReLUs are non-negative. They can align with the frame of "aligned", in which class
+    # vector k points along coordinate axis k minus the mean of K axes, but not with the random simplex ETF of "turned".
     "aligned": Method(
         "aligned",
         lambda setting: heads.fixed(setting.num_classes, frame=aligned_etf, use_bias=True),

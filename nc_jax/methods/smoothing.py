@@ -1,4 +1,4 @@
-"""Random fixed class vectors under label smoothing: what is left of a fixed frame without its geometry."""
+"""Fixed random class vectors with label smoothing: a control that fixes the frame but has no special geometry."""
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ def label_smoothing(_: Setting) -> Loss:
 
     .. math:: \ell(z, y) = -(1 - \epsilon) \log p_y - \tfrac{\epsilon}{K} \sum_k \log p_k,
         \qquad p = \operatorname{softmax}(z)
+
+    for logits z, label y, K classes and :math:`\epsilon` = `SMOOTHING`.
 
     Reference: Szegedy et al., Rethinking the inception architecture (2016), section 7.
     """

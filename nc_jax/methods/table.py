@@ -7,10 +7,10 @@ from nc_jax.methods.method import Method
 
 
 def joined(*families: Mapping[str, Method]) -> dict[str, Method]:
-    """Join the families' dictionaries.
+    """Join dictionaries of methods into one.
 
     Raises:
-        ValueError: if two families name a method alike.
+        ValueError: if two dictionaries use the same name.
     """
     table: dict[str, Method] = {}
     for family in families:
@@ -32,7 +32,7 @@ def method(name: str) -> Method:
     """Return a method by name.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no method of this name.
     """
     if name not in METHODS:
         raise ValueError(f"a method must be one of {', '.join(METHODS)}; got {name!r}")

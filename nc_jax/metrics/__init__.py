@@ -1,4 +1,4 @@
-"""How collapsed a network is: class statistics, and the metrics that are functions of them."""
+"""How collapsed a network is: class statistics of the features, and metrics that are computed from them."""
 
 from nc_jax.metrics.collapse import (
     bias_collapse,

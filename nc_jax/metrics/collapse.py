@@ -1,8 +1,29 @@
-"""The four marks of neural collapse, as functions of class statistics and class vectors.
+"""The four properties of neural collapse (NC1 to NC4), measured from class statistics and class vectors.
 
-All are zero at perfect collapse, except the agreement of NC4, which is one. A class without examples is masked out, and
-K is then the number of classes present; it never counts as a class with mean zero. Numbers never raise: where a metric
-is 0 / 0 (fewer than two classes, equal means, zero vectors) it is NaN, which a log shows and an average does not hide.
+At perfect collapse the examples of each class have the same features (NC1), the centred class means form a simplex
+equiangular tight frame (NC2), the classifier equals these means up to scale (NC3), and the classifier decides for the
+nearest class mean (NC4).
+
+=============================  ===============  ===============  ======================================================
+function                       at collapse      scale            source of the default form
+=============================  ===============  ===============  ======================================================
+`within_class_collapse`        0                ratio, >= 0      NC1: Papyan, Han and Donoho (2020)
+`etf_distance`                 0                [0, sqrt(2)]     NC2: Zhu et al. (2021), of the classifier
+`equinorm`                     0                ratio, >= 0      NC2: Papyan, Han and Donoho (2020)
+`equiangle`                    0                cosine, [0, 1]   NC2: Papyan, Han and Donoho (2020)
+`maximal_angle`                0                cosine, [0, 2]   NC2: Papyan, Han and Donoho (2020)
+`self_duality`                 0                [0, 2]           NC3: Zhu et al. (2021)
+`nearest_centre_agreement`     1                share, [0, 1]    NC4: Papyan, Han and Donoho (2020)
+`bias_collapse`                0                unit of logits   Zhu et al. (2021)
+=============================  ===============  ===============  ======================================================
+
+Classes without examples are left out (they never count as a class with mean zero), and K is then the number of classes
+present. If K > d + 1, no simplex fits into d dimensions; then `etf_distance`, `maximal_angle` with its default target
+and the product form of `self_duality` cannot reach 0. Values never raise an error: a metric that is 0 / 0 (fewer than
+two classes, equal means, zero vectors) is NaN, so that the failure is visible in logs and averages.
+
+Other programs use other variants; each docstring names them. FNO is the fixed non-negative orthogonal classifier (ICLR
+2024).
 """
 
 from typing import Literal, get_args
@@ -20,27 +41,33 @@ Duality = Literal["product", "difference"]
 
 def within_class_collapse(
     stats: ClassStatistics,
-    variant: Variability = "pinv",  # the form of Papyan, Han and Donoho (2020) and of the released UFM program
+    variant: Variability = "pinv",  # Papyan, Han and Donoho (2020); Zhu et al. (2021), released program
     centre: Centre = "balanced",  # matters for unequal class sizes: see ClassStatistics.centred_means
 ) -> Float[Array, ""]:
-    r"""NC1: how wide the classes are next to the distances between them.
+    r"""NC1: variability within classes, relative to the distances between class means. 0 means perfect collapse.
 
     .. math::
         \text{pinv} = \tfrac1K \operatorname{tr}(\Sigma_W \Sigma_B^+), \qquad
         \text{quotient} = \frac{\operatorname{tr} \Sigma_W}{\operatorname{tr} \Sigma_B}, \qquad
         \text{cdnv} = \operatorname*{mean}_{i < j} \frac{v_i + v_j}{2 \|\mu_i - \mu_j\|^2}
 
-    with :math:`\Sigma_W` the scatter over the number of examples, :math:`\Sigma_B` the mean over classes of
-    :math:`(\mu_k - \mu)(\mu_k - \mu)^\top`, and :math:`v_k` the mean squared distance of class k to its mean.
+    :math:`\mu_k` is the mean of class k and :math:`\mu` the centre. :math:`\Sigma_W` is the within-class scatter
+    divided by the number of examples, and :math:`\Sigma_B` the mean over classes of
+    :math:`(\mu_k - \mu)(\mu_k - \mu)^\top`. :math:`v_k` is the mean squared distance of the examples of class k to
+    their mean.
 
     Args:
         stats: statistics of the features.
-        variant: which of the three.
-        centre: which :math:`\mu` (cdnv needs none).
+        variant: "pinv" (Papyan, Han and Donoho 2020; Zhu et al. 2021) compares variances direction by direction, in the
+            span of the centred class means. "quotient" (an option of the package rhubarbwu/neural-collapse) compares
+            total variances. "cdnv" (Galanti, György and Hutter 2022) averages over pairs of classes.
+        centre: the point :math:`\mu`: "balanced", "sample" (released program of Zhu et al.) or "origin"; see
+            `ClassStatistics.centred_means`. "cdnv" does not use a centre.
 
     Returns:
-        A number >= 0 without unit, unchanged when the features are scaled. NaN if all means of the present classes are
-        at the centre up to rounding, as a single one is; cdnv is infinite if two classes of positive width share one.
+        A ratio >= 0 without unit, unchanged when the features are scaled. "pinv" and "quotient" are NaN if all class
+        means equal the centre up to rounding, as with a single class. "cdnv" is NaN for a single class, and infinite if
+        two classes of positive variance have the same mean.
 
     Raises:
         ValueError: if the variant or the centre is unknown.
@@ -61,16 +88,17 @@ def within_class_collapse(
     centred = stats.centred_means(centre)
     num_examples = jnp.sum(stats.counts.astype(centred.dtype))
     eps = jnp.finfo(centred.dtype).eps
-    rounding = 4 * eps * jnp.linalg.norm(stats.means)  # of the means before they were centred, with room for their sums
+    rounding = 4 * eps * jnp.linalg.norm(stats.means)  # bound on the rounding error of the means and of their sums
     if variant == "quotient":
         spread = jnp.sum(centred**2)
         between = jnp.where(spread > rounding**2, spread / jnp.sum(stats.present), jnp.nan)
         return jnp.sum(stats.class_scatter) / num_examples / between
 
-    # With centred = U diag(s) V^T, K Sigma_B = U diag(s^2) U^T: the K cancels. Not eigh of a Gram matrix, which squares
-    # the condition number (measured at 1e4 in float32: off by 80 percent, pinv of Sigma_B by 100, this by 0.04).
+    # With centred = U diag(s) V^T, K Sigma_B = U diag(s^2) U^T: the K cancels. The eigenvalues of a Gram matrix would
+    # square the condition number. Errors in float32 at condition number 1e4: 80 percent with eigh of the Gram matrix,
+    # 100 percent with pinv of Sigma_B, 0.04 percent with this SVD.
     left, singular, _ = jnp.linalg.svd(centred, full_matrices=False)
-    # The first bound is numpy.linalg.matrix_rank's. It takes out the direction that centring has emptied.
+    # The first bound is that of numpy.linalg.matrix_rank. It removes the direction that centring has made zero.
     kept = singular > jnp.maximum(max(centred.shape) * eps * singular[0], rounding)
     along = jnp.sum(left * matmul(stats.scatter, left), axis=0) / num_examples  # u^T Sigma_W u per direction
     ratios = jnp.where(kept, along / jnp.where(kept, singular, 1) ** 2, 0)
@@ -80,19 +108,22 @@ def within_class_collapse(
 def etf_distance(
     vectors: Float[Array, "dim classes"], present: Bool[Array, " classes"] | None = None
 ) -> Float[Array, ""]:
-    r"""NC2: how far class vectors are from a simplex equiangular tight frame of any size and orientation.
+    r"""NC2: distance of class vectors from a simplex equiangular tight frame (ETF) of any size and orientation.
 
     .. math:: \left\| \frac{W^\top W}{\|W^\top W\|_F} - \frac{I - 1 1^\top / K}{\sqrt{K - 1}} \right\|_F
 
+    The distance compares Gram matrices of unit Frobenius norm. W holds the class vectors as columns.
+
     Args:
-        vectors: class vectors as columns, shape (d, K): a classifier's frame, or `stats.centred_means()`.
-        present: which columns count, shape (K,); None: all.
+        vectors: class vectors as columns, shape (d, K): the frame of a classifier, or `stats.centred_means()`.
+        present: True for columns that count, shape (K,); None: all columns count.
 
     Returns:
-        A number in [0, sqrt(2)] without unit. NaN if fewer than two columns count or if all are zero.
+        A number in [0, sqrt(2)] without unit; 0 for a simplex ETF, which requires d >= K - 1. NaN if fewer than two
+        columns count or if all of them are zero.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: if `vectors` is not a matrix with at least two columns, or `present` does not have shape (K,).
 
     Example:
         >>> float(etf_distance(jnp.array([[1.0, -0.5, -0.5], [0.0, 0.75**0.5, -(0.75**0.5)]]))) < 1e-6
@@ -108,31 +139,34 @@ def self_duality(
     frame: Float[Array, "dim classes"],
     stats: ClassStatistics,
     form: Duality = "product",  # Zhu et al. (2021), released program
-    centre: Centre = "balanced",  # as in within_class_collapse
+    centre: Centre = "balanced",  # the default of within_class_collapse
 ) -> Float[Array, ""]:
-    r"""NC3: how far the classifier is from being the centred class means :math:`M`, up to scale.
+    r"""NC3: distance of the classifier W from the centred class means M, up to scale. 0 means perfect collapse.
 
     .. math::
         \text{product} = \left\| \frac{W^\top M}{\|W^\top M\|_F} - \frac{I - 1 1^\top / K}{\sqrt{K - 1}} \right\|_F,
         \qquad \text{difference} = \left\| \frac{W}{\|W\|_F} - \frac{M}{\|M\|_F} \right\|_F
 
-    The product is zero only if the two also form a simplex; the difference compares them whatever their geometry, so it
-    is the one for other frames (with centre="origin" where the frame is not centred either).
+    The difference is zero exactly if W and M are equal up to a positive factor. The product compares W with M and both
+    with a simplex: for equal W and M it is zero only if they form a simplex ETF. So use the difference for every other
+    frame; if the vectors of that frame do not sum to zero, also set `centre="origin"`.
 
     Args:
-        frame: classifier, shape (d, K).
-        stats: statistics of the features; classes without examples are left out on both sides.
-        form: which of the two.
-        centre: what is subtracted from the means.
+        frame: class vectors of the classifier as columns, W, shape (d, K).
+        stats: statistics of the features. Classes without examples are left out of W and of M.
+        form: "product" (Zhu et al. 2021) or "difference" (Papyan, Han and Donoho 2020; the released programs of Liang
+            and Davis (2023) and of FNO use its square).
+        centre: point that is subtracted from the class means; see `ClassStatistics.centred_means`.
 
     Returns:
-        A number in [0, 2] without unit. NaN if either side is zero; the product, if fewer than two classes are present.
+        A number in [0, 2] without unit. NaN if W or M is zero; the product also if fewer than two classes are present.
 
     Raises:
-        ValueError: if the frame does not have the statistics' shape, or the form or the centre is unknown.
+        ValueError: if the frame does not have shape (d, K) like the class means, K < 2, or the form or the centre is
+            unknown.
 
-    Reference: Papyan, Han and Donoho (2020) for the difference; for the product Zhu et al. (2021), released program
-    (WH_relation).
+    Reference: Papyan, Han and Donoho (2020) for the difference; Zhu et al. (2021), released program (WH_relation), for
+    the product.
     """
     if form not in get_args(Duality):
         raise ValueError(f"form must be one of {', '.join(get_args(Duality))}; got {form!r}")
@@ -152,24 +186,30 @@ def nearest_centre_agreement(
     present: Bool[Array, " classes"] | None = None,
     labels: Int[Array, " batch"] | None = None,
 ) -> Agreement:
-    r"""NC4: on how many examples the classifier decides as the nearest class centre does.
+    r"""NC4: on how many examples the classifier decides for the class whose mean is nearest to the feature.
 
-    .. math:: \operatorname*{argmax}_k \; w_k^\top h + b_k \;=\; \operatorname*{argmin}_k \; \|h - \mu_k\|
+    An example h counts as an agreement if
+
+    .. math:: \operatorname*{argmax}_k \; w_k^\top h + b_k \;=\; \operatorname*{argmin}_k \; \|h - \mu_k\| .
+
+    The true label plays no role. (The released program of FNO compares the nearest mean with the true label instead.)
 
     Args:
-        features: shape (N, d).
-        frame: classifier, shape (d, K).
-        bias: shape (K,), or None for a classifier without.
-        class_means: not centred, shape (d, K), usually of a first pass over the training set.
-        present: which classes both rules choose from, shape (K,); None: all.
-        labels: shape (N,), used only to tell padding (labels < 0), which is not counted; None: there is none.
+        features: h, shape (N, d).
+        frame: class vectors :math:`w_k` of the classifier as columns, shape (d, K).
+        bias: b, shape (K,), or None for a classifier without a bias.
+        class_means: class means :math:`\mu_k` as columns, not centred, shape (d, K); usually from a first pass over the
+            training set.
+        present: True for the classes from which both rules choose, shape (K,); None: all classes.
+        labels: shape (N,). Only their sign is used: rows with labels < 0 are padding and are not counted. None: every
+            row is an example.
 
     Returns:
-        Counts of agreements and of examples, int32; `compute` gives the share. A tie goes to the smaller index; an
-        example whose scores are not finite is a disagreement.
+        Counts of agreements and of examples, int32. Their quotient, `compute()`, is in [0, 1], and 1 means perfect
+        collapse. At a tie the smaller class number wins. An example whose scores are not finite is a disagreement.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: if the shapes do not fit, or K < 2.
 
     Example:
         >>> nearest_centre_agreement(jnp.eye(2), jnp.eye(2), jnp.array([0.0, 9.0]), jnp.eye(2)).compute().item()
@@ -187,13 +227,14 @@ def nearest_centre_agreement(
     means, present = _checked(class_means, present)
     features = at_least_float32(features)
     logits = matmul(features, at_least_float32(frame)) + _checked_bias(bias, frame)
-    # ||h - mu||^2 without the ||h||^2 that all classes share; about the centres' middle, so that nothing cancels.
+    # ||h - mu||^2 without ||h||^2, which is the same for all classes. Features and means are shifted by the mean of the
+    # class means, so that large common offsets do not cause cancellation.
     middle = jnp.mean(means, axis=1, where=present)
     means = means - middle[:, None]
     nearness = matmul(features - middle, means) - jnp.sum(means**2, axis=0) / 2
     chosen, nearest = (jnp.argmax(jnp.where(present, scores, -jnp.inf), axis=1) for scores in (logits, nearness))
     used = jnp.ones_like(chosen, bool) if labels is None else labels >= 0
-    # argmax takes the first NaN for the largest score, so a diverged network would seem to agree everywhere.
+    # argmax treats the first NaN as the largest score, so without this test a diverged network would always agree.
     agree = (chosen == nearest) & jnp.isfinite(jnp.max(jnp.where(present, logits + nearness, -jnp.inf), axis=1))
     return Agreement(jnp.sum(used & agree, dtype=jnp.int32), jnp.sum(used, dtype=jnp.int32))
 
@@ -201,17 +242,19 @@ def nearest_centre_agreement(
 def bias_collapse(
     frame: Float[Array, "dim classes"], bias: Float[Array, " classes"] | None, global_mean: Float[Array, " dim"]
 ) -> Float[Array, ""]:
-    r"""How far the bias is from cancelling the mean feature: :math:`\|W^\top \mu_G + b\|_2`.
+    r"""How far the bias b is from cancelling the logits of the mean feature: :math:`\|W^\top \mu_G + b\|_2`.
 
-    Where it is zero, the logits are those of centred features without a bias. Not Papyan's NC4.
+    If the value is 0, the logits equal those of centred features without a bias, :math:`W^\top (h - \mu_G)`. This is
+    not NC4 as Papyan, Han and Donoho define it; for that, see `nearest_centre_agreement`.
 
     Args:
-        frame: classifier, shape (d, K).
-        bias: shape (K,), or None for zero.
-        global_mean: mean of all examples' features, shape (d,).
+        frame: class vectors of the classifier as columns, W, shape (d, K).
+        bias: shape (K,), or None for a classifier without a bias.
+        global_mean: mean of the features of all examples, shape (d,).
 
     Returns:
-        A number >= 0 in the logits' unit.
+        A number >= 0 in the unit of the logits. It grows with the scale of the features, so compare it only between
+        networks whose logits have similar size.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -226,20 +269,20 @@ def bias_collapse(
 def equinorm(
     vectors: Float[Array, "dim classes"],
     present: Bool[Array, " classes"] | None = None,
-    ddof: int = 0,  # the classes are all there are, not a sample of more; the FNO authors' program has 1 (torch.std)
+    ddof: int = 0,  # the K classes are all classes, not a sample; the released program of FNO uses 1 (torch.std)
 ) -> Float[Array, ""]:
-    """NC2: standard deviation of the vectors' norms over their mean; 0 if all are equally long.
+    """NC2: standard deviation of the norms of class vectors, divided by their mean. 0 if all have the same norm.
 
     Args:
-        vectors: as in etf_distance.
-        present: as in etf_distance.
-        ddof: subtracted from the number of columns in the variance.
+        vectors: class vectors as columns, shape (d, K): the frame of a classifier, or `stats.centred_means()`.
+        present: True for columns that count, shape (K,); None: all columns count.
+        ddof: the variance divides by the number of columns minus ddof. 0: population variance; 1: sample variance.
 
     Returns:
-        A number >= 0 without unit. NaN if all vectors are zero, or if no more than ddof count.
+        A ratio >= 0 without unit. NaN if all vectors are zero, or if at most ddof columns count.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: if `vectors` is not a matrix with at least two columns, or `present` does not have shape (K,).
 
     Reference: Papyan, Han and Donoho (2020).
     """
@@ -251,20 +294,21 @@ def equinorm(
 def equiangle(
     vectors: Float[Array, "dim classes"],
     present: Bool[Array, " classes"] | None = None,
-    ddof: int = 0,  # as in equinorm
+    ddof: int = 0,  # the pairs are all pairs, not a sample; the released program of FNO uses 1 (torch.std)
 ) -> Float[Array, ""]:
-    """NC2: standard deviation of the cosines of all pairs of class vectors; 0 if all pairs have the same angle.
+    """NC2: standard deviation of the cosines of all pairs of class vectors. 0 if all pairs have the same angle.
 
     Args:
-        vectors: as in etf_distance.
-        present: as in etf_distance.
-        ddof: subtracted from the number of pairs in the variance.
+        vectors: class vectors as columns, shape (d, K): the frame of a classifier, or `stats.centred_means()`.
+        present: True for columns that count, shape (K,); None: all columns count.
+        ddof: the variance divides by the number of pairs minus ddof. 0: population variance; 1: sample variance.
 
     Returns:
-        A number in [0, 1] (for ddof=0). NaN if a vector is zero, or if no more than ddof pairs count.
+        A difference of cosines, in [0, 1] for ddof=0. NaN if a vector that counts is zero, or if at most ddof pairs
+        count.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: if `vectors` is not a matrix with at least two columns, or `present` does not have shape (K,).
 
     Reference: Papyan, Han and Donoho (2020).
     """
@@ -276,23 +320,25 @@ def maximal_angle(
     vectors: Float[Array, "dim classes"],
     present: Bool[Array, " classes"] | None = None,
     target: float | None = None,  # None: -1/(K-1), the cosine of the widest common angle that K vectors can have
-    signed: bool = False,  # Papyan, Han and Donoho (2020); the FNO authors' program has the signed mean
+    signed: bool = False,  # as Papyan, Han and Donoho (2020); the released program of FNO uses the signed mean
 ) -> Float[Array, ""]:
-    r"""NC2: mean over pairs of class vectors of :math:`|\cos(w_i, w_j) - \text{target}|`.
+    r"""NC2: mean over pairs of class vectors of :math:`|\cos(w_i, w_j) - \text{target}|`. 0 means perfect collapse.
 
     Args:
-        vectors: as in etf_distance.
-        present: as in etf_distance.
-        target: cosine wanted of every pair; None for a simplex, 0.0 for an orthogonal frame.
-        signed: average without the absolute value: the error of the mean cosine, where deviations of two signs cancel.
+        vectors: class vectors as columns, shape (d, K): the frame of a classifier, or `stats.centred_means()`.
+        present: True for columns that count, shape (K,); None: all columns count.
+        target: cosine that every pair should have. None: -1/(K-1), that of a simplex. 0.0: that of an orthogonal frame.
+        signed: average the differences without the absolute value. Positive and negative differences then cancel, so a
+            value of 0 does not prove collapse.
 
     Returns:
-        A number in [0, 2] ([-2, 2] if signed). NaN if a vector is zero or if fewer than two count.
+        A difference of cosines, in [0, 2] ([-2, 2] if signed). NaN if a vector that counts is zero, or if fewer than
+        two count.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: if `vectors` is not a matrix with at least two columns, or `present` does not have shape (K,).
 
-    Reference: Papyan, Han and Donoho (2020).
+    Reference: Papyan, Han and Donoho (2020). The released program of Liang and Davis (2023) applies it to class means.
     """
     vectors, present = _checked(vectors, present)
     cosines, pairs = _pair_cosines(vectors, present)
@@ -304,25 +350,35 @@ def collapse_metrics(
     stats: ClassStatistics,
     frame: Float[Array, "dim classes"],
     bias: Float[Array, " classes"] | None = None,
-    centre: Centre = "balanced",  # as in within_class_collapse
+    centre: Centre = "balanced",  # the default of within_class_collapse
 ) -> dict[str, Array]:
-    """Return every metric that needs no second pass over the data; NC4's agreement does (`nearest_centre_agreement`).
+    """Compute all collapse metrics that need only one pass over the data.
 
-    The means' metrics and nc3 are of the present classes. The classifier's are of all its K vectors: a part of a
-    simplex is not a simplex of fewer classes, so a perfect classifier would look bad whenever a class has no example.
+    NC4 needs a second pass, with the class means of the first: see `nearest_centre_agreement`.
 
     Args:
         stats: statistics of the features.
-        frame: classifier, shape (d, K).
-        bias: shape (K,), or None for a classifier without.
-        centre: what is subtracted from the class means.
+        frame: class vectors of the classifier as columns, shape (d, K).
+        bias: shape (K,), or None for a classifier without a bias.
+        centre: point that is subtracted from the class means; see `ClassStatistics.centred_means`.
 
     Returns:
-        Scalars by name: nc1, nc2_classifier, nc2_means, nc3, nc4_bias, equinorm_classifier, equinorm_means,
-        equiangle_classifier, equiangle_means, num_present. NaN as their functions say.
+        Scalars by name. Each is 0 at perfect collapse, except "num_present".
+
+        - "nc1": `within_class_collapse`, variant "pinv".
+        - "nc2_classifier", "nc2_means": `etf_distance` of the frame and of the centred class means.
+        - "nc3": `self_duality`, form "product".
+        - "nc4_bias": `bias_collapse`, in the unit of the logits. It is not Papyan's NC4.
+        - "equinorm_classifier", "equinorm_means": `equinorm` of the frame and of the centred class means.
+        - "equiangle_classifier", "equiangle_means": `equiangle` of the frame and of the centred class means.
+        - "num_present": number of classes with examples.
+
+        The metrics of the means and "nc3" leave out classes without examples. The metrics of the classifier use all K
+        vectors, because some vectors of a simplex do not form a smaller simplex. NaN where the functions give NaN.
 
     Raises:
-        ValueError: if the frame does not have the statistics' shape, or the centre is unknown.
+        ValueError: if the frame does not have shape (d, K) like the class means, K < 2, the shapes of bias and frame do
+            not fit, or the centre is unknown.
     """
     _check_frame(frame, stats)
     means = stats.centred_means(centre)
@@ -341,7 +397,7 @@ def collapse_metrics(
 
 
 def _checked(vectors: Array, present: Array | None) -> tuple[Array, Array]:
-    """Return the vectors, at least float32 and zero where they do not count, and a mask."""
+    """Return the vectors in at least float32, with zero columns where they do not count, and the mask."""
     if vectors.ndim != 2 or vectors.shape[1] < 2:
         raise ValueError(f"class vectors must have shape (dim, classes) with classes >= 2; got {vectors.shape}")
     if present is None:
@@ -365,7 +421,7 @@ def _checked_bias(bias: Array | None, frame: Array) -> Array | float:
 
 
 def _distance_to_simplex(product: Array, present: Array) -> Array:
-    """Frobenius distance of a K x K product to the present classes' simplex Gram matrix, both normalised."""
+    """Frobenius distance between a K x K product and the present classes' simplex Gram matrix, both normalised."""
     mask = present.astype(product.dtype)
     num_present = jnp.sum(mask)
     simplex = (jnp.diag(mask) - jnp.outer(mask, mask) / num_present) / jnp.sqrt(num_present - 1)
@@ -389,7 +445,7 @@ def _pairwise_variance_ratio(stats: ClassStatistics) -> Array:
     classes = jnp.arange(sizes.size)
 
     def ratios_of(index: Array) -> Array:
-        # Differences, not the expanded square: means that have all but merged are what this metric must show.
+        # Differences instead of the expanded square, which would cancel for class means that are nearly equal.
         squares = jnp.sum((stats.means - stats.means[:, index, None]) ** 2, axis=0)
         counted = stats.present & stats.present[index] & (classes > index)
         return jnp.where(counted, (variances + variances[index]) / jnp.where(counted, 2 * squares, 1), 0)

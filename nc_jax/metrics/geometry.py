@@ -1,7 +1,7 @@
-"""Subspaces and shapes: how much of the variability lies between classes, how many dimensions, how near to a simplex.
+"""Geometry of features and class vectors: variability collapse index, ranks, and distance to the nearest simplex.
 
-All are functions of singular values, so none depends on the scale or the orientation of features. Numbers never raise:
-what is 0 / 0 is NaN.
+All metrics here are functions of singular values, so they do not depend on the scale or the orientation of features.
+Values never raise an error: a metric that is 0 / 0 is NaN.
 """
 
 import jax
@@ -15,29 +15,31 @@ from nc_jax.metrics.statistics import Centre, ClassStatistics
 
 def variability_collapse_index(
     stats: ClassStatistics,
-    centre: Centre = "sample",  # the total is then the covariance of the features: Xu and Liu (2023)
+    centre: Centre = "sample",  # Sigma_T is then the covariance of the features: Xu and Liu (2023)
 ) -> Float[Array, ""]:
-    r"""VCI: the share of the between-class directions' variability that lies within classes.
+    r"""VCI: share of within-class variability in the directions between class means. 0 means perfect collapse.
 
     .. math::
         1 - \frac{\operatorname{tr}(\Sigma_T^+ \Sigma_B)}{\operatorname{rank} \Sigma_B}, \qquad
         \Sigma_T = \Sigma_W + \Sigma_B, \qquad
         \Sigma_B = \sum_k \tfrac{n_k}{n} (\mu_k - \mu)(\mu_k - \mu)^\top
 
-    with :math:`\Sigma_W` the scatter over the number n of examples. Every example counts once in both, so that
-    :math:`\Sigma_T` is a second moment of the features and the index unchanged under invertible linear maps (with the
-    sample or the balanced centre, also under shifts). With classes of unequal sizes this differs from the released
-    program of Markou et al. (2024), where every class counts once in :math:`\Sigma_B`.
+    Class k has :math:`n_k` of the n examples and mean :math:`\mu_k`; :math:`\mu` is the centre, and :math:`\Sigma_W`
+    the within-class scatter divided by n. Every example counts once in :math:`\Sigma_W` and in :math:`\Sigma_B`. So
+    :math:`\Sigma_T` is a second moment of the features, and the index does not change under invertible linear maps
+    (with the centres "sample" and "balanced", nor under shifts). The released program of Markou et al. (2024) counts
+    every class once in :math:`\Sigma_B`, which gives other values if the classes differ in size.
 
     Args:
         stats: statistics of the features.
-        centre: which :math:`\mu`. "origin" compares second moments that are not centred.
+        centre: the point :math:`\mu`: "sample", "balanced" or "origin"; see `ClassStatistics.centred_means`. "origin"
+            compares second moments about zero.
 
     Returns:
-        A number in [0, 1] without unit. 0 if every class is a single point, and whenever an affine map takes every
-        example to its class's one-hot vector: some map does, as a rule, where there are no more examples than
-        dimensions, so there the index says nothing. NaN if all means of the present classes are at the centre up to
-        rounding, as a single one is.
+        A number in [0, 1] without unit; 0 if the examples of each class have the same features. Beware: it is also 0
+        if an affine map takes every example to the one-hot vector of its class. Such a map usually exists if there are
+        at most as many examples as dimensions, so use the index only with more examples. NaN if all class means
+        equal the centre up to rounding, as with a single class.
 
     Raises:
         ValueError: if the centre is unknown.
@@ -57,16 +59,16 @@ def variability_collapse_index(
     between = stats.centred_means(centre) * root  # B B^T = Sigma_B
     within = stats.scatter / jnp.sum(stats.counts.astype(dtype))
 
-    # A linear map costs nothing, so each feature gets unit variance first: what follows has singular values to tell
-    # from rounding, and features of unequal scales would hide in it. A feature that does not vary is left out.
-    rounding = 4 * eps * jnp.linalg.norm(stats.means * root, axis=1)  # of the means before they were centred
+    # The index does not change under linear maps, so first scale each feature to unit variance. Otherwise the singular
+    # values of features with a small scale could not be told from rounding. Leave out features that do not vary.
+    rounding = 4 * eps * jnp.linalg.norm(stats.means * root, axis=1)  # bound on the rounding error of the means
     deviation = jnp.sqrt(jnp.diag(within) + jnp.sum(between**2, axis=1))
     scale = jnp.where(deviation > rounding, 1 / jnp.where(deviation > rounding, deviation, 1), 0)
     scale = jnp.where(jnp.isfinite(deviation), scale, jnp.nan)
     between, within = between * scale[:, None], within * scale[:, None] * scale
 
-    # In a basis whose first r vectors span the means, Sigma_B is diag(s^2) there, and the block of Sigma_T^+ is the
-    # inverse of diag(s^2) + W, with W what is left of Sigma_W there after regression on the other directions.
+    # Take a basis whose first r vectors span the class means. In this r x r block, Sigma_B is diag(s^2) and Sigma_T^+
+    # is the inverse of diag(s^2) + W, where W is the block of Sigma_W after regression on the remaining directions.
     basis, singular, _ = jnp.linalg.svd(between, full_matrices=True)
     num_leading = singular.size
     kept = singular > jnp.maximum(max(between.shape) * eps * singular[0], jnp.linalg.norm(rounding * scale))
@@ -79,8 +81,9 @@ def variability_collapse_index(
     rest = within[:num_leading, :num_leading] - matmul(cross * inverse, transpose(cross))
     rest = jnp.where(kept & kept[:, None], rest, 0)
 
-    # tr((W + S^2)^-1 W), not r less the trace with S^2: near collapse that would cancel. Unit diagonals keep means that
-    # are nearly dependent (a small s) from drowning the others; each term is a / (a + b) with a, b >= 0.
+    # Compute tr((W + S^2)^-1 W), because r - tr((W + S^2)^-1 S^2) would cancel near collapse. First scale to unit
+    # diagonals, so that nearly dependent means (a small s) do not lose accuracy next to the large ones. Each term of
+    # the sum is a / (a + b) with a, b >= 0.
     squares = jnp.where(kept, singular, 0) ** 2
     size = jnp.sqrt(jnp.maximum(jnp.diag(rest), 0) + squares)
     size = jnp.where(kept, size, 1)
@@ -93,17 +96,18 @@ def variability_collapse_index(
 
 
 def numerical_rank(matrix: Float[Array, "rows columns"], relative_tolerance: float | None = None) -> Int[Array, ""]:
-    """Count the singular values above a tolerance times the largest.
+    """Count the singular values that exceed a tolerance times the largest singular value.
 
     Args:
         matrix: any matrix; dtypes narrower than float32 are widened.
-        relative_tolerance: >= 0; None: max(rows, columns) times the dtype's eps, numpy.linalg.matrix_rank's.
+        relative_tolerance: the tolerance, >= 0. None: max(rows, columns) times the eps of the dtype, as in
+            numpy.linalg.matrix_rank.
 
     Returns:
-        int32. 0 for a matrix of zeros and for one that is not finite.
+        The count as int32. 0 for a matrix of zeros and for a matrix that is not finite.
 
     Raises:
-        ValueError: if it is not a matrix, is empty, or the tolerance is negative.
+        ValueError: if the array is not a matrix or is empty, or the tolerance is negative.
 
     Example:
         >>> int(numerical_rank(jnp.diag(jnp.array([1.0, 1e-3, 0.0])))), int(numerical_rank(jnp.eye(3), 1.0))
@@ -119,24 +123,24 @@ def numerical_rank(matrix: Float[Array, "rows columns"], relative_tolerance: flo
 def stable_rank(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
     r"""Squared Frobenius norm over squared spectral norm, :math:`\|A\|_F^2 / \|A\|_2^2`.
 
-    At most the rank, with equality if all nonzero singular values are equal; unlike the rank it moves little when the
-    matrix does.
+    It is at most the rank, and equal to the rank if all nonzero singular values are equal. Unlike the rank, it changes
+    little if the matrix changes little.
 
     Args:
         matrix: any matrix; dtypes narrower than float32 are widened.
 
     Returns:
-        A number in [1, min(rows, columns)]. NaN for a matrix of zeros and for one that is not finite.
+        A number in [1, min(rows, columns)]. NaN for a matrix of zeros and for a matrix that is not finite.
 
     Raises:
-        ValueError: if it is not a matrix or is empty.
+        ValueError: if the array is not a matrix or is empty.
 
     Example:
         >>> float(stable_rank(jnp.diag(jnp.array([2.0, 1.0]))))
         1.25
 
     Reference: Rudelson and Vershynin (2007), Sampling from large matrices: an approach through geometric functional
-    analysis (under the name of numerical rank).
+    analysis (which calls it numerical rank).
     """
     return jnp.sum(_relative_singular_values(matrix) ** 2)
 
@@ -144,29 +148,29 @@ def stable_rank(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
 def nuclear_rank(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
     r"""Squared nuclear norm over squared Frobenius norm, :math:`(\|A\|_* / \|A\|_F)^2`.
 
-    At most the rank, with equality if all nonzero singular values are equal.
+    It is at most the rank, and equal to the rank if all nonzero singular values are equal.
 
     Args:
         matrix: any matrix; dtypes narrower than float32 are widened.
 
     Returns:
-        A number in [1, min(rows, columns)]. NaN for a matrix of zeros and for one that is not finite.
+        A number in [1, min(rows, columns)]. NaN for a matrix of zeros and for a matrix that is not finite.
 
     Raises:
-        ValueError: if it is not a matrix or is empty.
+        ValueError: if the array is not a matrix or is empty.
 
     Example:
         >>> round(float(nuclear_rank(jnp.diag(jnp.array([2.0, 1.0])))), 5)
         1.8
 
-    Reference: the numerical rank of Markou et al. (2024), released program, which averages it over the classes.
+    Reference: Markou et al. (2024), released program, which calls it numerical rank and averages it over the classes.
     """
     singular = _relative_singular_values(matrix)
     return jnp.sum(singular) ** 2 / jnp.sum(singular**2)
 
 
 def effective_rank(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
-    r"""Exponential of the entropy of the singular values, scaled to sum one: how many dimensions are in use.
+    r"""Exponential of the entropy of the singular values, scaled to sum 1: how many dimensions the matrix uses.
 
     .. math:: \exp\Big(-\sum_i p_i \log p_i\Big), \qquad p_i = \sigma_i / \textstyle\sum_j \sigma_j
 
@@ -174,11 +178,11 @@ def effective_rank(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
         matrix: any matrix; dtypes narrower than float32 are widened.
 
     Returns:
-        A number in [1, min(rows, columns)], the rank if all nonzero singular values are equal. NaN for a matrix of
-        zeros and for one that is not finite.
+        A number in [1, min(rows, columns)], equal to the rank if all nonzero singular values are equal. NaN for a
+        matrix of zeros and for a matrix that is not finite.
 
     Raises:
-        ValueError: if it is not a matrix or is empty.
+        ValueError: if the array is not a matrix or is empty.
 
     Example:
         >>> round(float(effective_rank(3 * jnp.eye(4, 6))), 5)
@@ -193,24 +197,26 @@ def effective_rank(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
 def nearest_etf_distance(
     vectors: Float[Array, "dim classes"], present: Bool[Array, " classes"] | None = None
 ) -> Float[Array, ""]:
-    r"""NC2: distance of class vectors to the nearest simplex ETF, both of unit Frobenius norm.
+    r"""NC2: distance of class vectors H to the nearest simplex equiangular tight frame (ETF), both of unit norm.
 
     .. math::
         \min_{U^\top U = I} \left\| \frac{H}{\|H\|_F} - \frac{U T}{\|T\|_F} \right\|_F
         = \sqrt{2 - 2 \left\| \frac{H T^\top}{\|H\|_F \|T\|_F} \right\|_*}
 
-    over all rotations U of the reduced template T (`nc_jax.frames.simplex_template`), reflections included: an
-    orthogonal Procrustes problem, whose minimum needs no minimiser. Where `etf_distance` compares Gram matrices, this
-    compares the vectors. A part common to all vectors counts as distance: for class means give centred ones.
+    The minimum is over all rotations U, including reflections, of the reduced template T
+    (`nc_jax.frames.simplex_template`). This is an orthogonal Procrustes problem, whose minimum has a closed form
+    (:math:`\|\cdot\|_*` is the nuclear norm). `etf_distance` compares Gram matrices instead of vectors. An offset
+    common to all vectors counts as distance, so centre class means first.
 
     Args:
-        vectors: class vectors as columns, shape (d, K) with d >= K - 1: a classifier's frame, or
+        vectors: class vectors as columns, H, shape (d, K) with d >= K - 1: the frame of a classifier, or
             `stats.centred_means()`.
-        present: which columns count, shape (K,); None: all. The simplex is that of the columns that count.
+        present: True for columns that count, shape (K,); None: all columns count. The simplex has as many vectors as
+            columns that count.
 
     Returns:
-        A number in [0, sqrt(2)] without unit; the norm of the difference, not its square. NaN if fewer than two columns
-        count or if all are zero.
+        The norm of the difference (not its square), a number in [0, sqrt(2)] without unit; 0 for a simplex ETF. NaN if
+        fewer than two columns count or if all of them are zero.
 
     Raises:
         ValueError: if K < 2, d < K - 1 or the shapes do not fit.
@@ -219,8 +225,8 @@ def nearest_etf_distance(
         >>> float(nearest_etf_distance(jnp.array([[1.0, -0.5, -0.5], [0.0, 0.75**0.5, -(0.75**0.5)]]))) < 1e-6
         True
 
-    Reference: Markou, Ajanthan and Gould (2024), released program (ETF_distance.py, whose cost is its square); the
-    closed form is orthogonal Procrustes, Schönemann (1966).
+    Reference: Markou, Ajanthan and Gould (2024), released program (ETF_distance.py, which uses the square of this
+    distance); Schönemann (1966) for the closed form.
     """
     if vectors.ndim != 2:
         raise ValueError(f"class vectors must have shape (dim, classes); got {vectors.shape}")
@@ -235,19 +241,19 @@ def nearest_etf_distance(
     rank = jnp.sum(present.astype(vectors.dtype)) - 1
     common = jnp.sum(vectors, axis=1) / (rank + 1)
     centred = jnp.where(present, vectors - common[:, None], 0)
-    # H T^T and the centred H have the same singular values. The nearest simplex has the centred H's singular vectors
-    # and equal singular values, so the difference is known part by part: 2 - 2 nuc, which loses half of the digits
-    # near 0 (1e-3 in float32 where this has 1e-6), is not needed.
+    # H T^T and the centred H have the same singular values. The nearest simplex has the singular vectors of the centred
+    # H and equal singular values, so the difference is a sum of squares over directions. The formula with 2 - 2 nuc
+    # would lose half of the digits near 0 (error 1e-3 in float32, instead of 1e-6 here).
     singular = jnp.linalg.svd(centred, compute_uv=False)
     target = 1 / jnp.sqrt(jnp.maximum(rank, 1))
     gaps = jnp.where(jnp.arange(singular.size) < rank, singular - target, 0)
     parts = jnp.concatenate([gaps, jnp.sqrt(rank + 1) * common])
-    # The safe norm has a derivative at 0, but takes the norm of NaN for 0.
+    # safe_norm has a derivative at 0. NaN for fewer than two columns and for vectors that are zero or not finite.
     return jnp.where((rank > 0) & jnp.all(jnp.isfinite(parts)), safe_norm(parts)[0], jnp.nan)
 
 
 def _relative_singular_values(matrix: Array) -> Array:
-    """Singular values over the largest; NaN for a matrix of zeros or one that is not finite."""
+    """Singular values divided by the largest; NaN for a matrix that is zero or not finite."""
     if matrix.ndim != 2 or not matrix.size:
         raise ValueError(f"a rank needs a matrix with at least one row and one column; got shape {matrix.shape}")
     matrix = at_least_float32(matrix)

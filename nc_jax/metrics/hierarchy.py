@@ -1,7 +1,8 @@
-"""How bad mistakes are, by distances between classes; and how close class vectors are to wanted cosines.
+"""How bad mistakes are, measured by distances between classes, and how close class vectors are to wanted cosines.
 
-Severity alone misleads: it falls when many mild mistakes are added. So accuracy always comes with it, and the average
-over all examples (AHD), which such mistakes raise.
+Mistake severity (the mean distance of wrong predictions from the truth) misleads on its own: it falls if a classifier
+makes many additional mild mistakes. So the statistics also give the accuracy and the average hierarchical distance
+(AHD), a mean over all examples, which rises with every mistake.
 """
 
 from collections.abc import Sequence
@@ -14,18 +15,19 @@ from jaxtyping import Array, Bool, Float, Int, Real
 from nc_jax.arrays import at_least_float32, matmul
 from nc_jax.frames.properties import cosines
 
-TOP = (1, 5, 20)  # the k of AHD@k and of the precision: Bertinetto et al. (2020), Liang and Davis (2023)
+TOP = (1, 5, 20)  # values of k in "ahd@k" and "hp@k": Bertinetto et al. (2020), Liang and Davis (2023)
 
 
 class HierarchyStatistics(NamedTuple):
-    """Sums over ranked predictions, as a monoid: `from_batch`, `merge`, `all_reduce`, then `compute`.
+    """Sums over ranked predictions. Take them with `from_batch`, add them with `merge`, read them with `compute`.
 
     Attributes:
-        histogram: examples whose first prediction lies at distance 0, 1, ..., d_max, shape (d_max + 1,).
-        distance_sums: for each k, the mean distance of the k first predictions, summed over examples.
+        histogram: number of examples whose first prediction has distance 0, 1, ..., d_max from the truth, shape
+            (d_max + 1,).
+        distance_sums: for each k, the mean distance of the first k predictions from the truth, summed over examples.
         precision_sums: for each k, the hierarchical precision, summed over examples.
-        rank_sum: the rank-aware severity, summed over examples.
-        chance_sum: mean distance of an example's class to the other classes, summed over the mistakes.
+        rank_sum: rank-aware severity, summed over examples.
+        chance_sum: mean distance from the true class to the other classes, summed over the wrongly predicted examples.
 
     Example:
         >>> distances = jnp.array([[0, 1, 2], [1, 0, 2], [2, 2, 0]])
@@ -43,7 +45,12 @@ class HierarchyStatistics(NamedTuple):
 
     @classmethod
     def init(cls, max_distance: int, top: Sequence[int] = TOP) -> "HierarchyStatistics":
-        """Make the statistics of no examples, the identity of `merge`."""
+        """Return the statistics of no examples, the identity of `merge`.
+
+        Args:
+            max_distance: d_max, the largest distance between two classes.
+            top: the values of k, as in `from_batch`.
+        """
         zeros = jnp.zeros(len(top))
         return cls(jnp.zeros(max_distance + 1, jnp.int32), zeros, zeros, jnp.zeros(()), jnp.zeros(()))
 
@@ -59,12 +66,12 @@ class HierarchyStatistics(NamedTuple):
         """Take the statistics of one batch.
 
         Args:
-            scores: logits, or any other scores that rank the classes, shape (N, K). Of equal ones the smaller class
-                number comes first.
-            labels: shape (N,). An example whose label is not in 0..K-1 is padding (by convention -1), and ignored.
-            distances: in whole edges, shape (K, K).
-            top: the k; a k above K counts as K.
-            max_distance: d_max, needed under jit; None reads it off.
+            scores: logits, or any other scores that rank the classes, shape (N, K). If two scores are equal, the
+                smaller class number comes first.
+            labels: shape (N,). An example whose label is not in 0..K-1 (by convention -1) is padding and is ignored.
+            distances: distances between classes in whole edges, shape (K, K).
+            top: the values of k, at least 1; a k above K counts as K.
+            max_distance: d_max, the largest of the distances; required under jit. None takes it from `distances`.
 
         Raises:
             ValueError: if a k is below 1.
@@ -102,29 +109,39 @@ class HierarchyStatistics(NamedTuple):
         return HierarchyStatistics(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
     def all_reduce(self, axis_name: str | tuple[str, ...]) -> "HierarchyStatistics":
-        """Merge over a mapped axis, as `ClassStatistics.all_reduce`."""
+        """Merge over a mapped axis (pmap, shard_map, vmap): every device gets the sums over all devices' examples.
+
+        Args:
+            axis_name: the axis over which the examples are split.
+        """
         return HierarchyStatistics(*jax.lax.psum(tuple(self), axis_name))
 
     def compute(self, top: Sequence[int] = TOP) -> dict[str, Array]:
-        r"""Derive the metrics.
+        r"""Compute the metrics.
+
+        Let :math:`d_j` be the distance from the truth to the prediction of rank j, and :math:`d_{max}` the largest
+        distance between classes.
 
         Args:
-            top: as it was in `from_batch`.
+            top: the values of k, the same as in `from_batch`.
 
         Returns:
-            Scalars by name, distances in edges:
+            Scalars by name. Distances are in edges of the tree.
 
-            - "top1": accuracy, in [0, 1];
-            - "mistake_severity", "mistake_severity_std": mean and standard deviation of the distance to the truth, over
-              the mistakes alone (NaN without any);
-            - "ahd@k": average hierarchical distance, the mean over *all* examples of the mean distance of the k first
-              predictions;
-            - "hp@k": hierarchical precision, the mean over examples of :math:`\sum_{j \le k} s_j / \max \sum`, where s
-              is 1 - d / d_max and the maximum is over all choices of k classes;
-            - "rank_severity": discounted distances :math:`\sum_j d_j / \log_2(j + 1)` of the predictions up to the
-              largest k, 0 for the best order of classes and 1 for the worst: unlike AHD it knows the order in the k;
-            - "alignment": the mistakes' severity over that of random mistakes on the same examples: how well the
-              distances agree with what the classifier confuses; about 1 if they have nothing to do with it.
+            - "top1": accuracy, in [0, 1].
+            - "mistake_severity", "mistake_severity_std": mean and standard deviation of :math:`d_1` over the wrongly
+              predicted examples. NaN if there are none.
+            - "ahd@k": average hierarchical distance, the mean over *all* examples of the mean of
+              :math:`d_1, \ldots, d_k`.
+            - "hp@k": hierarchical precision, in [0, 1], the mean over all examples of
+              :math:`\sum_{j \le k} s_j` divided by the largest such sum that k classes can give, with
+              :math:`s_j = 1 - d_j / d_{max}`.
+            - "rank_severity": rank-aware severity, :math:`\sum_j d_j / \log_2(j + 1)` up to the largest k, scaled to 0
+              for the best order of the classes and 1 for the worst; mean over all examples. Unlike AHD, it depends on
+              the order of the first k predictions.
+            - "alignment": mistake severity divided by the severity of random mistakes on the same examples. It is below
+              1 if the classifier confuses classes that are near, and about 1 if its mistakes are unrelated to the
+              distances.
 
         Reference: Bertinetto et al. (2020), section 4; Deng et al., What does classifying more than 10,000 image
         categories tell us? (2010) for the precision; alignment and the rank-aware severity are derived here.
@@ -152,19 +169,19 @@ def similarity_errors(
     similarity: Real[Array, "classes classes"],
     present: Bool[Array, " classes"] | None = None,
 ) -> dict[str, Array]:
-    r"""Collapse onto a frame with given cosines: :math:`\cos(m_i, m_j) - S_{ij}` over the pairs i < j.
+    r"""Errors of cosines against wanted cosines S: :math:`\cos(m_i, m_j) - S_{ij}` over the pairs i < j.
 
     Args:
-        vectors: class means (not centred) or class vectors, as columns, shape (d, K).
-        similarity: S, shape (K, K).
-        present: which columns count, shape (K,); None: all.
+        vectors: class means (not centred) or class vectors :math:`m_i`, as columns, shape (d, K).
+        similarity: wanted cosines S, shape (K, K), such as `nc_jax.hierarchy.similarity` gives.
+        present: True for columns that count, shape (K,); None: all columns count.
 
     Returns:
-        "mean", the mean absolute error, and "std", the standard deviation of the signed one; both without unit, 0 at
-        collapse. NaN if fewer than two columns count.
+        "mean": the mean absolute error; "std": the standard deviation of the errors with their signs. Both are
+        differences of cosines; 0 means collapse onto the wanted frame. NaN if fewer than two columns count.
 
-    Reference: Liang and Davis (2023), released program. Self-duality, as there: `self_duality` with form="difference"
-    and centre="origin", squared.
+    Reference: Liang and Davis (2023), released program. For its self-duality metric, square `self_duality` with
+    form="difference" and centre="origin".
     """
     present = jnp.ones(vectors.shape[1], bool) if present is None else present
     pairs = jnp.triu(jnp.outer(present, present), 1)
@@ -177,7 +194,7 @@ def similarity_errors(
 
 
 def _rank_severity(found: Array, ordered: Array) -> Array:
-    """Discounted distance of the ranking, between those of the best and of the worst ranking; shape (N,)."""
+    """Discounted distance of each ranking, scaled to 0 for the best and 1 for the worst ranking; shape (N,)."""
     depth = found.shape[1]
     discounts = 1 / jnp.log2(jnp.arange(2, depth + 2, dtype=found.dtype))
     best, worst = ordered[:, :depth], ordered[:, ::-1][:, :depth]

@@ -1,7 +1,7 @@
-"""Margins: by how much an example's own class wins over the strongest other one, and their mean, spread and minimum.
+"""Margins: by how much the score of the true class exceeds the highest score of the other classes.
 
-A margin is positive exactly where the classifier is right, and says how clearly, which accuracy does not. Numbers never
-raise: the margin of padding is NaN, and so is that of a vector without a direction.
+A margin is positive exactly if the classifier is right; its size says how clear the decision is. Values never raise an
+error: the margin of padding is NaN, and so is the cosine margin of a zero vector.
 """
 
 from typing import NamedTuple
@@ -14,17 +14,17 @@ from nc_jax.arrays import at_least_float32, matmul, safe_norm
 
 
 def logit_margins(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
-    r"""Margin of each example in the logits' unit.
+    r"""Margin of each example with logits z and label y, in the unit of the logits.
 
     .. math:: z_y - \max_{j \ne y} z_j
 
     Args:
-        logits: shape (N, K) with K >= 2.
-        labels: shape (N,).
+        logits: z, shape (N, K) with K >= 2.
+        labels: y, shape (N,).
 
     Returns:
-        Shape (N,), positive where the classifier is right, 0 at a tie; at least float32. NaN where the label is not in
-        0..K-1 (padding, by convention -1).
+        Margins, shape (N,), in at least float32: positive if the classifier is right, 0 at a tie. NaN if the label is
+        not in 0..K-1 (padding, by convention -1).
 
     Raises:
         ValueError: if the shapes do not fit or K < 2.
@@ -42,7 +42,7 @@ def logit_margins(logits: Float[Array, "batch classes"], labels: Int[Array, " ba
     logits = at_least_float32(logits)
     classes = jnp.arange(logits.shape[1])
     own = labels[:, None] == classes
-    # Selected, not summed over a one-hot product: 0 * inf would be NaN for an infinite logit of another class.
+    # Select the logits by `where`. A product with one-hot labels would give 0 * inf = NaN if another logit is infinite.
     gap = jnp.max(logits, axis=1, where=own, initial=-jnp.inf) - jnp.max(logits, axis=1, where=~own, initial=-jnp.inf)
     return jnp.where(jnp.any(own, axis=1), gap, jnp.nan)
 
@@ -50,23 +50,23 @@ def logit_margins(logits: Float[Array, "batch classes"], labels: Int[Array, " ba
 def cosine_margins(
     features: Float[Array, "batch dim"], frame: Float[Array, "dim classes"], labels: Int[Array, " batch"]
 ) -> Float[Array, " batch"]:
-    r"""Margin of each example in cosines: free of the lengths of features and class vectors.
+    r"""Margin of each example in cosines, which does not depend on the lengths of features and class vectors.
 
     .. math:: \cos(h, w_y) - \max_{j \ne y} \cos(h, w_j)
 
-    At perfect collapse to a simplex it is :math:`1 + 1/(K-1) = K/(K-1)` for every example. Nothing is centred here:
-    Markou et al. first subtract the mean of all examples from the features and the mean of the class vectors from
-    those. A feature that is not centred has a part that all classes share and that shrinks its cosines.
+    At perfect collapse to a simplex it is :math:`1 + 1/(K-1) = K/(K-1)` for every example. This function does not
+    centre anything. Markou et al. first subtract the mean of all features from the features, and the mean of the class
+    vectors from the class vectors. Without that, an offset common to all features makes the cosines smaller.
 
     Args:
-        features: shape (N, d).
-        frame: class vectors, shape (d, K) with K >= 2.
-        labels: shape (N,).
+        features: h, shape (N, d).
+        frame: class vectors :math:`w_k` as columns, shape (d, K) with K >= 2.
+        labels: y, shape (N,).
 
     Returns:
-        Shape (N,), in [-2, 2] up to rounding, positive where the classifier of largest cosine is right; at least
-        float32. NaN where the label is not in 0..K-1 (padding, by convention -1), for a feature of zeros, and
-        everywhere if a class vector is zero.
+        Margins, shape (N,), in [-2, 2] up to rounding and in at least float32: positive if the class of the largest
+        cosine is the right one. NaN if the label is not in 0..K-1 (padding, by convention -1) or the feature is zero.
+        All are NaN if a class vector is zero.
 
     Raises:
         ValueError: if the shapes do not fit or K < 2.
@@ -89,19 +89,34 @@ def cosine_margins(
 
 
 class MarginSummary(NamedTuple):
-    """What `MarginSums.compute` derives; all NaN without any example."""
+    """Summary of margins, from `MarginSums.compute`. Without any example, all values are NaN.
+
+    Attributes:
+        mean: mean margin.
+        standard_deviation: standard deviation of the margins; the variance divides by the number of examples.
+        minimum: smallest margin.
+        share_positive: share of examples with a positive margin: the accuracy, if a tie counts as a mistake.
+    """
 
     mean: Float[Array, ""]
-    standard_deviation: Float[Array, ""]  # over the number of examples: they are all there are
+    standard_deviation: Float[Array, ""]
     minimum: Float[Array, ""]
-    share_positive: Float[Array, ""]  # the accuracy, if a tie is a mistake
+    share_positive: Float[Array, ""]
 
 
 class MarginSums(NamedTuple):
-    r"""Mean, scatter and minimum of margins as a monoid: add with `merge`, read with `compute`.
+    r"""Running statistics of margins: take them with `from_batch`, add them with `merge`, read them with `compute`.
 
-    It holds the mean and :math:`\sum_i (m_i - \bar m)^2`, not the sum of squares, which cancels when the margins have
-    all but become equal: what collapse makes of them. Counts are int32: exact up to 2^31 - 1 examples.
+    The scatter is :math:`\sum_i (m_i - \bar m)^2` over the margins :math:`m_i` with mean :math:`\bar m`. A sum of
+    squares would cancel near collapse, where all margins are nearly equal. Counts are int32: exact up to 2^31 - 1
+    examples.
+
+    Attributes:
+        mean: mean margin of the examples so far.
+        scatter: sum of squared deviations from the mean.
+        minimum: smallest margin.
+        count: number of examples.
+        correct: number of examples with a positive margin.
 
     Example:
         >>> sums = MarginSums.from_batch(jnp.array([1.0, -1.0, 3.0, 9.0]), jnp.array([0, 0, 1, -1]))
@@ -121,10 +136,10 @@ class MarginSums(NamedTuple):
 
     @classmethod
     def init(cls, dtype: DTypeLike = jnp.float32) -> "MarginSums":
-        """Make the sums of no examples, the identity of `merge`.
+        """Return the statistics of no examples, the identity of `merge`.
 
         Args:
-            dtype: what to accumulate in; narrower dtypes are widened to float32.
+            dtype: dtype of the sums; dtypes narrower than float32 are widened to float32.
         """
         dtype = jnp.promote_types(dtype, jnp.float32)
         zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
@@ -132,12 +147,12 @@ class MarginSums(NamedTuple):
 
     @classmethod
     def from_batch(cls, margins: Float[Array, " batch"], labels: Int[Array, " batch"]) -> "MarginSums":
-        """Take the sums of one batch.
+        """Take the statistics of one batch.
 
         Args:
-            margins: shape (N,), from `cosine_margins` or `logit_margins`; the result has their dtype, at least float32.
-            labels: shape (N,), used only to tell padding (labels < 0), which is ignored. A NaN of an example that is
-                none makes mean, deviation and minimum NaN: it is not to be mistaken for padding.
+            margins: shape (N,), from `cosine_margins` or `logit_margins`. The statistics have the dtype of the margins,
+                or float32 if that is wider. If the margin of an example is NaN, so are mean, deviation and minimum.
+            labels: shape (N,). Only their sign is used: rows with labels < 0 are padding and are ignored.
 
         Raises:
             ValueError: if the shapes do not fit.
@@ -158,7 +173,7 @@ class MarginSums(NamedTuple):
         )
 
     def merge(self, other: "MarginSums") -> "MarginSums":
-        """Join the sums of two disjoint sets of examples; exact up to rounding, in any order."""
+        """Join the statistics of two disjoint sets of examples; exact up to rounding, in any order."""
         count = self.count + other.count
         share = other.count / jnp.maximum(count, 1).astype(self.mean.dtype)
         delta = other.mean - self.mean
@@ -171,7 +186,11 @@ class MarginSums(NamedTuple):
         )
 
     def all_reduce(self, axis_name: str | tuple[str, ...]) -> "MarginSums":
-        """Merge over a mapped axis, as `ClassStatistics.all_reduce`."""
+        """Merge over a mapped axis (pmap, shard_map, vmap): every device gets the statistics of all devices' examples.
+
+        Args:
+            axis_name: the axis over which the examples are split.
+        """
         count, correct = jax.lax.psum((self.count, self.correct), axis_name)
         mean = jax.lax.psum(self.mean * (self.count / jnp.maximum(count, 1).astype(self.mean.dtype)), axis_name)
         return MarginSums(
@@ -183,12 +202,12 @@ class MarginSums(NamedTuple):
         )
 
     def compute(self) -> MarginSummary:
-        """Derive mean, standard deviation, minimum and the share of positive margins (see `MarginSummary`)."""
+        """Compute mean, standard deviation, minimum and share of positive margins (see `MarginSummary`)."""
         mean = jnp.where(self.count > 0, self.mean, jnp.nan)
         return MarginSummary(
             mean=mean,
             standard_deviation=jnp.sqrt(self.scatter / self.count),
-            # A reduction over devices need not keep a NaN in its minimum; sums do.
+            # A minimum over devices may drop a NaN, but a sum keeps it: so the mean says whether there was one.
             minimum=jnp.where(jnp.isnan(mean), jnp.nan, self.minimum),
             share_positive=self.correct / self.count.astype(mean.dtype),
         )

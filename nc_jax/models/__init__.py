@@ -1,4 +1,4 @@
-"""Linen modules: backbones and heads. Only this package and `nc_jax.training.state` know Linen."""
+"""Linen modules: backbones and heads. Only this package and `nc_jax.training.state` depend on Linen."""
 
 from nc_jax.heads import HeadOutput
 from nc_jax.models.classifier import Classifier

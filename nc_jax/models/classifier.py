@@ -1,4 +1,4 @@
-"""A backbone and a head."""
+"""A backbone and a head joined to one network."""
 
 import flax.linen as nn
 from jaxtyping import Array, Bool, Float, Int, Num
@@ -7,7 +7,7 @@ from nc_jax.heads import HeadOutput
 
 
 class Classifier(nn.Module):
-    """Network of a backbone, inputs -> features, and a head, features -> logits.
+    """A network made of a backbone (inputs -> features) and a head (features -> logits).
 
     Attributes:
         backbone: module (inputs, train=..., mask=...) -> (N, d); the mask says which rows are examples.
@@ -29,9 +29,11 @@ class Classifier(nn.Module):
 
         Args:
             inputs: shape (N, ...).
-            labels: shape (N,); heads that learn from them need them in training, and ignore them else.
+            labels: shape (N,), negative for padding. Heads that learn from labels need them in training; evaluation
+                does not use them.
             train: whether this is a training step.
-            mask: which rows are examples, shape (N,); the others are padding. None: all whose label is not negative.
+            mask: True for examples, False for padding, shape (N,). None takes rows with a negative label for padding,
+                or none if there are no labels.
         """
         if mask is None and labels is not None:
             mask = labels >= 0
@@ -40,7 +42,7 @@ class Classifier(nn.Module):
     def features(
         self, inputs: Num[Array, "batch ..."], *, train: bool = False, mask: Bool[Array, " batch"] | None = None
     ) -> Float[Array, "batch dim"]:
-        """Return the backbone's features, (N, d). Padding does not enter its batch statistics."""
+        """Return the backbone's features, (N, d). Padding does not count in the batch statistics."""
         return self.backbone(inputs, train=train, mask=mask)
 
     def classify(
@@ -51,5 +53,5 @@ class Classifier(nn.Module):
         train: bool = False,
         mask: Bool[Array, " batch"] | None = None,
     ) -> HeadOutput:
-        """Classify features of the backbone."""
+        """Classify features (N, d) of the backbone."""
         return self.head(features, labels, train=train, mask=mask)._replace(raw_features=features)

@@ -1,4 +1,4 @@
-"""What the convolutional networks share."""
+"""Layers and initial weights that the convolutional networks share."""
 
 from functools import partial
 from typing import Any
@@ -11,21 +11,21 @@ from jaxtyping import Array, Float
 from nc_jax.arrays import at_least_float32
 from nc_jax.models.normalization import BatchNorm
 
-# He et al., Delving deep into rectifiers (2015). Fan-out, as in torchvision, preserves the gradient.
+# He et al., Delving deep into rectifiers (2015). Fan-out preserves the size of the gradient; torchvision uses it.
 FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 def layers(network: Any, *, use_bias: bool = False, kernel_init: Initializer = FAN_OUT) -> tuple[Any, Any]:
-    """Return a network's kinds of layers, filled in with its dtype, scales, biases and axis.
+    """Return constructors of a network's convolutions and batch normalisations, with the network's settings filled in.
 
     Args:
-        network: has `dtype`, `use_scale`, `use_bias` and `axis_name`, the last three of its normalisations.
-        use_bias: of the convolutions: needless where a normalisation follows.
-        kernel_init: of the convolutions.
+        network: module with the attributes `dtype` (of all layers), `use_scale` and `use_bias` (of the normalisations).
+        use_bias: give the convolutions a bias. A convolution before a normalisation needs none.
+        kernel_init: initialiser of the convolutions' kernels.
 
     Returns:
-        Constructors of convolutions and of batch normalisations.
+        A constructor of convolutions and a constructor of batch normalisations.
     """
     convolution = partial(nn.Conv, use_bias=use_bias, dtype=network.dtype, kernel_init=kernel_init)
     norm = partial(
@@ -38,5 +38,5 @@ def layers(network: Any, *, use_bias: bool = False, kernel_init: Initializer = F
 
 
 def mean_over_pixels(activations: Float[Array, "batch height width dim"]) -> Float[Array, "batch dim"]:
-    """Average in float32: a mean of many bfloat16 values needs more digits than they have, and so do class means."""
+    """Average over height and width, in at least float32: bfloat16 has too few digits for means of many values."""
     return jnp.mean(at_least_float32(activations), axis=(1, 2))

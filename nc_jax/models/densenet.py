@@ -15,35 +15,37 @@ LAYOUTS = {  # layers per dense block, by depth: Huang et al. (2017), table 1
     201: (6, 12, 48, 32),
 }
 BOTTLENECK = 4  # channels of a 1x1 convolution in units of the growth rate, Huang et al. (2017), section 3
-PLAIN_STEM_WIDTH = 16  # channels of the stem without bottlenecks; with them it is twice the growth rate, as there
-MIN_SIDE = {"imagenet": 29, "cifar": 4}  # what leaves a pixel for the last dense block
+# Channels of the stem without bottlenecks; with bottlenecks the stem has twice the growth rate. Huang et al. (2017),
+# section 3.
+PLAIN_STEM_WIDTH = 16
+MIN_SIDE = {"imagenet": 29, "cifar": 4}  # smallest side of an image for which the last dense block gets a pixel
 
 
 class DenseNet(nn.Module):
     r"""Densely connected network without its classifier: every layer of a block sees all layers before it.
 
-    A layer, BatchNorm, ReLU and a 3x3 convolution, appends `growth` channels to its input. Between two blocks a 1x1
-    convolution and a 2x2 average halve the image. The features are averages of a last BatchNorm and ReLU, so none is
-    negative; what their dimension is follows from depth and growth (1024 for DenseNet-121), and so there is no other
-    way to set it. The dropout that the paper uses without data augmentation is left out: it would need a random key in
-    every call.
+    A layer consists of BatchNorm, ReLU and a 3x3 convolution, and appends `growth` channels to its input. Between two
+    blocks a 1x1 convolution and a 2x2 average halve the image. The features are averages of a last BatchNorm and ReLU,
+    so none is negative. Depth and growth determine their dimension (1024 for DenseNet-121); no option sets it. The
+    paper's dropout, used there without data augmentation, is left out: it would need a random key in every call.
 
     Attributes:
         depth: 121, 169 or 201 with the "imagenet" stem. With the "cifar" stem, 6n + 4, or 3n + 4 without bottlenecks:
             three blocks of n layers each.
         stem: "imagenet", a 7x7 convolution of stride 2 and a max-pool, or "cifar", a 3x3 convolution of stride 1 for
             images of 28 to 64 pixels.
-        growth: channels that a layer adds, the only width there is.
-        bottleneck: the paper's "BC": a 1x1 convolution to 4 x growth channels comes before every 3x3 one, the channels
-            are halved between two blocks, and the stem gives 2 x growth channels instead of 16. The paper's
-            DenseNet-40 does without.
-        use_scale: BatchNorm learns a scale; without it and `use_bias` the network is affine-free.
-        use_bias: BatchNorm learns a bias; convolutions have none in any case.
-        dtype: of activations and products, bfloat16 say; parameters, batch statistics and features are at least
-            float32.
+        growth: number of channels that a layer adds. It sets all widths of the network.
+        bottleneck: the paper's "BC" variant. A 1x1 convolution to 4 x growth channels precedes every 3x3 convolution,
+            the number of channels is halved between two blocks, and the stem gives 2 x growth channels instead of 16.
+            The paper's DenseNet-40 has False.
+        use_scale: BatchNorm learns a scale. With `use_scale` and `use_bias` False, BatchNorm has no parameters.
+        use_bias: BatchNorm learns a bias. Convolutions never have one.
+        dtype: dtype of activations and matrix products, for instance bfloat16. Parameters, batch statistics and
+            features are at least float32.
 
     Raises:
-        ValueError: when called, if the depth, the stem or the growth is not one of those above, or an image too small.
+        ValueError: when called, if the depth, the stem or the growth is not one of those above, if `bottleneck` is
+            False with the "imagenet" stem, or if the image is too small.
 
     Example:
         >>> import jax
@@ -74,13 +76,17 @@ class DenseNet(nn.Module):
         """Return the features of a batch of images.
 
         Args:
-            inputs: channels last, any number of them, at least 29 pixels high and wide ("cifar": 4).
-            train: normalise by the batch's statistics and update the running ones.
-            mask: which rows are examples; None: all. The others count for nothing in the batch statistics.
+            inputs: (N, H, W, C), any number of channels; H and W at least 29, with the "cifar" stem at least 4.
+            train: normalise by the batch statistics and update the running statistics.
+            mask: True for examples, False for padding, shape (N,); None: all are examples. Padding does not count in
+                the batch statistics.
+
+        Returns:
+            Features, shape (N, d).
         """
         layout = self._layout(*inputs.shape[1:3])
-        # Fan-in as in torchvision: the fan-out of a layer counts `growth` channels only, though all layers after it are
-        # its outputs.
+        # Fan-in, as in torchvision. Fan-out would count only `growth` output channels, although all later layers of the
+        # block use them.
         convolution, norm = layers(self, kernel_init=FAN_IN)
 
         activations = inputs.astype(self.dtype)
@@ -136,10 +142,10 @@ class DenseNet(nn.Module):
 
 
 class _Layer(nn.Module):
-    """What one layer adds to its input.
+    """The channels that one layer appends to its input.
 
     Attributes:
-        growth: channels that it gives.
+        growth: number of these channels.
         bottleneck: put a 1x1 convolution before the 3x3 one.
         convolution: constructor of a convolution.
         norm: constructor of a BatchNorm.

@@ -12,14 +12,14 @@ from nc_jax.models.convolutional import FAN_IN, layers, mean_over_pixels
 
 
 class _Stage(NamedTuple):
-    expansion: int  # channels between a block's convolutions, in units of those that come in
-    size: int  # of the depthwise convolution
-    stride: int  # of the first block
-    width: int  # channels that a block gives
+    expansion: int  # channels of a block's depthwise convolution, in units of the block's input channels
+    size: int  # side of the kernel of the depthwise convolution
+    stride: int  # stride of the first block
+    width: int  # output channels of a block
     num_blocks: int
 
 
-STAGES = (  # Tan and Le (2019), table 1; a stride is where the resolution falls
+STAGES = (  # Tan and Le (2019), table 1, where a stride of 2 shows as a lower resolution of the next stage
     _Stage(1, 3, 1, 16, 1),
     _Stage(6, 3, 2, 24, 2),
     _Stage(6, 5, 2, 40, 2),
@@ -28,31 +28,32 @@ STAGES = (  # Tan and Le (2019), table 1; a stride is where the resolution falls
     _Stage(6, 5, 2, 192, 4),
     _Stage(6, 3, 1, 320, 1),
 )
-STEM_WIDTH = 32  # channels of the stem, as there
-TOP = 4  # channels of the last convolution, in units of the last stage's, as there
-SQUEEZE = 4  # channels that come into a block, in units of the squeezed ones; released program, ratio 0.25
-DIVISOR = 8  # of every number of channels, as there
+STEM_WIDTH = 32  # channels of the stem: Tan and Le (2019), table 1
+TOP = 4  # channels of the last convolution, in units of the last stage's: Tan and Le (2019), table 1
+SQUEEZE = 4  # a block's input channels over the squeezed channels: released program, ratio 0.25
+DIVISOR = 8  # every number of channels is a multiple of this: released program
 
 
 class EfficientNet(nn.Module):
     r"""EfficientNet without its classifier: inverted bottlenecks with squeeze-and-excitation, SiLU, global average.
 
-    The multipliers (1, 1) of width and depth give B0, (1, 1.1) B1, (1.1, 1.2) B2, (1.2, 1.4) B3, (1.4, 1.8) B4. Like
-    torchvision's, every convolution is padded by half its size on each side, and BatchNorm has its usual momentum. The
-    features are averages of SiLUs, so some are negative, though none is below -0.279. Stochastic depth and dropout are
-    left out: they would need a random key in every call.
+    The multipliers (1, 1) of width and depth give B0, (1, 1.1) B1, (1.1, 1.2) B2, (1.2, 1.4) B3, (1.4, 1.8) B4. As in
+    torchvision, every convolution is padded by half its size on each side, and BatchNorm has its usual momentum. The
+    features are averages of SiLUs: some are negative, but none is below -0.279. Stochastic depth and dropout are left
+    out: they would need a random key in every call.
 
     Attributes:
-        width_multiplier: multiplies every number of channels, `final_dim` excepted, each then rounded to a multiple of
-            8 that is at least 8.
-        depth_multiplier: multiplies every stage's number of blocks, each then rounded up.
-        stem: "imagenet", a 3x3 convolution of stride 2, or "cifar", the same of stride 1 for images of 28 to 64 pixels.
-        final_dim: feature dimension d ("fixdim"), the channels of the last 1x1 convolution. None is 1280 for B0, four
-            times the last stage's channels in any case.
+        width_multiplier: factor on every number of channels except `final_dim`. The products are rounded to multiples
+            of 8, at least 8.
+        depth_multiplier: factor on the number of blocks of every stage. The products are rounded up.
+        stem: "imagenet": a 3x3 convolution of stride 2. "cifar": the same of stride 1, for images of 28 to 64 pixels.
+        final_dim: feature dimension d ("fixdim"), the number of channels of the last 1x1 convolution. None: four times
+            the channels of the last stage, which is 1280 for B0.
         use_scale: BatchNorm learns a scale.
-        use_bias: BatchNorm learns a bias; of the convolutions those of squeeze-and-excitation have one, in any case.
-        dtype: of activations and products, bfloat16 say; parameters, batch statistics and features are at least
-            float32.
+        use_bias: BatchNorm learns a bias. The convolutions of squeeze-and-excitation always have a bias, the others
+            never.
+        dtype: dtype of activations and matrix products, for instance bfloat16. Parameters, batch statistics and
+            features are at least float32.
 
     Raises:
         ValueError: when called, if a multiplier, the stem or `final_dim` is not one of those above.
@@ -87,9 +88,13 @@ class EfficientNet(nn.Module):
         """Return the features of a batch of images.
 
         Args:
-            inputs: channels last, any number of them.
-            train: normalise by the batch's statistics and update the running ones.
-            mask: which rows are examples; None: all. The others count for nothing in the batch statistics.
+            inputs: (N, H, W, C), any number of channels.
+            train: normalise by the batch statistics and update the running statistics.
+            mask: True for examples, False for padding, shape (N,); None: all are examples. Padding does not count in
+                the batch statistics.
+
+        Returns:
+            Features, shape (N, d).
         """
         self._validate()
         convolution, norm = layers(self)
@@ -125,19 +130,19 @@ class EfficientNet(nn.Module):
 
 
 def _rounded(width: float) -> int:
-    """The multiple of 8 nearest to a number of channels, or the next one where that loses more than a tenth."""
+    """Round to the nearest multiple of 8, or to the next larger one if the nearest is more than a tenth smaller."""
     nearest = max(DIVISOR, DIVISOR * math.floor(width / DIVISOR + 0.5))
     return nearest + DIVISOR if nearest < 0.9 * width else nearest
 
 
 class _InvertedBottleneck(nn.Module):
-    """A residual block that widens, convolves each channel by itself, weighs the channels and narrows again.
+    """A residual block: widen, convolve each channel by itself, weight the channels, narrow.
 
     Attributes:
-        width: channels that it gives.
-        expansion: channels in between, in units of those that come in.
-        size: of the depthwise convolution.
-        stride: of the depthwise convolution.
+        width: output channels.
+        expansion: channels of the depthwise convolution, in units of the input channels.
+        size: side of the kernel of the depthwise convolution.
+        stride: stride of the depthwise convolution.
         convolution: constructor of a convolution.
         norm: constructor of a BatchNorm.
     """
@@ -161,7 +166,8 @@ class _InvertedBottleneck(nn.Module):
             self.stride,
             self.size // 2,
             feature_group_count=width,
-            # A pixel of a channel reaches that channel only: Flax's fan-out counts the others too, its fan-in does not.
+            # In a depthwise convolution, an input channel reaches one output channel only. Flax's fan-out counts all
+            # output channels, its fan-in counts correctly.
             kernel_init=FAN_IN,
             name="depthwise",
         )
@@ -172,7 +178,7 @@ class _InvertedBottleneck(nn.Module):
         return inputs + branch if inputs.shape == branch.shape and self.stride == 1 else branch
 
     def gates(self, activations: Array, squeezed: int) -> Array:
-        """Squeeze and excitation: a factor in (0, 1) for every channel of every image, from the image's averages."""
+        """Squeeze and excitation: for every image, factors in (0, 1) for the channels, from their averages."""
         averages = jnp.mean(at_least_float32(activations), axis=(1, 2), keepdims=True).astype(activations.dtype)
         hidden = nn.silu(self.convolution(squeezed, (1, 1), use_bias=True, name="squeeze")(averages))
         return nn.sigmoid(self.convolution(activations.shape[-1], (1, 1), use_bias=True, name="excite")(hidden))

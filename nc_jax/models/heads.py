@@ -12,12 +12,12 @@ from nc_jax.heads import Head, HeadOutput
 
 
 class HeadModule(nn.Module):
-    """A head as a Linen module: its parameters in "params", its state in a collection of its own.
+    """A head as a Linen module: its parameters are in "params", its state is in a collection of its own.
 
-    The collection is "frame" for a fixed head and "nearest" for a nearest one; in training it must be mutable.
+    This collection is "frame" for a fixed head and "nearest" for a nearest head. It must be mutable in training.
 
     Attributes:
-        head: of `nc_jax.heads`.
+        head: a head from `nc_jax.heads`.
     """
 
     head: Head
@@ -31,12 +31,19 @@ class HeadModule(nn.Module):
         train: bool = False,
         mask: Bool[Array, " batch"] | None = None,
     ) -> HeadOutput:
-        """Classify a batch; see `nc_jax.heads.Head.apply`. Without `train`, labels are ignored and nothing is learned.
+        """Classify a batch; see `nc_jax.heads.Head.apply`. In evaluation, labels are ignored and the state stays.
 
-        Sums over devices are those that `nc_jax.collective.over` has bound; the training step does that.
+        If several devices share the batch, call this inside `nc_jax.collective.over`, as the training step does.
+
+        Args:
+            features: shape (N, d).
+            labels: shape (N,); a nearest head needs them in training.
+            train: whether this is a training step.
+            mask: True for examples, False for padding, shape (N,); None: rows with a negative label are padding.
 
         Raises:
-            ValueError: if the features have another shape, or labels that the head needs are missing in training.
+            ValueError: if the features are not a matrix or do not fit the head, or if a nearest head gets no labels in
+                training.
         """
         if features.ndim != 2:
             raise ValueError(f"features must have shape (batch, dim); got shape {features.shape}")
@@ -51,7 +58,7 @@ class HeadModule(nn.Module):
         }
         params = {name: self.param(name, one.draw) for name, one in declared.params.items()}
         state = {name: variable.value for name, variable in variables.items()}
-        # The initial state is that of no step.
+        # Initialisation is not a step: it must not update the state.
         train = train and not self.is_initializing()
         output, new = self.head.apply(params, state, features, labels, train=train, mask=mask)
         if new is not state:
@@ -61,7 +68,7 @@ class HeadModule(nn.Module):
 
 
 def _module(name: str, constructor: Callable[..., Head]) -> Callable[..., HeadModule]:
-    """Return a constructor of Linen modules that takes what the head's takes, and Linen's `name`."""
+    """Return a constructor of Linen modules with the arguments of the head's constructor, plus Linen's `name`."""
     kind: Any = type(name, (HeadModule,), {"__doc__": HeadModule.__doc__, "__module__": __name__})
 
     @functools.wraps(constructor)

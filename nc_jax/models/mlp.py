@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 
 class MLP(nn.Module):
-    """Fully connected network with ReLU after every hidden layer; the last layer, the features, is linear.
+    """Fully connected network with ReLU after every hidden layer. The last layer is linear and gives the features.
 
     Attributes:
         hidden: widths of the hidden layers.
@@ -21,7 +21,7 @@ class MLP(nn.Module):
     def __call__(
         self, inputs: Float[Array, "batch ..."], *, train: bool = False, mask: Bool[Array, " batch"] | None = None
     ) -> Float[Array, "batch dim"]:
-        """Return the features of a batch, images flattened (`train` and `mask` do nothing: nothing joins the rows)."""
+        """Return the features (N, d) of a batch; images are flattened. `train` and `mask` have no effect."""
         del train, mask
         activations = inputs.reshape(len(inputs), -1)
         for width in self.hidden:

@@ -13,17 +13,17 @@ from nc_jax.heads import Head, HeadOutput
 
 
 class HeadState(nnx.Variable):
-    """What a head keeps between steps and no optimiser trains: a fixed frame, or running class means."""
+    """State of a head, which no optimiser trains: a fixed frame, or running class means."""
 
 
 class NNXHead(nnx.Module):
-    """A head of `nc_jax.heads` as an NNX module: parameters are `nnx.Param`, its state is `HeadState`.
+    """A head of `nc_jax.heads` as an NNX module: its parameters are `nnx.Param`, its state is `HeadState`.
 
     Args:
-        head: of `nc_jax.heads`.
+        head: a head from `nc_jax.heads`.
         dim: feature dimension d.
-        rngs: its stream "params" draws the initial values.
-        dtype: of the features.
+        rngs: random streams; "params" draws the initial values.
+        dtype: dtype of the features.
 
     Raises:
         ValueError: if the head's frame does not fit into d dimensions.
@@ -51,7 +51,7 @@ class NNXHead(nnx.Module):
         mask: Bool[Array, " batch"] | None = None,
         axis_name: Axes = None,
     ) -> HeadOutput:
-        """Classify a batch and keep the new state; see `nc_jax.heads.Head.apply`."""
+        """Classify a batch and store the new state; see `nc_jax.heads.Head.apply` for the arguments."""
         params = jax.tree.map(lambda leaf: leaf[...], self.params, is_leaf=_is_variable)
         state = {name: variable[...] for name, variable in self.state.items()}
         output, new = self.head.apply(params, state, features, labels, train=train, mask=mask, axis_name=axis_name)
@@ -62,7 +62,7 @@ class NNXHead(nnx.Module):
 
 
 def _wrapped(kind: type[nnx.Variable], value: Any) -> Any:
-    """Make every array of a parameter, which may be a dictionary of them, a variable."""
+    """Wrap every array of a parameter in a variable; the parameter is one array or a dictionary of arrays."""
     return jax.tree.map(kind, value)
 
 

@@ -1,4 +1,4 @@
-"""Batch normalisation that knows which rows are examples, and which devices share the batch."""
+"""Batch normalisation that leaves out padding and sums over the devices that share a batch."""
 
 import math
 
@@ -12,25 +12,25 @@ from nc_jax.collective import all_sum
 
 
 class BatchNorm(nn.Module):
-    r"""Normalises every channel by the mean and variance of the batch in training, by running ones in evaluation.
+    r"""Normalises every channel by mean and variance: those of the batch in training, running ones in evaluation.
 
-    Devices that share a batch share its statistics: those over which `nc_jax.collective.over` sums, as the training
-    step does. Unlike `flax.linen.BatchNorm` it leaves padding out, with the right weights also when the devices hold
-    different numbers of examples, and even none. Parameters (`scale`, `bias`) and running statistics (`mean` and `var`,
-    the biased one, in the collection "batch_stats") have the same names, shapes and meaning as there.
+    Inside `nc_jax.collective.over`, which the training step uses, the statistics are those of the batch on all devices.
+    Unlike `flax.linen.BatchNorm`, this module leaves padding out. The result is also right if the devices hold
+    different numbers of examples, or none. The parameters (`scale`, `bias`) and the running statistics (`mean` and the
+    biased `var`, in the collection "batch_stats") have the same names, shapes and meaning as in `flax.linen.BatchNorm`.
 
     Attributes:
-        momentum: weight of the old running statistics when they are updated.
-        epsilon: added to the variance.
-        use_scale: learn a scale per channel, initially `scale_init`.
+        momentum: weight of the old value in the update of the running statistics.
+        epsilon: number added to the variance.
+        use_scale: learn a scale per channel.
         use_bias: learn a bias per channel, initially zero.
-        scale_init: initial scale.
-        dtype: of the result; None is the input's. Statistics, running or not, and parameters are at least float32.
+        scale_init: initialiser of the scale.
+        dtype: dtype of the result; None takes that of the input. Statistics and parameters are at least float32.
 
     Reference: Ioffe and Szegedy, Batch normalization (2015), algorithm 1.
     """
 
-    momentum: float = 0.9  # torch.nn.BatchNorm2d, whose momentum is the weight of the new value: 0.1
+    momentum: float = 0.9  # as torch.nn.BatchNorm2d, which calls the weight of the new value, 0.1, momentum
     epsilon: float = 1e-5  # torch.nn.BatchNorm2d
     use_scale: bool = True
     use_bias: bool = True
@@ -44,10 +44,11 @@ class BatchNorm(nn.Module):
         """Normalise a batch.
 
         Args:
-            inputs: channels last.
-            train: use the batch's statistics, and update the running ones with them.
-            mask: which rows are examples; None: all. The others are normalised too, but count for nothing. A batch
-                without any example leaves the running statistics as they are.
+            inputs: channels last, shape (N, ..., C).
+            train: normalise by the statistics of the batch, and update the running statistics.
+            mask: True for examples, False for padding, shape (N,); None: all are examples. Padding is normalised too,
+                but does not count in the statistics. A batch without any example leaves the running statistics
+                unchanged.
         """
         channels = inputs.shape[-1:]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
@@ -68,9 +69,10 @@ class BatchNorm(nn.Module):
         return outputs.astype(self.dtype or inputs.dtype)
 
     def _moments(self, inputs: Array, origin: Array, mask: Array | None) -> tuple[Array, Array, Array]:
-        """Mean (channels,), biased variance (channels,) and number of values per channel, over all devices."""
+        """Return mean (C,), biased variance (C,) and number of values per channel, over all devices."""
         axes = tuple(range(inputs.ndim - 1))
-        # One pass, about the running mean: E[x^2] - E[x]^2 about zero cancels for channels far from it.
+        # One pass over the data: E[x^2] - E[x]^2, after the running mean is subtracted from x. Without this shift, the
+        # difference would lose most digits in channels whose mean is large compared with their deviation.
         origin = jax.lax.stop_gradient(origin)
         shifted = at_least_float32(inputs) - origin
         rows = jnp.asarray(inputs.shape[0])

@@ -23,31 +23,33 @@ LAYOUTS = {  # by depth: He et al. (2016), table 1
     152: _Layout(True, (3, 8, 36, 3)),
 }
 BASE_WIDTH = 64  # channels of the stem and of the first stage's 3x3 convolutions, He et al. (2016), table 1
-EXPANSION = 4  # of a bottleneck's last convolution, as there
+EXPANSION = 4  # output channels over channels of a bottleneck's 3x3 convolution, He et al. (2016), table 1
 
 
 class ResNet(nn.Module):
     r"""Residual network without its classifier: convolutions, BatchNorm, ReLU and a global average.
 
-    Like torchvision's: bottlenecks stride in the 3x3 convolution, shortcuts are 1x1 convolutions where the shape
-    changes, and every 3x3 convolution is padded by one pixel on each side. The features are averages of ReLUs, so none
-    is negative.
+    As in torchvision, the 3x3 convolution of a bottleneck has its stride, shortcuts are 1x1 convolutions where the
+    shape changes, and every 3x3 convolution is padded by one pixel on each side. The features are averages of ReLUs, so
+    none is negative.
 
     Attributes:
         depth: 18, 34, 50, 101 or 152.
         stem: "imagenet", a 7x7 convolution of stride 2 and a max-pool, or "cifar", a 3x3 convolution of stride 1 for
             images of 28 to 64 pixels.
-        width_multiplier: multiplies every number of channels, `final_dim` excepted.
-        final_dim: feature dimension d ("fixdim"): the last block's last convolution gives so many channels, and a 1x1
-            shortcut goes round it where that is not what comes in. None is 512 (2048 with bottlenecks) times the width.
-        use_scale: BatchNorm learns a scale; without it and `use_bias` the network is affine-free.
-        use_bias: BatchNorm learns a bias; convolutions have none in any case.
-        zero_init_residual: the last BatchNorm of every block starts with scale 0, and the block as its shortcut.
-        dtype: of activations and products, bfloat16 say; parameters, batch statistics and features are at least
-            float32.
+        width_multiplier: factor on every number of channels except `final_dim`.
+        final_dim: feature dimension d ("fixdim"): number of output channels of the last block. If it differs from the
+            number of input channels, the block's shortcut is a 1x1 convolution. None: 512 times `width_multiplier`,
+            with bottlenecks 2048 times.
+        use_scale: BatchNorm learns a scale. With `use_scale` and `use_bias` False, BatchNorm has no parameters.
+        use_bias: BatchNorm learns a bias. Convolutions never have one.
+        zero_init_residual: start the last BatchNorm of every block with scale 0, so that the branch starts at zero.
+        dtype: dtype of activations and matrix products, for instance bfloat16. Parameters, batch statistics and
+            features are at least float32.
 
     Raises:
-        ValueError: when called, if the depth, the stem or a width is not one of those above.
+        ValueError: when called, if the depth, the stem or a width is not one of those above, or if
+            `zero_init_residual` is True without `use_scale`.
 
     Example:
         >>> import jax
@@ -80,9 +82,13 @@ class ResNet(nn.Module):
         """Return the features of a batch of images.
 
         Args:
-            inputs: channels last, any number of them.
-            train: normalise by the batch's statistics and update the running ones.
-            mask: which rows are examples; None: all. The others count for nothing in the batch statistics.
+            inputs: (N, H, W, C), any number of channels.
+            train: normalise by the batch statistics and update the running statistics.
+            mask: True for examples, False for padding, shape (N,); None: all are examples. Padding does not count in
+                the batch statistics.
+
+        Returns:
+            Features, shape (N, d).
         """
         layout, width = self._layout(), round(BASE_WIDTH * self.width_multiplier)
         convolution, norm = layers(self)
@@ -129,10 +135,10 @@ class _Block(nn.Module):
     """A residual block: relu(shortcut(x) + branch(x)).
 
     Attributes:
-        width: channels of its 3x3 convolutions.
-        dim: channels that it gives; None is the usual number.
-        stride: of its one strided convolution.
-        zero_init: start with the branch at zero.
+        width: channels of the 3x3 convolutions.
+        dim: output channels; None is the usual number.
+        stride: stride of the block.
+        zero_init: start with a branch that is zero.
         convolution: constructor of a convolution.
         norm: constructor of a BatchNorm.
     """
@@ -145,7 +151,7 @@ class _Block(nn.Module):
     norm: Any
 
     def join(self, inputs: Array, branch: Array, **keywords: Any) -> Array:
-        """Add the branch, after its last convolution, to the inputs or to their projection."""
+        """Normalise the branch and add it to the inputs, or to a 1x1 convolution of them if the shapes differ."""
         scale_init = nn.initializers.zeros if self.zero_init else nn.initializers.ones
         branch = self.norm(scale_init=scale_init, name="last_norm")(branch, **keywords)
         if inputs.shape != branch.shape:
@@ -155,7 +161,7 @@ class _Block(nn.Module):
 
 
 class _BasicBlock(_Block):
-    """Two 3x3 convolutions."""
+    """A residual block with two 3x3 convolutions."""
 
     @nn.compact
     def __call__(self, inputs: Array, **keywords: Any) -> Array:
@@ -166,7 +172,7 @@ class _BasicBlock(_Block):
 
 
 class _Bottleneck(_Block):
-    """A 3x3 convolution between two 1x1 ones, which narrow and widen."""
+    """A residual block with a 3x3 convolution between two 1x1 convolutions, which narrow and widen."""
 
     @nn.compact
     def __call__(self, inputs: Array, **keywords: Any) -> Array:

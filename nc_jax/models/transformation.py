@@ -1,4 +1,4 @@
-"""What stands between a backbone and a head in the hierarchy-aware frame's networks."""
+"""Necks: layers between backbone and head, as in the networks of Liang and Davis (2023)."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -14,24 +14,24 @@ from nc_jax.models.normalization import BatchNorm
 class Transformation(nn.Module):
     """Transformation layer: batch normalisation, then residual blocks of [Linear, batch normalisation, PReLU] x 2.
 
-    What goes in and out has the same width d; with two blocks it has 4 d^2 + 14 d parameters. The last operation is an
-    addition, so its outputs have either sign, as features that are to align with a frame need.
+    Inputs and outputs have the same dimension d. With two blocks the layer has 4 d^2 + 14 d parameters. The last
+    operation is an addition, so outputs can be positive or negative; features need both to align with a frame.
 
     Attributes:
         blocks: number of residual blocks.
-        momentum: of the batch normalisation, weight of the old statistics.
+        momentum: weight of the old running statistics in the batch normalisations of the blocks.
 
     Reference: Liang and Davis, Inducing Neural Collapse to a Fixed Hierarchy-Aware Frame (2023), section 4.
     """
 
     blocks: int = 2  # Liang and Davis (2023)
-    momentum: float = 0.9  # as `BatchNorm`; the released program has 0.999 on CIFAR
+    momentum: float = 0.9  # default of `BatchNorm`; the released program has 0.999 on CIFAR
 
     @nn.compact
     def __call__(
         self, features: Float[Array, "batch dim"], *, train: bool = False, mask: Bool[Array, " batch"] | None = None
     ) -> Float[Array, "batch dim"]:
-        """Transform the features of a batch; `mask` says which rows are examples (None: all)."""
+        """Transform features (N, d); `mask` is True for examples, False for padding (None: all are examples)."""
         dim = features.shape[-1]
         features = BatchNorm(name="norm")(features, train=train, mask=mask)
         for block in range(1, self.blocks + 1):
@@ -46,23 +46,23 @@ class Transformation(nn.Module):
 
 
 class PReLU(nn.Module):
-    """Rectifier with a learned slope per channel for negative inputs.
+    """Rectifier with a learned slope per channel for negative inputs, initially 0.25.
 
-    Reference: He et al., Delving deep into rectifiers (2015); the initial slope is theirs.
+    Reference: He et al., Delving deep into rectifiers (2015), also for the initial slope.
     """
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
-        """Return x where it is positive, else slope times x."""
+        """Return x where x is positive, and slope times x elsewhere."""
         slope = self.param("slope", nn.initializers.constant(0.25), inputs.shape[-1:])
         return jnp.where(inputs > 0, inputs, slope * inputs)
 
 
 class Bottleneck(nn.Module):
-    """The older program's layer: batch normalisation, Linear, batch normalisation, ELU ("type I").
+    """The "type I" neck: batch normalisation, Linear, batch normalisation, ELU.
 
     Attributes:
-        dim: width of the result.
+        dim: dimension of the result.
 
     Reference: Liang and Davis (2023), section 4, after Garg, Sani and Anand (2022).
     """
@@ -73,21 +73,22 @@ class Bottleneck(nn.Module):
     def __call__(
         self, features: Float[Array, "batch dim"], *, train: bool = False, mask: Bool[Array, " batch"] | None = None
     ) -> Float[Array, "batch out"]:
-        """Transform the features of a batch; `mask` says which rows are examples (None: all)."""
+        """Transform features (N, c); `mask` is True for examples, False for padding (None: all are examples)."""
         features = BatchNorm(name="norm1")(features, train=train, mask=mask)
         features = nn.Dense(self.dim, name="linear")(features)
         return nn.elu(BatchNorm(name="norm2")(features, train=train, mask=mask))
 
 
 class Projection(nn.Module):
-    """A convolution of 1 x 1 without bias to d channels, then pooling over the image.
+    """A 1x1 convolution without bias to d channels, then pooling over the image.
 
-    Pooled features are taken, too: an average commutes with the convolution, which is then a matrix product, so that it
-    serves every backbone that averages at its end. A maximum does not; give it feature maps.
+    With average pooling, the input may also be pooled features: averaging commutes with the convolution, which is then
+    a matrix product. So this module works with every backbone that ends with an average. Maximum pooling does not
+    commute; it needs feature maps.
 
     Attributes:
-        dim: number of channels, d; K in the paper's "type II" networks.
-        pool: "average" (the paper's scripts) or "max" (its program's default).
+        dim: number of output channels d. In the paper's "type II" networks it is the number of classes K.
+        pool: "average" (used in the paper's scripts) or "max" (default of the released program).
 
     Reference: Liang and Davis (2023), section 4.
     """
@@ -103,10 +104,10 @@ class Projection(nn.Module):
         train: bool = False,
         mask: Bool[Array, " batch"] | None = None,
     ) -> Float[Array, "batch dim"]:
-        """Project features (N, c), or feature maps (N, ..., c), on d channels.
+        """Project features (N, c), or feature maps (N, ..., c), to d channels; the result has shape (N, d).
 
         Raises:
-            ValueError: if the maximum is asked for and the features have been pooled.
+            ValueError: if `pool` is "max" and the features are already pooled.
         """
         del train, mask
         if features.ndim == 2 and self.pool == "max":
@@ -119,10 +120,10 @@ class Projection(nn.Module):
 
 
 class WithNeck(nn.Module):
-    """A backbone and what comes after it, as one backbone for `Classifier`.
+    """A backbone and the necks after it, as one backbone for `Classifier`.
 
-    "Type II" of the paper is `WithNeck(backbone, (Projection(K), Transformation()))`, "type I" of the older programs
-    `WithNeck(backbone, (Bottleneck(600),))`; either goes with every head.
+    The paper's "type II" is `WithNeck(backbone, (Projection(K), Transformation()))`. "Type I" is
+    `WithNeck(backbone, (Bottleneck(600),))`. Both go with every head.
 
     Attributes:
         backbone: module (inputs, train=..., mask=...) -> features.
@@ -135,7 +136,7 @@ class WithNeck(nn.Module):
     def __call__(
         self, inputs: Array, *, train: bool = False, mask: Bool[Array, " batch"] | None = None
     ) -> Float[Array, "batch dim"]:
-        """Return the features of a batch."""
+        """Return the features of a batch, as the last neck gives them."""
         features = self.backbone(inputs, train=train, mask=mask)
         for neck in self.necks:
             features = neck(features, train=train, mask=mask)

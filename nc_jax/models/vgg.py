@@ -16,32 +16,33 @@ LAYOUTS = {  # convolutions per stage, by depth: Simonyan and Zisserman (2015), 
     16: (2, 2, 3, 3, 3),
     19: (2, 2, 4, 4, 4),
 }
-WIDTHS = (64, 128, 256, 512, 512)  # channels per stage, as there
-DENSE_WIDTH = 4096  # of the two fully connected layers, as there
+WIDTHS = (64, 128, 256, 512, 512)  # channels per stage: Simonyan and Zisserman (2015), table 1
+DENSE_WIDTH = 4096  # units of each of the two fully connected layers: Simonyan and Zisserman (2015), table 1
 MIN_SIDE = 2 ** len(WIDTHS)  # a stage halves the image
 
 
 class VGG(nn.Module):
     r"""VGG network without its classifier: 3x3 convolutions, BatchNorm and ReLU in five stages, each with a max-pool.
 
-    Like torchvision's vgg*_bn, but for the dropout after its fully connected layers, which is left out: it would need a
+    The same as torchvision's vgg*_bn, but without the dropout after the fully connected layers, which would need a
     random key in every call. The features are ReLUs, or averages of them, so none is negative.
 
     Attributes:
         depth: 11, 13, 16 or 19.
-        top: what follows the convolutions: "imagenet", two fully connected layers of 4096 units, each with a ReLU, or
-            "cifar", a global average. The former's parameters fit images of one size only, 224 pixels in the paper.
-        width_multiplier: multiplies every number of channels and of units, `final_dim` excepted.
-        final_dim: feature dimension d ("fixdim"), given by the last fully connected layer, or by the last convolution
-            where there is none. None is 4096 ("imagenet") or 512 ("cifar") times the width.
-        use_scale: BatchNorm learns a scale; without it and `use_bias` the convolutional part is affine-free.
-        use_bias: BatchNorm learns a bias. So do the convolutions, in torchvision too, though in training BatchNorm
-            takes it out again.
-        dtype: of activations and products, bfloat16 say; parameters, batch statistics and features are at least
-            float32.
+        top: what follows the convolutions. "imagenet": two fully connected layers of 4096 units, each with a ReLU;
+            their parameters fit images of one size only (224 pixels in the paper). "cifar": a global average.
+        width_multiplier: factor on every number of channels and of units except `final_dim`.
+        final_dim: feature dimension d ("fixdim"): number of units of the last fully connected layer ("imagenet") or of
+            channels of the last convolution ("cifar"). None: 4096 or 512 times `width_multiplier`, respectively.
+        use_scale: BatchNorm learns a scale. With `use_scale` and `use_bias` False, BatchNorm has no parameters.
+        use_bias: BatchNorm and the convolutions learn a bias, as in torchvision. In training, the BatchNorm after a
+            convolution removes the convolution's bias again.
+        dtype: dtype of activations and matrix products, for instance bfloat16. Parameters, batch statistics and
+            features are at least float32.
 
     Raises:
-        ValueError: when called, if the depth, the top or a width is not one of those above, or an image too small.
+        ValueError: when called, if the depth, the top or a width is not one of those above, or if the image is too
+            small.
 
     Example:
         >>> import jax
@@ -72,9 +73,13 @@ class VGG(nn.Module):
         """Return the features of a batch of images.
 
         Args:
-            inputs: channels last, any number of them, at least 32 pixels high and wide.
-            train: normalise by the batch's statistics and update the running ones.
-            mask: which rows are examples; None: all. The others count for nothing in the batch statistics.
+            inputs: (N, H, W, C), any number of channels; H and W at least 32.
+            train: normalise by the batch statistics and update the running statistics.
+            mask: True for examples, False for padding, shape (N,); None: all are examples. Padding does not count in
+                the batch statistics.
+
+        Returns:
+            Features, shape (N, d).
         """
         layout = self._layout(*inputs.shape[1:3])
         convolution, norm = layers(self, use_bias=self.use_bias)

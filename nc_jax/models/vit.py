@@ -16,33 +16,34 @@ class _Layout(NamedTuple):
     num_heads: int
 
 
-LAYOUTS = {  # Touvron et al. (2021), table 1; "base" is that of Dosovitskiy et al. (2021), table 1
+LAYOUTS = {  # Touvron et al. (2021), table 1; their "base" equals that of Dosovitskiy et al. (2021), table 1
     "tiny": _Layout(192, 3),
     "small": _Layout(384, 6),
     "base": _Layout(768, 12),
 }
 EXPANSION = 4  # hidden units of a block's MLP in units of the dimension, Dosovitskiy et al. (2021), table 1
-EPSILON = 1e-6  # of LayerNorm, released programs of both
-# Released program of Touvron et al. (2021), which cuts off at -2 and 2, where nothing is left to cut.
+EPSILON = 1e-6  # of LayerNorm, released programs of Dosovitskiy et al. (2021) and Touvron et al. (2021)
+# Released program of Touvron et al. (2021). It truncates at -2 and 2, which has no effect at this standard deviation.
 WEIGHT_INIT = nn.initializers.normal(0.02)
 
 
 class ViT(nn.Module):
     r"""Vision transformer without its classifier: patches as tokens, attention, the class token's last value.
 
-    The features are the class token behind the last LayerNorm, not an average of all tokens: both work alike
-    (Dosovitskiy et al., appendix D.3), and so the sizes are the published ones. LayerNorm puts them, up to its learnt
-    scale and bias, on a sphere of radius :math:`\sqrt d` in the hyperplane of zero sum. Their dimension is the tokens'.
-    Dropout and stochastic depth are left out: they would need a random key in every call.
+    The features are the class token after the last LayerNorm, with the dimension d of the tokens. An average of all
+    tokens would work equally well (Dosovitskiy et al., appendix D.3); the class token gives the published numbers of
+    parameters. Up to the learnt scale and bias, LayerNorm puts the features on a sphere of radius :math:`\sqrt d` in
+    the hyperplane of zero sum. Dropout and stochastic depth are left out: they would need a random key in every call.
 
     Attributes:
-        layout: "tiny", "small" or "base": d = 192, 384 or 768 with 3, 6 or 12 heads.
-        patch: side of a patch in pixels: 16 for images of 224 pixels, 4 for those of 32. The position embeddings, and
-            so the parameters, fit images of one size only.
+        layout: "tiny", "small" or "base": d = 192, 384 or 768 with 3, 6 or 12 attention heads.
+        patch: side of a patch in pixels, for instance 16 for images of 224 pixels and 4 for images of 32 pixels. The
+            position embeddings, and so the parameters, fit images of one size only.
         depth: number of blocks.
-        width_multiplier: multiplies d. The number of heads stays, and has to divide it.
-        dtype: of activations and products, bfloat16 say; parameters, features and the moments inside LayerNorm are at
-            least float32. The softmax is float32 in any case, jax.nn's choice, also between float64 products.
+        width_multiplier: factor on d. The number of attention heads stays the same and must divide the product.
+        dtype: dtype of activations and matrix products, for instance bfloat16. Parameters, features and the moments
+            inside LayerNorm are at least float32. The softmax is always float32 (a choice of `jax.nn`), even if the
+            matrix products are float64.
 
     Raises:
         ValueError: when called, if the layout, the patch, the depth or the width is not one of those above, or if the
@@ -74,13 +75,16 @@ class ViT(nn.Module):
         """Return the features of a batch of images.
 
         Args:
-            inputs: channels last, any number of them, the sides multiples of the patch.
-            train: has no effect: nothing is random, and LayerNorm does in training what it does in evaluation.
-            mask: has no effect either: attention and LayerNorm join the tokens of an image, nothing joins the rows.
+            inputs: (N, H, W, C), any number of channels; H and W multiples of the patch.
+            train: has no effect: nothing is random, and LayerNorm is the same in training and in evaluation.
+            mask: has no effect: attention and LayerNorm combine tokens of one image, never different images.
+
+        Returns:
+            Features, shape (N, d).
         """
         del train, mask
         dim, num_heads = self._layout(*inputs.shape[1:3])
-        # Flax's own initial weights, as in the released program of Dosovitskiy et al. (2021): they know the fan-in.
+        # Flax's default initial weights, which scale with the fan-in: released program of Dosovitskiy et al. (2021).
         embedding = nn.Conv(dim, (self.patch, self.patch), self.patch, "VALID", dtype=self.dtype, name="embedding")
         tokens = embedding(inputs.astype(self.dtype)).reshape(inputs.shape[0], -1, dim)
         class_token = self.param("class_token", WEIGHT_INIT, (1, 1, dim)).astype(self.dtype)
@@ -108,11 +112,11 @@ class ViT(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention between the tokens of an image, then an MLP on each: both add to the tokens what they make of them.
+    """A transformer block: attention between the tokens of an image, then an MLP on each token, both with a shortcut.
 
     Attributes:
-        num_heads: of attention.
-        dtype: of activations and products.
+        num_heads: number of attention heads.
+        dtype: dtype of activations and matrix products.
     """
 
     num_heads: int

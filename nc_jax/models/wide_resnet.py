@@ -8,27 +8,30 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 
 from nc_jax.models.convolutional import layers, mean_over_pixels
 
-BASE_WIDTH = 16  # channels of the stem, and of the first stage times k, Zagoruyko and Komodakis (2016), table 1
-NUM_STAGES = 3  # as there
+# Channels of the stem; the first stage has k times as many. Zagoruyko and Komodakis (2016), table 1.
+BASE_WIDTH = 16
+NUM_STAGES = 3  # Zagoruyko and Komodakis (2016), table 1
 
 
 class WideResNet(nn.Module):
     r"""Wide residual network (WRN-depth-k) without its classifier: pre-activation blocks and a global average.
 
-    After a 3x3 stem of 16 channels come three stages of n = (depth - 4) / 6 blocks with 16k, 32k and 64k channels. The
-    blocks add to a sum that nothing normalises or rectifies before the last BatchNorm and ReLU. The features are
-    averages of those, so none is negative. For images of 28 to 64 pixels. The dropout that the paper tries between the
-    two convolutions of a block is left out: it would need a random key in every call.
+    A 3x3 stem of 16 channels is followed by three stages of n = (depth - 4) / 6 blocks each, with 16k, 32k and 64k
+    channels for a width multiplier k. The sum to which the blocks add is normalised and rectified only at the end, by
+    the last BatchNorm and ReLU. The features are averages of the result, so none is negative. The network is for images
+    of 28 to 64 pixels. The dropout that the paper tries between the two convolutions of a block is left out: it would
+    need a random key in every call.
 
     Attributes:
         depth: 6n + 4 for a whole n >= 1.
-        width_multiplier: k, a fraction if you like; the stem alone keeps its 16 channels.
-        final_dim: feature dimension d ("fixdim"): the last block's last convolution gives so many channels, and a 1x1
-            shortcut goes round it where that is not what comes in. None is 64k.
-        use_scale: BatchNorm learns a scale; without it and `use_bias` the network is affine-free.
-        use_bias: BatchNorm learns a bias; convolutions have none in any case.
-        dtype: of activations and products, bfloat16 say; parameters, batch statistics and features are at least
-            float32.
+        width_multiplier: k, the factor on the channels of the stages; may be a fraction. The stem keeps its 16
+            channels.
+        final_dim: feature dimension d ("fixdim"): number of output channels of the last block. If it differs from the
+            number of input channels, the block's shortcut is a 1x1 convolution. None: 64k.
+        use_scale: BatchNorm learns a scale. With `use_scale` and `use_bias` False, BatchNorm has no parameters.
+        use_bias: BatchNorm learns a bias. Convolutions never have one.
+        dtype: dtype of activations and matrix products, for instance bfloat16. Parameters, batch statistics and
+            features are at least float32.
 
     Raises:
         ValueError: when called, if the depth or a width is not one of those above.
@@ -61,9 +64,13 @@ class WideResNet(nn.Module):
         """Return the features of a batch of images.
 
         Args:
-            inputs: channels last, any number of them.
-            train: normalise by the batch's statistics and update the running ones.
-            mask: which rows are examples; None: all. The others count for nothing in the batch statistics.
+            inputs: (N, H, W, C), any number of channels.
+            train: normalise by the batch statistics and update the running statistics.
+            mask: True for examples, False for padding, shape (N,); None: all are examples. Padding does not count in
+                the batch statistics.
+
+        Returns:
+            Features, shape (N, d).
         """
         num_blocks, width = self._num_blocks(), round(BASE_WIDTH * self.width_multiplier)
         convolution, norm = layers(self)
@@ -84,7 +91,7 @@ class WideResNet(nn.Module):
         return mean_over_pixels(activations)
 
     def _num_blocks(self) -> int:
-        """Blocks per stage."""
+        """Return the number of blocks per stage."""
         num_blocks, rest = divmod(self.depth - 4, 2 * NUM_STAGES)
         if rest or num_blocks < 1:
             raise ValueError(f"depth must be 6n + 4 for a whole n >= 1; got {self.depth}")
@@ -98,12 +105,12 @@ class WideResNet(nn.Module):
 
 
 class _PreActivationBlock(nn.Module):
-    """A residual block: shortcut + branch, whose two 3x3 convolutions each follow a BatchNorm and a ReLU.
+    """A residual block: shortcut + branch. BatchNorm and ReLU precede each of the branch's two 3x3 convolutions.
 
     Attributes:
-        width: channels of its convolutions.
-        dim: channels that it gives; None is the width.
-        stride: of its first convolution.
+        width: channels of the first convolution, and of the second if `dim` is None.
+        dim: output channels; None is the width.
+        stride: stride of the first convolution.
         convolution: constructor of a convolution.
         norm: constructor of a BatchNorm.
     """
@@ -120,6 +127,6 @@ class _PreActivationBlock(nn.Module):
         branch = self.convolution(self.width, (3, 3), self.stride, 1, name="conv1")(activated)
         branch = nn.relu(self.norm(name="norm2")(branch, **keywords))
         branch = self.convolution(self.dim or self.width, (3, 3), 1, 1, name="conv2")(branch)
-        if inputs.shape != branch.shape:  # the shortcut starts behind the ReLU where it is a convolution, only there
+        if inputs.shape != branch.shape:  # a shortcut that is a convolution starts after the ReLU, any other before it
             inputs = self.convolution(branch.shape[-1], (1, 1), self.stride, 0, name="shortcut")(activated)
         return inputs + branch

@@ -1,4 +1,4 @@
-"""Solvers on manifolds, and the status with which each of them ends."""
+"""Solvers on manifolds, and the status that says how a solve ended."""
 
 from nc_jax.solvers.polar import PolarDecomposition, PolarMethod, polar, polar_decomposition
 from nc_jax.solvers.solution import Solution, Status, describe

@@ -1,6 +1,7 @@
 """The orthogonal polar factor: the matrix with orthonormal columns that is nearest to a given one.
 
-Four algorithms, because none is best everywhere (B is n x p with condition number kappa):
+There are four algorithms, because none is best for all matrices. B is n x p with condition number kappa; eps is the
+rounding unit of the dtype:
 
 ================  =======================================================  ========================================
 method            arithmetic                                               accuracy of the factor
@@ -23,25 +24,25 @@ from nc_jax.arrays import at_least_float32, matmul, safe_norm, skew_part, symmet
 
 PolarMethod = Literal["auto", "svd", "gram", "qdwh", "newton_schulz"]
 
-# Crossover points: milliseconds for a float32 polar factor of Gaussian matrices on two EPYC cores, median of 20. On
-# accelerators none was measured: there "auto" rests on products being cheap and decompositions slow.
+# Milliseconds for a float32 polar factor of Gaussian matrices on two EPYC cores, median of 20. Nothing was measured on
+# accelerators: "auto" assumes that products are cheap there and decompositions slow.
 #   (n, p)          svd    gram   qdwh   newton_schulz
 #   (512, 9)       0.10    0.10   0.17    0.25
 #   (512, 32)      0.35    0.16   0.70    0.42
 #   (512, 99)      3.0     1.1    5.9     2.8
 #   (2048, 999)    332     190    597     479
-_GRAM_FROM = 24  # columns from which "gram" pays on a CPU; below, the SVD is as quick and takes any matrix
+_GRAM_FROM = 24  # columns from which "auto" takes "gram" on a CPU; below, "svd" is as quick and serves every matrix
 
 
 class PolarDecomposition(NamedTuple):
-    """B = U S with S = V diag(s) V^T, in the form that the derivative needs.
+    """Polar decomposition B = U S with S = V diag(s) V^T, in the form that the derivative needs.
 
     Attributes:
         factor: U, shape (n, p), orthonormal columns.
-        values: s, shape (p,), the singular values of B in any order; None where the method does not compute them.
-        vectors: V, shape (p, p), the right singular vectors as columns; None likewise.
-        unique: whether B has full rank to rounding, so that U is the only solution.
-        iterations: of "newton_schulz", two products each; 0 for the other methods.
+        values: singular values s of B in any order, shape (p,); None if the method does not compute them.
+        vectors: right singular vectors V as columns, shape (p, p); None if the method does not compute them.
+        unique: whether B has full rank up to rounding, so that U is the only solution.
+        iterations: number of iterations of "newton_schulz", each with two products; 0 for other methods.
     """
 
     factor: Float[Array, "n p"]
@@ -54,14 +55,15 @@ class PolarDecomposition(NamedTuple):
 def polar_decomposition(
     matrix: Float[Array, "n p"], *, method: PolarMethod = "auto", init: Float[Array, "n p"] | None = None
 ) -> PolarDecomposition:
-    """Polar factor with what is known of the symmetric factor.
+    """Polar factor U of a matrix B = U S, with the parts of the symmetric factor S that the method computes.
 
     Args:
         matrix: B, shape (n, p) with n >= p. Dtypes narrower than float32 are solved in float32.
-        method: see the module's table. "auto" picks "svd" or "gram" on a CPU, by the number of columns, and
-            "newton_schulz" on an accelerator, where products are cheap and decompositions are not.
-        init: a matrix with orthonormal columns near the factor, such as the factor a training step earlier. It saves
-            "newton_schulz" iterations; the other methods have no use for it. It changes the factor by rounding only.
+        method: "svd", "gram", "qdwh", "newton_schulz" or "auto". On a CPU, "auto" takes "svd" for fewer than 24 columns
+            and "gram" otherwise. On an accelerator it takes "newton_schulz", which needs products only.
+        init: matrix with orthonormal columns near the factor, shape (n, p), such as the factor of the previous training
+            step. It saves iterations of "newton_schulz"; other methods ignore it. It changes the factor only by
+            rounding.
 
     Raises:
         ValueError: if B is not a matrix with at least as many rows as columns, the init has another shape, or the
@@ -79,7 +81,7 @@ def polar_decomposition(
         else:
             method = "newton_schulz"
     matrix = at_least_float32(matrix)
-    # At unit scale no square of an entry overflows, and none that matters underflows.
+    # At unit scale, no square of an entry overflows, and squares that underflow are negligible.
     norm = safe_norm(matrix)[0, 0]
     matrix = matrix / jnp.where(norm > 0, norm, 1)
     found = _by_newton_schulz(matrix, init) if method == "newton_schulz" else _METHODS[method](matrix)
@@ -93,7 +95,7 @@ def _without_derivative(factor: Array) -> Array:
 
 @_without_derivative.defjvp
 def _no_derivative(primals, tangents):
-    # Autodiff of the SVD divides by differences of squared singular values: silently wrong where two are close.
+    # Autodiff of the SVD divides by differences of squared singular values, so it is wrong if two of them are close.
     raise TypeError("solvers.polar has no derivative; use nc_jax.implicit.polar_factor, which has the exact one")
 
 
@@ -102,18 +104,18 @@ def polar(
 ) -> Float[Array, "n p"]:
     r"""Orthogonal polar factor U of B = U S, with S symmetric positive semidefinite.
 
-    U maximises <U, B> over matrices with orthonormal columns, so it solves the orthogonal Procrustes problem. It is
-    unique where B has full column rank; otherwise one of the solutions is returned.
+    U maximises <U, B> over matrices with orthonormal columns, so it solves the orthogonal Procrustes problem. U is
+    unique if B has full column rank; otherwise one of the solutions is returned.
 
-    This is the bare solver. Its differentiable form is `nc_jax.implicit.polar_factor`.
+    This function cannot be differentiated; `nc_jax.implicit.polar_factor` can.
 
     Args:
         matrix: B, shape (n, p) with n >= p. Dtypes narrower than float32 are solved in float32.
-        method: see `polar_decomposition`.
-        init: see `polar_decomposition`.
+        method: "auto", "svd", "gram", "qdwh" or "newton_schulz"; see `polar_decomposition`.
+        init: matrix with orthonormal columns near the factor, shape (n, p), or None; see `polar_decomposition`.
 
     Returns:
-        U, shape (n, p), in float32 or float64; NaN where B is not finite.
+        U, shape (n, p), in float32 or float64; NaN if B is not finite.
 
     Raises:
         ValueError: if B is not a matrix with at least as many rows as columns, the init has another shape, or the
@@ -130,7 +132,7 @@ def polar(
 
 
 def _by_svd(matrix: Array) -> PolarDecomposition:
-    # LAPACK, too, reduces a tall matrix to a triangle first, but takes a third longer for 512 x 9.
+    # LAPACK's SVD also reduces a tall matrix to a triangle first, but takes a third longer for 512 x 9.
     tall = matrix.shape[0] >= 4 * matrix.shape[1]
     basis, square = jnp.linalg.qr(matrix) if tall else (None, matrix)
     left, values, right = jnp.linalg.svd(square, full_matrices=False)
@@ -147,8 +149,9 @@ def _by_gram(matrix: Array) -> PolarDecomposition:
     def refine(_: None) -> PolarDecomposition:
         values = jnp.sqrt(eigenvalues)
         factor = matmul(matrix, matmul(vectors / values, transpose(vectors)))
-        # Forming B^T B squared the condition number, which leaves eps kappa^2 in the orthogonality and in the rotation
-        # of the factor. A Newton-Schulz step removes the first, a Newton step for the symmetry of U^T B the second.
+        # B^T B has the squared condition number, which leaves errors of size eps kappa^2 in the orthogonality and in
+        # the rotation of the factor. A Newton-Schulz step removes the error in the orthogonality, and a Newton step for
+        # the symmetry of U^T B removes the error in the rotation.
         stretch = jnp.eye(len(values), dtype=matrix.dtype) - matmul(transpose(factor), factor)
         product = matmul(transpose(factor), matrix)
         asymmetry = matmul(matmul(transpose(vectors), 2 * skew_part(product)), vectors)
@@ -158,8 +161,8 @@ def _by_gram(matrix: Array) -> PolarDecomposition:
         values = jnp.sum(vectors * matmul(product, vectors), axis=0)
         return PolarDecomposition(factor + matmul(factor, step), values, vectors, jnp.ones((), bool))
 
-    # kappa <= eps^(-1/4), 54 in float32: there what the two steps leave is of the order of eps itself, and the
-    # eigenvectors serve the derivative to sqrt(eps). A NaN fails the test, too.
+    # The test is kappa <= eps^(-1/4), 54 in float32. Then both steps leave an error of the order of eps, and with these
+    # eigenvectors the derivative has an error of sqrt(eps). A NaN fails the test, too.
     well_conditioned = eigenvalues[0] > eps**0.5 * eigenvalues[-1]
     return jax.lax.cond(well_conditioned, refine, lambda _: _by_svd(matrix), None)
 
@@ -172,13 +175,13 @@ def _by_qdwh(matrix: Array) -> PolarDecomposition:
 
 class _NewtonSchulzState(NamedTuple):
     factor: Array
-    lower: Float[Array, ""]  # all singular values are thought to be at least this
+    lower: Float[Array, ""]  # estimated lower bound of the singular values
     error: Float[Array, ""]
     iteration: Int[Array, ""]
 
 
-# From 1e-3, the smallest singular value that the default prox weight leaves, scaled Newton-Schulz takes 7 steps to 0.9
-# and 4 more to rounding; from 1e-7, below which rank is deficient in float32, 40 are ample.
+# With the default proximal weight, the smallest singular value is about 1e-3. From 1e-3, scaled Newton-Schulz takes 7
+# steps to 0.9 and 4 more to rounding. From 1e-7, below which the rank is deficient in float32, 40 steps are enough.
 _LOWER = 1e-3
 _MAX_NEWTON_SCHULZ = 40
 
@@ -186,21 +189,21 @@ _MAX_NEWTON_SCHULZ = 40
 def _by_newton_schulz(matrix: Array, init: Array | None = None) -> PolarDecomposition:
     r"""Scaled Newton-Schulz iteration, X <- a/2 X (3 I - a^2 X^T X) with a^2 = 3 / (1 + l + l^2).
 
-    For singular values in [l, 1] this a is the best of its kind: it sends both ends of the interval to the same value,
-    the next l. A wrong l is harmless: [0, 1] is mapped into itself for every l in [0, 1].
+    For singular values in [l, 1] this a is optimal: it maps both ends of the interval to the same value, the next l. A
+    wrong l does no harm, because the iteration maps [0, 1] into itself for every l in [0, 1].
 
     Reference: Chen and Chow, A stable scaling of Newton-Schulz for improving the sign function computation (2014).
     """
     eye = jnp.eye(matrix.shape[1], dtype=matrix.dtype)
     gram = matmul(transpose(matrix), matrix)
-    # ||(B^T B)^2||_F^(1/4) bounds the largest singular value, and closely: at most p^(1/8) too large.
+    # ||(B^T B)^2||_F^(1/4) is an upper bound of the largest singular value, too large by a factor of at most p^(1/8).
     bound = jnp.sqrt(jnp.sqrt(jnp.linalg.norm(matmul(gram, gram))))
-    tolerance = jnp.finfo(matrix.dtype).eps ** 0.5  # the step after which squares it
+    tolerance = jnp.finfo(matrix.dtype).eps ** 0.5  # one more step squares the error
 
     def iterate(state: _NewtonSchulzState) -> _NewtonSchulzState:
         product = matmul(transpose(state.factor), state.factor)
         error = jnp.linalg.norm(product - eye)
-        # The last step is an unscaled one, which squares the error; a scaled one would move singular values of 1.
+        # The last step is unscaled, which squares the error; a scaled step would move singular values of 1.
         lower = jnp.where(error <= tolerance, 1, state.lower)
         squared = 3 / (1 + lower + lower**2)
         factor = jnp.sqrt(squared) / 2 * matmul(state.factor, 3 * eye - squared * product)
@@ -208,7 +211,7 @@ def _by_newton_schulz(matrix: Array, init: Array | None = None) -> PolarDecompos
         return _NewtonSchulzState(factor, lower, error, state.iteration + 1)
 
     def unfinished(state: _NewtonSchulzState) -> Array:
-        # `error` is that of the iterate before the last step, which has squared it.
+        # `error` belongs to the iterate before the last step; that step has squared it.
         return (state.error > tolerance) & (state.iteration < _MAX_NEWTON_SCHULZ)
 
     start = matrix / jnp.where(bound > 0, bound, 1)
@@ -218,7 +221,7 @@ def _by_newton_schulz(matrix: Array, init: Array | None = None) -> PolarDecompos
         lower = jnp.maximum(lower, _SAFETY * _least_singular_value(start, init.astype(matrix.dtype)))
     state = _NewtonSchulzState(start, lower, infinite, jnp.zeros((), jnp.int32))
     end = jax.lax.while_loop(unfinished, iterate, state)
-    # Rank-deficient input has singular values that no iteration lifts; an SVD completes the factor.
+    # If the rank is deficient, the iteration cannot raise the zero singular values to 1; then use an SVD.
     converged = end.error <= tolerance
     factor, unique = jax.lax.cond(
         converged,
@@ -228,17 +231,19 @@ def _by_newton_schulz(matrix: Array, init: Array | None = None) -> PolarDecompos
     return PolarDecomposition(factor, None, None, unique, end.iteration)
 
 
-# Power iteration finds the edge of a spectrum from inside: 16 steps, products with a vector, leave it a few tens of
-# percent too large, and a bound that is too large by the factor of two costs an iteration less than one too small.
+# Power iteration approaches the largest eigenvalue from below, so 16 steps (products with a vector) give a least
+# singular value that is too large by a few tens of percent. The factor 0.5 makes up for that. A bound that is too large
+# by a factor of two costs one iteration less than a bound that is too small by this factor.
 _POWER_STEPS = 16
 _SAFETY = 0.5
 
 
 def _least_singular_value(matrix: Array, init: Array) -> Array:
-    """Estimate the least singular value of B, whose largest is at most 1, with a rotation U near its polar factor.
+    """Estimate the least singular value of B (with largest at most 1) from a rotation U near its polar factor.
 
-    No singular value is below the least eigenvalue of sym(U^T B) (Fan and Hoffman, 1955), and near the factor the two
-    are close. Its distance from 1 is the largest eigenvalue of I - sym(U^T B).
+    No singular value is below the least eigenvalue of sym(U^T B) (Fan and Hoffman, 1955), and near the polar factor the
+    least singular value is close to that eigenvalue. The eigenvalue is 1 minus the largest eigenvalue of
+    I - sym(U^T B).
     """
     gap = jnp.eye(matrix.shape[1], dtype=matrix.dtype) - symmetric_part(matmul(transpose(init), matrix))
     vector = jax.random.normal(jax.random.key(0), (matrix.shape[1],), matrix.dtype)
@@ -253,7 +258,7 @@ def _least_singular_value(matrix: Array, init: Array) -> Array:
 
 
 def _has_full_rank(matrix: Array, values: Array) -> Array:
-    """Whether numpy.linalg.matrix_rank would count all singular values, given in any order."""
+    """Whether the rank is full by the rule of numpy.linalg.matrix_rank, from singular values in any order."""
     return jnp.min(values) > max(matrix.shape) * jnp.finfo(matrix.dtype).eps * jnp.max(values)
 
 

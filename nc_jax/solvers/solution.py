@@ -1,4 +1,4 @@
-"""What a solver returns, and a sentence for every way in which it can end."""
+"""The result of a solver, its status, and a sentence that explains each status."""
 
 import enum
 from typing import Any, NamedTuple
@@ -8,7 +8,10 @@ from jaxtyping import Array, Float, Int
 
 
 class Status(enum.IntEnum):
-    """How a solve ended, from best to worst: the worst of several is their maximum."""
+    """How a solve ended, ordered from best to worst, so that the worst of several statuses is their maximum.
+
+    `describe` gives a sentence for each. Up to NOT_UNIQUE the point is a solution; with NON_FINITE, discard it.
+    """
 
     CONVERGED = 0
     CONVERGED_TO_PRECISION = 1
@@ -29,15 +32,15 @@ _SENTENCES = {
 
 
 class Solution(NamedTuple):
-    """What a caller may want to know about a solve.
+    """Result of a solve.
 
     Attributes:
         point: the best point found.
-        value: the cost there.
-        grad_norm: length of the Riemannian gradient there, in units of the cost.
-        iterations: outer iterations, 0 for a closed form.
-        inner_iterations: products with the Hessian, over all outer iterations.
-        status: a `Status` as int32; `describe(status)` gives the sentence.
+        value: cost at the point.
+        grad_norm: length of the Riemannian gradient at the point, in units of the cost.
+        iterations: number of outer iterations; 0 for a closed form without iterations.
+        inner_iterations: number of products with the Hessian, over all outer iterations.
+        status: a `Status` as int32; `describe(status)` explains it in a sentence.
     """
 
     point: Float[Array, "..."]
@@ -49,13 +52,13 @@ class Solution(NamedTuple):
 
 
 def describe(status: Any) -> str:
-    """Return the sentence for a status.
+    """Return a sentence that explains a status.
 
     Args:
-        status: a `Status`, or its number as an integer, a NumPy or a JAX scalar.
+        status: a `Status`, or its number as an integer, a NumPy scalar or a JAX scalar.
 
     Raises:
-        ValueError: if there is no such status.
+        ValueError: if the number is not that of a status.
 
     Example:
         >>> describe(Status.ITERATION_LIMIT)

@@ -1,4 +1,4 @@
-"""Steihaug-Toint truncated conjugate gradients: the step of a trust region."""
+"""Steihaug-Toint truncated conjugate gradients, which compute the step of a trust region."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +9,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class TruncatedStep(NamedTuple):
-    """The step, its image under the Hessian, the number of Hessian products, and whether it ends on the boundary."""
+    """Result of `truncated_cg`.
+
+    Attributes:
+        step: the step s.
+        hessian_step: the Hessian times the step, H s.
+        iterations: number of products with the Hessian.
+        on_boundary: whether the step ends on the boundary of the trust region.
+    """
 
     step: Float[Array, "..."]
     hessian_step: Float[Array, "..."]
@@ -36,21 +43,21 @@ def truncated_cg(
     tolerance: Float[Array, ""],
     max_iterations: int,
 ) -> TruncatedStep:
-    r"""Approximately minimise the model <g, s> + <s, H s> / 2 over ||s|| <= radius.
+    r"""Approximately minimise the model <g, s> + <s, H s> / 2 over steps s with ||s|| <= radius.
 
-    Conjugate gradients from s = 0, stopped where the residual is small enough, where the path leaves the trust region,
-    or where a direction of negative curvature shows; in the last two cases the step ends on the boundary.
+    Conjugate gradients start from s = 0. They stop when the residual is small enough, when the path leaves the trust
+    region, or when a direction has negative curvature. In the last two cases the step ends on the boundary.
 
     Args:
-        inner: inner product of two tangent vectors.
-        hessian: product of the Hessian with a tangent vector.
+        inner: function that gives the inner product of two tangent vectors.
+        hessian: function that multiplies a tangent vector by the Hessian H.
         gradient: g, a tangent vector of any shape.
-        radius: of the trust region.
-        tolerance: on the residual norm ||g + H s||.
-        max_iterations: at most this many products with the Hessian.
+        radius: radius of the trust region.
+        tolerance: the iteration stops when the residual norm ||g + H s|| is at most this.
+        max_iterations: largest number of products with the Hessian.
 
     Returns:
-        The step with what the trust region needs to judge it.
+        The step, and the numbers that the trust region needs to judge it.
 
     Reference: Steihaug (1983); Absil, Baker and Gallivan, Trust-region methods on Riemannian manifolds (2007), alg. 2.
     """
@@ -80,7 +87,7 @@ def truncated_cg(
             residual_squared=residual_squared,
             iteration=iteration,
             on_boundary=leaves,
-            # A NaN fails every comparison above: without this the loop would run to its limit on it.
+            # A NaN fails every comparison above. Without this test, the loop would run to its limit.
             done=done | ~jnp.isfinite(residual_squared),
         )
 
@@ -105,5 +112,5 @@ def _to_boundary(inner: Callable, step: Array, direction: Array, radius: Array) 
     along, length = inner(step, direction), inner(direction, direction)
     room = jnp.maximum(radius**2 - inner(step, step), 0)
     root = jnp.sqrt(along**2 + length * room)
-    # Of the two forms of the root, the one without cancellation.
+    # The root has two equivalent forms; take the one without cancellation.
     return jnp.where(along > 0, room / (along + root), (root - along) / jnp.where(length > 0, length, 1))

@@ -1,4 +1,4 @@
-"""Riemannian trust region: Newton's method that also works far from the solution."""
+"""Riemannian trust region: a form of Newton's method that also converges from far away."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,31 +15,34 @@ from nc_jax.solvers.truncated_cg import truncated_cg
 
 @dataclass(frozen=True)
 class TrustRegionOptions:
-    """What a caller may choose.
+    """Settings of the trust region.
 
     Attributes:
-        max_iterations: outer iterations.
-        max_inner_iterations: Hessian products per outer iteration; None is four times the dimension of the manifold.
-        relative_tolerance: stop where the Riemannian gradient norm is at most this times the largest Euclidean gradient
-            norm met so far, which makes the test independent of the problem's scale. None is 10 eps of the dtype.
-        initial_radius: in units of the manifold's diameter.
-        max_radius: in units of the manifold's diameter.
-        accept_ratio: a step is taken where actual over predicted decrease exceeds this.
-        forcing: the inner residual norm falls to at most this fraction of the gradient norm.
-        superlinear: and to at most (relative gradient norm)^superlinear of it, which makes the end quadratic.
+        max_iterations: largest number of outer iterations.
+        max_inner_iterations: largest number of Hessian products per outer iteration; None for four times the dimension
+            of the manifold.
+        relative_tolerance: stop when the Riemannian gradient norm is at most this times the largest Euclidean gradient
+            norm met so far; None for 10 eps of the dtype. The test does not depend on the scale of the problem.
+        initial_radius: first radius of the trust region, in units of the manifold's diameter.
+        max_radius: largest radius of the trust region, in units of the manifold's diameter.
+        accept_ratio: accept a step if the actual decrease exceeds this times the predicted decrease.
+        forcing: kappa in the stopping rule of the inner iteration: the residual norm must be at most kappa times the
+            gradient norm.
+        superlinear: theta in the stopping rule of the inner iteration: the residual norm must be at most
+            (relative gradient norm)^theta times the gradient norm. With theta = 1, convergence is quadratic in the end.
 
     Raises:
         ValueError: if a limit, a radius or a tolerance is out of its range.
     """
 
     max_iterations: int = 200  # warm starts take 2 to 5, random ones 5 to 20, and about 100 at condition 1e5
-    max_inner_iterations: int | None = None  # one dimension's worth in exact arithmetic; rounding costs conjugacy
+    max_inner_iterations: int | None = None  # the dimension is enough in exact arithmetic; rounding loses conjugacy
     relative_tolerance: float | None = None  # 10 eps: rounding of U^T G alone leaves a gradient of 1 to 3 eps
     initial_radius: float = 0.125  # Absil, Baker and Gallivan (2007), section 5: an eighth of the largest
-    max_radius: float = 1.0  # as there: of the order of the manifold's diameter
+    max_radius: float = 1.0  # Absil, Baker and Gallivan (2007), section 5: the order of the manifold's diameter
     accept_ratio: float = 0.1  # Absil, Baker and Gallivan (2007), section 5
-    forcing: float = 0.1  # kappa, as there
-    superlinear: float = 1.0  # theta, as there
+    forcing: float = 0.1  # Absil, Baker and Gallivan (2007), section 5
+    superlinear: float = 1.0  # Absil, Baker and Gallivan (2007), section 5
 
     def __post_init__(self):
         for name in ("max_iterations", "max_inner_iterations", "relative_tolerance", "initial_radius", "max_radius"):
@@ -68,7 +71,7 @@ class _State(NamedTuple):
     euclidean_gradient: Array
     gradient: Array
     grad_norm: Array
-    scale: Array  # the largest Euclidean gradient norm met
+    scale: Array  # the largest Euclidean gradient norm met so far
     radius: Array
     iteration: Array
     inner_iterations: Array
@@ -76,8 +79,8 @@ class _State(NamedTuple):
 
 
 _RUNNING = -1
-_ATTAINABLE = 10.0  # a relative gradient norm of so many eps is reached whatever the conditioning
-_ROUNDING = 8.0  # decreases below this many eps of the cost's scale say nothing
+_ATTAINABLE = 10.0  # relative gradient norm, in eps, that is reached for every condition number
+_ROUNDING = 8.0  # decreases below this many eps, times the scale of the cost, are rounding errors
 
 
 def trust_region(
@@ -91,28 +94,30 @@ def trust_region(
 ) -> Solution:
     r"""Minimise a smooth cost over a manifold.
 
-    Each iteration minimises the second-order model in the tangent space over a ball (truncated conjugate gradients),
-    retracts, and compares the actual with the predicted decrease. Once decreases drown in the rounding of the cost,
-    a step counts as good if it lowers the gradient norm: the solve ends at the dtype's precision, not at its root.
+    Each iteration minimises a second-order model in the tangent space over a ball, by truncated conjugate gradients. It
+    then retracts the step and compares the actual decrease of the cost with the predicted decrease. Near the solution,
+    the decrease is smaller than the rounding error of the cost; the decrease is then computed from the gradients. So
+    the error of the point is about the precision of the dtype, instead of its square root.
 
-    The result is not differentiable: `nc_jax.implicit` gives the derivatives of the minimiser.
+    The result is not differentiable; `nc_jax.implicit` gives the derivatives of the minimiser.
 
     Args:
-        manifold: gives `inner`, `project`, `retract`, `gradient`, `hessian`, `dimension` and `diameter`
-            (see `nc_jax.manifolds.Stiefel`).
-        cost: maps (point, *args) to a scalar.
-        init: the starting point, on the manifold, of a floating dtype of 32 bits or more.
-        *args: arrays (or trees of them) on which the cost depends.
-        gradient: Euclidean gradient (point, *args); None differentiates the cost.
-        hessian_vector: Euclidean Hessian times tangent, (point, tangent, *args); None differentiates the gradient.
-        options: see `TrustRegionOptions`.
+        manifold: object with `shape`, `inner`, `project`, `retract`, `gradient`, `hessian`, `dimension` and `diameter`,
+            such as `nc_jax.manifolds.Stiefel`.
+        cost: function (point, *args) -> scalar.
+        init: starting point on the manifold, float32 or float64.
+        *args: arrays (or trees of arrays) on which the cost depends.
+        gradient: function (point, *args) -> Euclidean gradient; None differentiates the cost.
+        hessian_vector: function (point, tangent, *args) -> Euclidean Hessian times tangent; None differentiates the
+            gradient.
+        options: settings of the trust region.
 
     Returns:
-        The solution. Its status says how the solve ended; nothing is raised for numerical failure.
+        The solution. Its status says how the solve ended; a numerical failure raises no error.
 
     Raises:
-        ValueError: if `init` has not the manifold's shape.
-        TypeError: if `init` is not of a floating dtype of at least 32 bits.
+        ValueError: if `init` does not have the shape of the manifold.
+        TypeError: if `init` is not float32 or float64.
 
     Example:
         >>> from nc_jax.manifolds import Stiefel
@@ -145,16 +150,16 @@ def trust_region(
 
     def evaluate(point: Array) -> tuple[Array, Array, Array, Array]:
         ambient = euclidean_gradient(point, *args)
-        # Projected again: the first projection leaves eps |G| of normal part, which no tangent step can remove.
+        # Project twice: the first projection leaves a normal part of size eps |G|, which no tangent step can remove.
         tangent = manifold.project(point, manifold.gradient(point, ambient))
         return cost(point, *args), ambient, tangent, _length(manifold, point, tangent)
 
     def iterate(state: _State) -> _State:
         hessian = manifold.hessian(state.point, state.euclidean_gradient)
-        # The inner problem is solved at unit scale, where squares neither overflow nor underflow.
+        # Solve the inner problem at unit scale, where squares neither overflow nor underflow.
         unit = jnp.where(state.scale > 0, state.scale, 1)
         relative = state.grad_norm / unit
-        # Never below a quarter of what the outer test asks for, nor of what rounding allows.
+        # The inner tolerance stays above a quarter of the outer tolerance, and above a quarter of what rounding allows.
         inner_tolerance = jnp.maximum(
             state.grad_norm * jnp.minimum(options.forcing, relative**options.superlinear),
             max(tolerance, _ATTAINABLE * eps) * state.scale / 4,
@@ -172,15 +177,15 @@ def trust_region(
 
         predicted = -unit * manifold.inner(state.point, step.step, state.gradient / unit + step.hessian_step / 2)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
-        # A cost can be small because large terms cancel; the gradient's size shows how large they are. Where the
-        # decrease drowns in their rounding, the trapezoid rule on the two gradients still tells it to many digits.
+        # A cost can be small because large terms cancel; the size of the gradient shows how large they are. If the
+        # decrease is below their rounding error, the trapezoid rule on both gradients still gives it to many digits.
         noise = _ROUNDING * eps * (jnp.abs(state.value) + state.scale * manifold.diameter)
         in_noise = predicted <= noise
         trapezoid = -manifold.inner(state.point, step.step, state.gradient + tangent) / 2
         actual = jnp.where(in_noise, trapezoid, state.value - value)
         better = (actual > options.accept_ratio * predicted) & finite
-        # A full Newton step (not one that the inner limit cut off) that does not even halve the gradient norm, though
-        # it is too short for the cost's third derivatives to matter, shows that rounding has been reached.
+        # Rounding has been reached if a full Newton step (which the inner limit has not cut off) does not halve the
+        # gradient norm, although the step is so short that third derivatives of the cost do not matter.
         residual = state.gradient + unit * step.hessian_step
         full = _length(manifold, state.point, residual) <= jnp.maximum(
             options.forcing * state.grad_norm, inner_tolerance
@@ -217,16 +222,16 @@ def trust_region(
         )
 
     def leave_saddle(point: Array, ambient: Array, scale: Array) -> Array:
-        """Step down along negative curvature, if a point without a gradient has any; else stay.
+        """Move along a direction of negative curvature if the critical point has one; otherwise return the point.
 
-        Conjugate gradients from a random right-hand side meet every eigenvalue of the Hessian, and so a negative one.
+        Conjugate gradients from a random right-hand side meet every eigenvalue of the Hessian, also a negative one.
         """
         apply = manifold.hessian(point, ambient)
 
         def hessian(tangent: Array) -> Array:
             return apply(tangent, euclidean_product(point, tangent)) / scale
 
-        # So short that no step along positive curvature leaves the region.
+        # The force is so small that no step along positive curvature leaves the trust region.
         force = eps * manifold.random_tangent(jax.random.key(0), point)
         radius = jnp.asarray(options.initial_radius * manifold.diameter, point.dtype)
         probe = truncated_cg(
@@ -237,7 +242,7 @@ def trust_region(
             jnp.asarray(eps**1.5, point.dtype),
             max_inner,
         )
-        # Rounding at the end of the iteration can look like negative curvature: ask the Hessian itself.
+        # Rounding at the end of the iteration can look like negative curvature, so test with the Hessian itself.
         curvature = manifold.inner(point, probe.step, hessian(probe.step))
         downhill = curvature < -(eps**0.5) * manifold.inner(point, probe.step, probe.step)
         return jnp.where(downhill, manifold.retract(point, probe.step), point)
@@ -273,7 +278,7 @@ def trust_region(
 
 
 def _length(manifold: Any, point: Array, tangent: Array) -> Array:
-    """Length of a tangent vector, whose square may overflow or underflow."""
+    """Length of a tangent vector, computed so that its square neither overflows nor underflows."""
     largest = jnp.max(jnp.abs(tangent))
     scaled = tangent / jnp.where(largest > 0, largest, 1)
     return largest * jnp.sqrt(manifold.inner(point, scaled, scaled))

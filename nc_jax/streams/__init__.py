@@ -1,7 +1,7 @@
 """Streams: which examples make up step s, as a pure function of the seed and s; and how they are read.
 
-A stream knows nothing of devices or of training: a run at step s of seed q reads the same examples on any machine,
-whatever was read before, and so resumes exactly.
+A stream does not depend on devices, on training or on what was read before. At a given seed and step, a run therefore
+reads the same examples on any machine, so an interrupted run resumes exactly.
 """
 
 from nc_jax.streams.epochs import Epochs, epoch_indices, epoch_order, steps_per_epoch

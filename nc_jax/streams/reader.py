@@ -1,4 +1,4 @@
-"""Batches of static shape, read ahead by threads, on Grain: random access by step, so a run resumes exactly."""
+"""Batches of static shape, read ahead by threads with Grain. Random access by step lets a run resume exactly."""
 
 import sys
 import threading
@@ -24,30 +24,31 @@ def read(
     process_index: int = 0,
     process_count: int = 1,
     parts: int = 1,
-    prefetch: int = 2,  # gathering 256x64 takes 5 us: a deeper buffer only holds memory
+    prefetch: int = 2,  # gathering a batch of 256 x 64 numbers takes 5 us: more batches would only cost memory
     threads: int = 1,
 ) -> Iterator[Batch]:
     """Read the batches of a stream, step after step.
 
-    All batches have one shape: rows without an example are padding. Starting at `start_step=s` gives exactly what an
-    unbroken run gives from step s on.
+    All batches have the same shape; rows without an example are padding. With `start_step=s`, the batches are exactly
+    those that an uninterrupted run reads from step s on.
 
     Args:
         source: the examples.
-        stream: which of them make up which step.
-        seed: of the stream, 0..2^64-1.
+        stream: which examples make up which step.
+        seed: random seed of the stream, 0..2^64-1.
         start_step: first step to yield, counted from the beginning of training.
-        num_steps: how many batches to yield from there; None goes on to the end of the stream.
-        process_index: which slice of every batch is wanted (`jax.process_index()`).
-        process_count: into how many equal slices every batch is cut (`jax.process_count()`).
-        parts: a slice has an equal and contiguous share of each of so many parts of the batch, one after the other:
-            what a part holds, over all processes, then does not depend on their number.
-        prefetch: batches prepared ahead by threads; 0 prepares each when it is asked for.
-        threads: how many; images that have to be decoded keep one per core busy.
+        num_steps: number of batches to yield; None reads to the end of the stream.
+        process_index: which slice of every batch to read (`jax.process_index()`).
+        process_count: number of equal slices into which every batch is cut (`jax.process_count()`).
+        parts: number of equal, contiguous parts of a batch; a slice takes an equal share of each part. The examples in
+            a part, over all processes, then do not depend on the number of processes.
+        prefetch: number of batches that threads prepare ahead; 0 prepares each batch when it is asked for.
+        threads: number of threads that prepare batches. Use one per core if images must be decoded.
 
     Returns:
-        An iterator over batches of new arrays: inputs (B / process_count, ...), scale and dtype as in the source, and
-        labels (B / process_count,), int32. A late process may see nothing but padding in the last batch of an epoch.
+        An iterator over batches of new arrays: inputs (B / process_count, ...), with scale and dtype as in the source,
+        and labels (B / process_count,), int32. In the last batch of an epoch, the slice of a process may be padding
+        only.
 
     Raises:
         ValueError: if an argument is out of its range, or the batch size is not a multiple of `process_count` times
@@ -74,7 +75,7 @@ def read(
 
     columns = np.arange(batch_size).reshape(parts, process_count, -1)[:, process_index].ravel()
     stop = None if num_steps is None else start_step + num_steps
-    # Threads, never processes: the arrays are in memory, and a fork after JAX has started its threads can deadlock.
+    # Threads, never processes: the arrays are in memory, and a fork can deadlock once JAX has started its threads.
     options = grain.ReadOptions(
         num_threads=threads if prefetch else 0, prefetch_buffer_size=max(prefetch, threads) if prefetch else 0
     )
@@ -97,24 +98,28 @@ def batches(
     prefetch: int = 2,
     threads: int = 1,
 ) -> Iterator[Batch]:
-    """Read training batches, each epoch in a new order and each example once per epoch; see `Epochs` and `read`.
+    """Read training batches: each example once per epoch, each epoch in a new order. See `Epochs` and `read`.
 
     Args:
         source: N >= 1 examples.
         batch_size: examples per step over all processes.
-        seed: see `read`.
-        stratified: see `Epochs`.
-        shuffle: see `Epochs`.
-        start_step: see `read`.
-        num_steps: how many batches to yield; None never ends.
-        process_index: see `read`.
-        process_count: see `read`.
-        parts: see `read`.
-        prefetch: see `read`.
-        threads: see `read`.
+        seed: random seed, 0..2^64-1.
+        stratified: spread each class evenly over the epoch; needs `shuffle`, and a source in memory.
+        shuffle: draw a new random order in every epoch; False keeps the order of the source.
+        start_step: first step to yield, counted from the beginning of training.
+        num_steps: number of batches to yield; None never ends.
+        process_index: which slice of every batch to read.
+        process_count: number of equal slices into which every batch is cut.
+        parts: number of equal, contiguous parts of a batch; a slice takes an equal share of each part.
+        prefetch: number of batches that threads prepare ahead; 0 prepares each batch when it is asked for.
+        threads: number of threads that prepare batches.
+
+    Returns:
+        An iterator over batches, as that of `read`.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of its range, or the batch size is not a multiple of `process_count` times
+            `parts`; if stratified batches are asked for without shuffling, or for a source that is not in memory.
 
     Example:
         >>> from nc_jax.data import LabelledArrays
@@ -150,16 +155,16 @@ def eval_batches(
     Args:
         source: N >= 1 examples.
         batch_size: examples per batch over all processes.
-        process_index: see `read`.
-        process_count: see `read`.
-        prefetch: see `read`.
-        threads: see `read`.
+        process_index: which slice of every batch to read.
+        process_count: number of equal slices into which every batch is cut.
+        prefetch: number of batches that threads prepare ahead; 0 prepares each batch when it is asked for.
+        threads: number of threads that prepare batches.
 
     Returns:
-        An iterator of `steps_per_epoch(N, batch_size)` batches; `Batch.mask` tells padding from examples.
+        An iterator over `steps_per_epoch(N, batch_size)` batches; `Batch.mask` is False for padding.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of its range, or if the batch size is not a multiple of `process_count`.
 
     Example:
         >>> from nc_jax.data import LabelledArrays
@@ -181,7 +186,7 @@ def eval_batches(
 
 
 class _Steps:
-    """A stream as a Grain data source: number of a step -> its examples, and the seed of this visit to them."""
+    """A stream as a Grain data source: step number -> (example numbers of this process, seed for random crops)."""
 
     def __init__(self, stream: Stream, seed: int, columns: np.ndarray):
         self._stream, self._seed, self._columns = stream, seed, columns
@@ -193,15 +198,15 @@ class _Steps:
 
     def __getitem__(self, index: int) -> tuple[Plan, int]:
         segment, row = locate(self._stream, index)
-        # Another seed for every segment; folded into 64 bits by a fixed odd number (Knuth's multiplier).
+        # A different seed in every segment: add a multiple of a fixed odd number (Knuth's multiplier) modulo 2^64.
         visit = (self._seed + segment * 6364136223846793005) % 2**64
         return local_rows(self._plan(segment), row, self._columns), visit
 
     def _plan(self, segment: int) -> Plan:
-        with self._lock:  # prefetching threads share the plans: one of them makes one, the others wait
+        with self._lock:  # prefetching threads share the plans: one thread makes a plan while the others wait
             if segment not in self._plans:
                 plan = self._stream.plan(self._seed, segment)
-                # Two segments: prefetching looks over the end of one into the next.
+                # Keep two plans: prefetching reads from the next segment before the current one has ended.
                 self._plans = dict(list(self._plans.items())[-1:])
                 self._plans[segment] = plan
             return self._plans[segment]
@@ -214,7 +219,7 @@ def _gather(source: ExampleSource, chosen: Plan, seed: int) -> Batch:
     extras: dict[str, Any] = {"index": index, "slot": chosen.slot, "replayed": chosen.replayed}
     if mask.all():
         return source.take(index, seed)._replace(**extras)
-    # A share of the last batch may be padding alone: its shape is that of an example, which is then thrown away.
+    # This slice of the last batch may be padding only. Then read example 0, only to learn the shape of the inputs.
     used = index[mask] if mask.any() else np.zeros(1, index.dtype)
     read = source.take(used, seed)
     inputs = np.zeros((len(index), *read.inputs.shape[1:]), read.inputs.dtype)

@@ -1,4 +1,4 @@
-"""Streams: which examples make up step s, and where a run stops to look."""
+"""Streams: which examples make up step s, and after which steps a run evaluates."""
 
 import bisect
 from collections.abc import Sequence
@@ -9,12 +9,14 @@ from jaxtyping import Bool, Int
 
 
 class Plan(NamedTuple):
-    """The examples of consecutive steps, a row for each step.
+    """The examples of S consecutive steps with B examples each: one row for each step.
 
     Attributes:
-        index: example numbers, -1 for padding at the end of a row, shape (S, B), int32.
-        slot: place of each example in a replay memory, -1 without, shape (S, B), int32; None where there is no memory.
-        replayed: which examples come out of that memory, shape (S, B), bool; None where there is none.
+        index: example numbers, shape (S, B), int32; -1 for padding at the end of a row.
+        slot: place of each example in a replay memory, shape (S, B), int32; -1 for examples without a place. None if
+            there is no replay memory.
+        replayed: True for examples that come from the replay memory, shape (S, B), bool. None if there is no replay
+            memory.
     """
 
     index: Int[np.ndarray, "steps batch"]
@@ -26,10 +28,10 @@ class Plan(NamedTuple):
 class Stream(Protocol):
     """Which examples make up step s: a pure function of the seed and s, so that a run resumes at any step.
 
-    Training is cut into segments (epochs, tasks, rounds). At the end of each the run evaluates and saves.
+    Training is cut into segments (epochs, tasks, rounds). At the end of a segment the run may evaluate and save.
 
-    Streams compose: a replay memory, say, is a stream that takes another and adds old examples to its steps. Which
-    examples a reservoir holds at step s is a function of the seed and s as well, so the memory itself is no state.
+    Streams compose: a replay memory, for instance, is a stream that wraps another stream and adds old examples to its
+    steps. The content of the memory at step s is also a function of the seed and s, so it is not part of the state.
     """
 
     @property
@@ -43,15 +45,15 @@ class Stream(Protocol):
         ...
 
     def plan(self, seed: int, segment: int) -> Plan:
-        """Return the steps of a segment."""
+        """Return the examples of all steps of a segment."""
         ...
 
 
 def locate(stream: Stream, step: int) -> tuple[int, int]:
-    """Return the segment that holds a step, and the step's place in it.
+    """Return the number of the segment that contains a step, and the place of the step in this segment, from 0.
 
     Raises:
-        ValueError: if the stream ends before that step.
+        ValueError: if the step is negative, or the stream ends before it.
     """
     ends = stream.ends
     segment = bisect.bisect_right(ends, step)
@@ -61,7 +63,7 @@ def locate(stream: Stream, step: int) -> tuple[int, int]:
 
 
 def local_rows(plan: Plan, rows: slice | int, columns: np.ndarray | slice = slice(None)) -> Plan:
-    """Return some steps of a plan, and of these the places in the batch that are wanted."""
+    """Return some steps (rows) of a plan, and only some places (columns) of their batches."""
     index, slot, replayed = (None if part is None else part[rows][..., columns] for part in plan)
     assert index is not None, "a plan always has one"
     return Plan(index, slot, replayed)

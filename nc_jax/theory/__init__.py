@@ -1,4 +1,4 @@
-"""Unconstrained features: the objective, its global minimum, a certificate for it, and the way down from saddles."""
+"""Unconstrained features: the objective, its global minimum, a certificate for it, and escape directions at saddles."""
 
 from nc_jax.theory.certificate import (
     Certificate,

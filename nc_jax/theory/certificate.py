@@ -1,7 +1,8 @@
-r"""Is this critical point a global minimum, and if not, which way down?
+r"""Tests whether a critical point is a global minimum, and directions in which the objective decreases if it is not.
 
-The objective is the factored form of a convex one: the mean loss of the logits, plus :math:`\sqrt{\lambda_W\lambda_H}`
-times their nuclear norm, plus the penalty on the bias.
+The objective is the factored form of a convex function of the logits: their mean loss, plus
+:math:`\sqrt{\lambda_W\lambda_H}` times their nuclear norm, plus the penalty on the bias. Here :math:`\lambda_W` and
+:math:`\lambda_H` are the decays of frame and features (`UnconstrainedFeatures`).
 """
 
 from typing import NamedTuple
@@ -16,15 +17,16 @@ from nc_jax.theory.problem import Point, UnconstrainedFeatures
 
 
 class Certificate(NamedTuple):
-    """What decides whether a point is a global minimum.
+    """Result of the test whether a point is a global minimum.
 
     Attributes:
-        spectral_norm: largest singular value of the gradient in the logits.
-        threshold: the root of the product of the two decays, which it must not exceed.
-        grad_norm: of the objective, in coordinates that make the two decays equal, over the larger of 1 and the size
-            of the point, and over the threshold. Zero at a critical point.
-        is_critical: grad_norm <= tolerance.
-        is_global: is_critical, and spectral_norm <= threshold (1 + tolerance).
+        spectral_norm: largest singular value of the gradient of the mean loss in the logits.
+        threshold: square root of weight_decay times feature_decay. At a global minimum, spectral_norm is at most this.
+        grad_norm: relative norm of the gradient of the objective, zero at a critical point. It is measured in
+            coordinates in which both decays equal the threshold, and divided by the threshold and by the larger of 1
+            and the size of the point.
+        is_critical: whether grad_norm <= tolerance.
+        is_global: whether the point is critical and spectral_norm <= threshold (1 + tolerance).
     """
 
     spectral_norm: Float[Array, ""]
@@ -35,14 +37,16 @@ class Certificate(NamedTuple):
 
 
 class Escape(NamedTuple):
-    """A way down from a saddle.
+    """A direction along which the objective decreases from a saddle.
 
     Attributes:
-        direction: a point to add a multiple of.
-        curvature: second derivative of the objective along it, as predicted: negative unless the point is a minimum.
-        norm: of the direction; curvature / norm^2 bounds the Hessian's least eigenvalue from above.
-        residual: how far the direction's axis is from being orthogonal to all class vectors and features, relative to
-            them. The prediction holds where this is zero up to rounding; it is not where all d dimensions are in use.
+        direction: the direction, with the shape of a point. To decrease the objective, add a multiple of the direction.
+        curvature: predicted second derivative of the objective along the direction; negative unless the point is a
+            minimum.
+        norm: length of the direction. curvature / norm^2 is an upper bound of the smallest eigenvalue of the Hessian.
+        residual: how far the unit vector a of `escape_direction` is from being orthogonal to all class vectors and
+            features, relative to their size. The prediction holds only if the residual is zero up to rounding. It is
+            not zero if class vectors and features use all d dimensions.
     """
 
     direction: Point
@@ -54,20 +58,22 @@ class Escape(NamedTuple):
 def certificate(problem: UnconstrainedFeatures, point: Point, *, tolerance: float | None = None) -> Certificate:
     r"""Decide whether a critical point is a global minimum.
 
-    It is if, and for d >= K only if, :math:`\|G\|_2 \le \sqrt{\lambda_W \lambda_H}`, G being the gradient of the mean
-    loss in the logits. At a minimum other than the origin the two are equal.
+    Let G be the gradient of the mean loss in the logits. A critical point is a global minimum if
+    :math:`\|G\|_2 \le \sqrt{\lambda_W \lambda_H}`. For d >= K this condition is also necessary. At a minimum other than
+    the origin, both sides are equal.
 
     Args:
-        problem: without a temperature.
-        point: any; one row of features per example, or one per class.
-        tolerance: relative, on both conditions; None is the cube root of the dtype's eps (6e-6 in float64), since a
-            minimiser that stops where the value does leaves half of the digits of the point.
+        problem: a problem without a temperature.
+        point: any point, with one row of features per example or one per class.
+        tolerance: relative tolerance of both conditions. None: the cube root of the eps of the dtype (6e-6 in float64),
+            because a minimiser that stops when the value no longer changes gives only half of the digits of the point.
 
     Returns:
-        The numbers and the decision. A point that is not critical is not certified; see `lower_bound`.
+        The numbers and the decision. A point that is not critical is not certified; for such a point, use
+        `lower_bound`.
 
     Raises:
-        ValueError: if the problem has a temperature, or the shapes are not its own.
+        ValueError: if the problem has a temperature, or the shapes are not those of the problem.
 
     Reference: Zhu et al. (2021), proof of the theorem on the landscape.
     """
@@ -78,8 +84,8 @@ def certificate(problem: UnconstrainedFeatures, point: Point, *, tolerance: floa
     threshold = jnp.asarray(problem.threshold, spectral_norm.dtype)
     gradient = jax.grad(lambda at: objective(problem, at))(point)
     roots = _roots(problem, point)
-    # In the coordinates W / c and c sqrt(r) H both decays are `threshold`, and entries of order one give logits of
-    # order one.
+    # With c the aspect and r the row counts, use the coordinates W / c and c sqrt(r) H. In these, both decays are
+    # `threshold`, and entries of order one give logits of order one.
     slopes = [gradient.frame * problem.aspect, gradient.features / problem.aspect / roots]
     sizes = [point.frame / problem.aspect, point.features * problem.aspect * roots]
     if gradient.bias is not None:
@@ -92,22 +98,28 @@ def certificate(problem: UnconstrainedFeatures, point: Point, *, tolerance: floa
 
 
 def lower_bound(problem: UnconstrainedFeatures, point: Point) -> Float[Array, ""]:
-    r"""A value that no point of the problem goes below, in any dimension: what is left to gain is at most f minus this.
+    r"""Lower bound on the objective f over all points of the problem, in any dimension.
 
-    Weak duality at the given point: with :math:`s = \min(1, \sqrt{\lambda_W\lambda_H} / \|G\|_2)` and
-    :math:`p_i(s) = e_{y_i} + s (p_i - e_{y_i})`, for the cross-entropy
+    The objective at the given point is therefore at most f minus this bound above the minimum. The bound is weak
+    duality at the given point. Let G be the gradient of the mean loss in the logits, p_i the softmax of the logits of
+    example i, e_k a one-hot vector, and :math:`s = \min(1, \sqrt{\lambda_W\lambda_H} / \|G\|_2)`. With
+    :math:`p_i(s) = e_{y_i} + s (p_i - e_{y_i})`, the bound for the cross-entropy is
 
     .. math:: f \ge \frac1N \sum_i \text{entropy}(p_i(s)) - \frac{s^2}{2 \lambda_b}
         \Big\| \frac1N \sum_i p_i - e_{y_i} \Big\|^2 .
 
-    The point need not be critical. At a global minimum the bound is the value.
+    The point need not be critical. At a global minimum, the bound equals the objective.
 
     Args:
-        problem: without a temperature, and without bias or with a decay on it.
-        point: any.
+        problem: a problem without a temperature, and without a bias or with a positive decay on the bias.
+        point: any point, with one row of features per example or one per class.
+
+    Returns:
+        A scalar in the unit of the loss.
 
     Raises:
-        ValueError: if the problem has a temperature or a bias without decay, or the shapes are not its own.
+        ValueError: if the problem has a temperature or a bias without decay, or the shapes are not those of the
+            problem.
 
     Reference: derived here (Fenchel duality).
     """
@@ -121,7 +133,7 @@ def lower_bound(problem: UnconstrainedFeatures, point: Point) -> Float[Array, ""
     labels = jax.nn.one_hot(problem.labels(point.features), problem.num_classes, dtype=slope.dtype)
     scores = logits(problem, point)
     if problem.loss == "cross_entropy":
-        # Not through 1 - p: the gap to the value is a difference of such sums.
+        # 1 - p is avoided, because its rounding would show in the duality gap, a difference of such sums.
         scaled = labels * (1 - factor) + factor * jax.nn.softmax(scores)
         parts = jnp.sum(jax.scipy.special.entr(scaled), axis=1)
     else:
@@ -137,34 +149,35 @@ def lower_bound(problem: UnconstrainedFeatures, point: Point) -> Float[Array, ""
 def escape_direction(problem: UnconstrainedFeatures, point: Point) -> Escape:
     r"""Direction of negative curvature at a critical point that is not a global minimum.
 
-    With (u, v) the leading singular vectors of the gradient in the logits, on classes and examples, and a unit vector a
-    orthogonal to all class vectors and features,
+    Let G be the gradient of the mean loss in the logits, with leading singular vectors u (on classes) and v (on
+    examples). Let a be a unit vector that is orthogonal to all class vectors and features. Then
 
     .. math::
         \Delta W = c\, a u^\top, \quad \Delta H = -c^{-1} a v^\top, \quad \Delta b = 0, \quad
         c = (\lambda_H / \lambda_W)^{1/4}, \qquad
         \nabla^2 f[\Delta, \Delta] = -2 \big(\|G\|_2 - \sqrt{\lambda_W \lambda_H}\big) .
 
-    For the cross-entropy a exists from d = K on, since class vectors sum to zero at every critical point; for d = K - 1
-    where the point does not use all dimensions, as at the origin.
+    For the cross-entropy, class vectors sum to zero at every critical point, so a exists if d >= K. For d = K - 1 it
+    exists if the point does not use all dimensions, for instance at the origin.
 
     Args:
-        problem: without a temperature.
-        point: critical; one row of features per example, or one per class.
+        problem: a problem without a temperature.
+        point: a critical point, with one row of features per example or one per class.
 
     Returns:
-        The direction with its predicted curvature, and how exact the prediction is.
+        The direction, its predicted curvature, and a residual that says whether the prediction is exact.
 
     Raises:
-        ValueError: if the problem has a temperature, or the shapes are not its own.
+        ValueError: if the problem has a temperature, or the shapes are not those of the problem.
 
-    Reference: Zhu et al. (2021), proof of the theorem on the landscape, for d > K; d = K as in Shen and Gu (2024).
+    Reference: Zhu et al. (2021), proof of the theorem on the landscape, for d > K; Shen and Gu (2024) for d = K.
     """
     _check_convex(problem)
     slope, roots = logit_gradient(problem, point), _roots(problem, point)
     left, singular, right = jnp.linalg.svd(slope, full_matrices=False)
     vectors = jnp.concatenate([transpose(point.frame) / problem.aspect, point.features * problem.aspect * roots])
-    # A null vector of all vectors, from the small triangular factor: a Gram matrix would square their condition.
+    # A vector orthogonal to all vectors, from the small triangular factor. A Gram matrix would square the condition
+    # number.
     *_, axes = jnp.linalg.svd(jnp.linalg.qr(vectors, mode="r"), full_matrices=True)
     axis = axes[-1]
     size = jnp.linalg.norm(vectors)
@@ -177,17 +190,30 @@ def escape_direction(problem: UnconstrainedFeatures, point: Point) -> Escape:
 
 
 def duality_gap(problem: UnconstrainedFeatures, point: Point) -> Float[Array, ""]:
-    """Return the value minus `lower_bound`: at most so much is left to gain. Arguments and errors as there."""
+    """Return the objective minus `lower_bound`: the objective is at most this much above its minimum.
+
+    Args:
+        problem: a problem without a temperature, and without a bias or with a positive decay on the bias.
+        point: any point, with one row of features per example or one per class.
+
+    Raises:
+        ValueError: if the problem has a temperature or a bias without decay, or the shapes are not those of the
+            problem.
+    """
     return objective(problem, point) - lower_bound(problem, point)
 
 
 def nuclear_objective(problem: UnconstrainedFeatures, point: Point) -> Float[Array, ""]:
-    """Value of the convex form at the point's logits: the objective with the factors as short as they can be.
+    """Value of the convex form at the logits of the point: the least objective of all points with these logits.
 
-    At most the objective, with equality for balanced factors, as at every critical point.
+    It is at most the objective. Both are equal for balanced factors, and therefore at every critical point.
+
+    Args:
+        problem: a problem without a temperature.
+        point: any point, with one row of features per example or one per class.
 
     Raises:
-        ValueError: if the problem has a temperature, or the shapes are not its own.
+        ValueError: if the problem has a temperature, or the shapes are not those of the problem.
     """
     _check_convex(problem)
     products = matmul(point.features * _roots(problem, point), point.frame)
@@ -196,7 +222,7 @@ def nuclear_objective(problem: UnconstrainedFeatures, point: Point) -> Float[Arr
 
 
 def _roots(problem: UnconstrainedFeatures, point: Point) -> Float[Array, "rows 1"]:
-    """Roots of the number of examples that each row stands for."""
+    """Square roots of the number of examples that each row of the features represents."""
     return jnp.sqrt(jnp.asarray(problem.row_counts(point.features), point.features.dtype))[:, None]
 
 

@@ -1,4 +1,4 @@
-"""Curvature of any function of a tree of arrays: along a direction, at its extremes, or all of it."""
+"""Curvature of a function of a tree of arrays: along a direction, the extreme eigenvalues, or all eigenvalues."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,13 +14,13 @@ Function = Callable[[Any], Float[Array, ""]]
 
 
 class HessianExtremes(NamedTuple):
-    """The two ends of a Hessian's spectrum.
+    """Estimates of the smallest and the largest eigenvalue of a Hessian.
 
     Attributes:
-        smallest: least eigenvalue.
-        largest: greatest eigenvalue.
-        direction: unit eigenvector of the smallest, shaped like the point.
-        error: an eigenvalue of the Hessian lies within so much of each of the two (of the larger error).
+        smallest: smallest eigenvalue.
+        largest: largest eigenvalue.
+        direction: unit eigenvector of the smallest eigenvalue, with the structure of the point.
+        error: error bound. An eigenvalue of the Hessian lies within this distance of each of the two estimates.
     """
 
     smallest: Float[Array, ""]
@@ -30,7 +30,7 @@ class HessianExtremes(NamedTuple):
 
 
 def hessian_product(function: Function, point: Any, direction: Any) -> Any:
-    """Return the Hessian times a direction, both shaped like the point; costs about two gradients."""
+    """Return the Hessian times a direction. Both have the structure of the point; the cost is about two gradients."""
     return jax.jvp(jax.grad(function), (point,), (direction,))[1]
 
 
@@ -44,7 +44,7 @@ def curvature(function: Function, point: Any, direction: Any) -> Float[Array, ""
 
 
 def hessian_eigenvalues(function: Function, point: Any) -> Float[Array, " size"]:
-    """Return all eigenvalues, ascending, from the dense Hessian: for points of up to some thousand numbers."""
+    """Return all eigenvalues of the dense Hessian, ascending. For points of at most a few thousand numbers."""
     flat, unravel = ravel_pytree(point)
     hessian = jax.hessian(lambda vector: function(unravel(vector)))(flat)
     return jnp.linalg.eigvalsh(symmetric_part(hessian))
@@ -57,19 +57,19 @@ def hessian_extremes(
     key: PRNGKeyArray,
     steps: int = 64,  # the ends of the spectra of unconstrained features settle to 1e-8 within 40
 ) -> HessianExtremes:
-    """Return the ends of the Hessian's spectrum by Lanczos' method: products with it, never the matrix.
+    """Estimate the smallest and the largest eigenvalue of the Hessian by Lanczos' method, without forming the matrix.
 
-    Every new direction is orthogonalised twice against all before it, which keeps false copies out; memory is `steps`
-    times that of the point.
+    Every new direction is orthogonalised twice against all earlier ones; otherwise eigenvalues would appear more than
+    once. The memory is `steps` times that of the point.
 
     Args:
-        function: of the point, twice differentiable.
+        function: function from the point to a scalar, twice differentiable.
         point: a tree of floating arrays.
-        key: draws the first direction.
-        steps: at most so many products with the Hessian.
+        key: random key from which the first direction is drawn.
+        steps: largest number of products with the Hessian.
 
     Raises:
-        ValueError: if there are no steps, or the point is empty.
+        ValueError: if steps < 1, or the point is empty.
 
     Reference: Golub and Van Loan, Matrix Computations (2013).
     """
@@ -84,8 +84,8 @@ def hessian_extremes(
         basis, diagonal, beside, alive = carry
         vector = basis[index]
         product = jax.jvp(slope, (flat,), (vector,))[1]
-        # Once the Krylov space is exhausted the rest of the matrix repeats its first entry, which lies within the
-        # spectrum and moves neither end.
+        # Once the Krylov space is exhausted, fill the rest of the diagonal with its first entry. This value lies within
+        # the spectrum, so it changes neither extreme.
         diagonal = diagonal.at[index].set(jnp.where(alive, jnp.vdot(vector, product), diagonal[0]))
         size = jnp.linalg.norm(product)
         for _ in range(2):

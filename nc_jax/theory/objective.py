@@ -1,4 +1,4 @@
-"""The regularised objective and what its convex form needs: the gradient in the logits."""
+"""The regularised objective, its parts, and the gradient of its loss in the logits."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,13 @@ from nc_jax.theory.problem import Point, UnconstrainedFeatures
 
 
 class Penalties(NamedTuple):
-    """Half of the squared norms that the decays multiply: of the frame, of all N features, of the bias."""
+    """Half squared norms that the decays multiply.
+
+    Attributes:
+        frame: half the squared norm of the frame.
+        features: half the squared norm of the features, summed over all N examples.
+        bias: half the squared norm of the bias.
+    """
 
     frame: Float[Array, ""]
     features: Float[Array, ""]
@@ -22,7 +28,7 @@ def logits(problem: UnconstrainedFeatures, point: Point) -> Float[Array, "rows c
     """Return the logits of every row: `features @ frame + bias`, or the cosines times the temperature.
 
     Raises:
-        ValueError: if the shapes are not those of the problem, or it has a bias and the point has none.
+        ValueError: if the shapes are not those of the problem, or only one of problem and point has a bias.
     """
     frame, features = at_least_float32(point.frame), at_least_float32(point.features)
     if frame.shape != (problem.dim, problem.num_classes):
@@ -44,7 +50,7 @@ def logits(problem: UnconstrainedFeatures, point: Point) -> Float[Array, "rows c
 
 
 def data_loss(problem: UnconstrainedFeatures, point: Point) -> Float[Array, ""]:
-    """Return the mean over all N examples of the cross-entropy (in nats), or of half of the squared distance."""
+    """Return the mean of the loss over all N examples: the cross-entropy in nats, or half the squared distance."""
     scores, labels = logits(problem, point), problem.labels(point.features)
     if problem.loss == "cross_entropy":
         losses = -jnp.take_along_axis(jax.nn.log_softmax(scores), labels[:, None], axis=1)[:, 0]
@@ -54,7 +60,7 @@ def data_loss(problem: UnconstrainedFeatures, point: Point) -> Float[Array, ""]:
 
 
 def penalties(problem: UnconstrainedFeatures, point: Point) -> Penalties:
-    """Return what the decays multiply. The features' part is a sum over all N examples, not a mean."""
+    """Return the half squared norms that the decays multiply. That of the features is a sum over all N examples."""
     counts = problem.row_counts(point.features).astype(point.features.dtype)
     return Penalties(
         jnp.sum(point.frame**2) / 2,
@@ -67,8 +73,8 @@ def objective(problem: UnconstrainedFeatures, point: Point) -> Float[Array, ""]:
     r"""Return the mean loss plus the decays: :math:`f` of `UnconstrainedFeatures`.
 
     Args:
-        problem: what is minimised.
-        point: one row of features per example, or one per class.
+        problem: the problem whose objective is evaluated.
+        point: any point, with one row of features per example or one per class.
 
     Returns:
         A scalar in the unit of the loss (nats for the cross-entropy).
@@ -94,8 +100,16 @@ def logit_gradient(problem: UnconstrainedFeatures, point: Point) -> Float[Array,
 
     .. math:: G_i = \frac{\sqrt{r_i}}{N} (p_i - e_{y_i})
 
-    with p the softmax of the logits (the logits themselves for "mse") and :math:`r_i` the number of examples that row i
-    stands for: so G has the same singular values with one row per class as with one per example.
+    :math:`p_i` is the softmax of the logits of row i (the logits themselves for "mse"), and :math:`e_{y_i}` is the
+    one-hot label. :math:`r_i` is the number of examples that row i represents. With this factor, G has the same
+    singular values for one row per class as for one row per example.
+
+    Args:
+        problem: the problem whose loss is differentiated.
+        point: any point, with one row of features per example or one per class.
+
+    Raises:
+        ValueError: if the shapes are not those of the problem.
     """
     scores = logits(problem, point)
     labels = jax.nn.one_hot(problem.labels(point.features), problem.num_classes, dtype=scores.dtype)

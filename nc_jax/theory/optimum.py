@@ -1,9 +1,10 @@
 r"""The global minimum in closed form.
 
-The objective is a convex function of the logits :math:`Z = H W` and of b, plus :math:`\sqrt{\lambda_W\lambda_H}` times
-the nuclear norm of Z, whose best factors are :math:`W = c R \sqrt\Sigma Q`, :math:`h_k = c^{-1} R \sqrt\Sigma q_k /
-\sqrt{n_k}` with :math:`c = (\lambda_H / \lambda_W)^{1/4}`, any rotation R, and orthonormal rows of Q, one for each
-singular value. What remains is to know Q and the singular values.
+In its convex form, the objective is a convex function of the logits :math:`Z = H W` and of the bias b, plus
+:math:`\sqrt{\lambda_W\lambda_H}` times the nuclear norm of Z. Let :math:`\Sigma` hold the singular values of Z. Let Q
+be a matrix with one orthonormal row for each of them and with columns :math:`q_k`, R any rotation, and
+:math:`c = (\lambda_H / \lambda_W)^{1/4}`. The shortest factors are :math:`W = c R \sqrt\Sigma Q` and
+:math:`h_k = c^{-1} R \sqrt\Sigma q_k / \sqrt{n_k}`. So this module needs closed forms only for Q and :math:`\Sigma`.
 """
 
 import math
@@ -22,13 +23,14 @@ from nc_jax.theory.problem import Point, UnconstrainedFeatures
 
 
 class _Minimum(NamedTuple):
-    """Logits of the minimum.
+    """Singular values of the logits at the minimum, and the bias.
 
     Attributes:
         simplex: singular value of the K - 1 directions of the simplex.
         common: singular value of the direction of ones, in which all class vectors agree.
-        own: with unequal counts, one singular value per class, on its own coordinate; the others are then unused.
-        bias: the entry that all classes have.
+        own: one singular value per class, each on a coordinate of its own, for the mse without bias. If this is set,
+            `simplex` and `common` are unused.
+        bias: entry of the bias, the same for all classes.
     """
 
     simplex: float = 0.0
@@ -49,26 +51,27 @@ def optimal_value(problem: UnconstrainedFeatures) -> float:
         \text{mse, no bias:} \quad & \textstyle\sum_k (\sqrt{n_k} - \sigma_k)^2 / (2N) + \lambda \sigma_k, \quad
         \sigma_k = \max(0, \sqrt{n_k} - N \lambda)
 
-    The first is the entropy of the softmax at the minimum. With a bias, the mse has K - 1 such terms, and one for the
-    direction of ones, which the bias shares with the class vectors.
+    (In the power with :math:`\tau`, e is Euler's number.) The first value is the entropy of the softmax at the minimum,
+    and e the probability of each wrong class. The mse with a bias has K - 1 terms like those without bias, and one more
+    term for the direction of ones, to which bias and class vectors both contribute.
 
     Args:
-        problem: with equal counts, but for the mse without bias.
+        problem: a problem with equal counts; only the mse without bias may have unequal counts.
 
     Returns:
         A number in the unit of the loss.
 
     Raises:
-        ValueError: if d < K - 1 (d < K where the minimum has rank K), or if the counts differ where no closed form is
-            known.
+        ValueError: if d < K - 1 (d < K if the minimum has rank K), or if the counts differ and the problem is not the
+            mse without bias.
 
     Example:
         >>> problem = UnconstrainedFeatures.balanced(3, 2, dim=4, weight_decay=0.01, feature_decay=0.01)
         >>> round(optimal_value(problem), 9)
         0.148331747
 
-    Reference: Zhu et al. (2021), theorem on global minimisers, for the cross-entropy; Yaras et al. (2022) with a
-    temperature; the entropy form, the mse with a bias and with unequal counts are derived here.
+    Reference: Zhu et al. (2021), theorem on global minimisers, for the cross-entropy; Yaras et al. (2022) for the
+    temperature. The entropy form, and the mse with a bias or with unequal counts, are derived here.
     """
     minimum = _minimum(problem)
     num_classes, number = problem.num_classes, problem.num_examples
@@ -79,7 +82,7 @@ def optimal_value(problem: UnconstrainedFeatures) -> float:
         if num_classes * wrong >= 1:
             return math.log(num_classes)
         right = 1 - (num_classes - 1) * wrong
-        # wrong may underflow: its entropy then is 0.
+        # `wrong` may underflow to zero; its entropy is then 0.
         return -right * math.log(right) - (num_classes - 1) * (wrong * math.log(wrong) if wrong else 0)
     if problem.bias_decay is None:
         lengths, singular = np.sqrt(problem.counts), np.array(minimum.own)
@@ -94,24 +97,29 @@ def optimal_value(problem: UnconstrainedFeatures) -> float:
 def optimal_point(
     problem: UnconstrainedFeatures, *, key: PRNGKeyArray | None = None, dtype: DTypeLike | None = None
 ) -> Point:
-    r"""Return a global minimiser: every other one is a rotation of it (and, with a free bias, a constant added to it).
+    r"""Return a global minimiser.
 
-    For the cross-entropy a simplex ETF with :math:`\|w_k\|^2 = \frac{K-1}K \sqrt{n \lambda_H / \lambda_W}\, m`,
-    features :math:`h_{k,i} = \sqrt{\lambda_W / (n \lambda_H)}\, w_k`, bias 0 and the margin m of `optimal_margin`; the
-    origin if it is 0. For the mse without bias an orthogonal frame.
+    Every other minimiser is a rotation of it. For the cross-entropy with a bias that has no decay, a constant may be
+    added to the bias as well.
+
+    For the cross-entropy, the class vectors are a simplex ETF with
+    :math:`\|w_k\|^2 = \frac{K-1}K \sqrt{n \lambda_H / \lambda_W}\, m`, where m is the margin of `optimal_margin`. The
+    features are :math:`h_{k,i} = \sqrt{\lambda_W / (n \lambda_H)}\, w_k`, and the bias is 0. If the margin is 0, the
+    minimiser is the origin. For the mse without bias, the class vectors are an orthogonal frame.
 
     Args:
-        problem: as in `optimal_value`.
-        key: draws a Haar-random orientation; None gives the canonical one, whose last d - K rows are zero.
-        dtype: None is JAX's default.
+        problem: a problem with equal counts; only the mse without bias may have unequal counts.
+        key: random key from which a Haar-random orientation is drawn. None: the canonical orientation, whose last d - K
+            rows are zero.
+        dtype: a floating dtype; None for JAX's default.
 
     Returns:
         The point, with one row of features per example.
 
     Raises:
-        ValueError: as `optimal_value`.
+        ValueError: if `optimal_value` raises one.
 
-    Reference: as `optimal_value`.
+    Reference: the same as for `optimal_value`.
     """
     minimum = _minimum(problem)
     wide = jnp.zeros((), dtype).dtype
@@ -129,20 +137,22 @@ def optimal_point(
 
 
 def optimal_margin(problem: UnconstrainedFeatures) -> float:
-    r"""Margin :math:`m = \log(1/e - K + 1)` between the right logit and every other one at the minimum.
+    r"""Margin m between the logit of the true class and every other logit, at the global minimum.
 
-    Zero in the trivial regime :math:`K e \ge 1`, where the decays outweigh the loss and everything is zero.
+    With n examples per class and :math:`e = \sqrt{n \lambda_W \lambda_H}`, it is :math:`m = \log(1/e - K + 1)`. For
+    :math:`K e \ge 1` it is 0: the decays outweigh the loss, and the minimum is the origin. With a temperature
+    :math:`\tau` it is :math:`\tau K / (K - 1)`.
 
     Args:
-        problem: cross-entropy with equal counts; with a temperature the margin is :math:`\tau K / (K - 1)`.
+        problem: a problem with cross-entropy and equal counts.
 
     Returns:
-        A number >= 0 in the logits' unit (nats).
+        A number >= 0 in the unit of the logits (nats).
 
     Raises:
-        ValueError: as `optimal_value`, and for the mse.
+        ValueError: if the loss is the mse, or `optimal_value` raises one.
 
-    Reference: as `optimal_value`.
+    Reference: the same as for `optimal_value`.
     """
     if problem.loss != "cross_entropy":
         raise ValueError(f"the margin is that of the cross-entropy; got loss={problem.loss!r}")
@@ -153,7 +163,7 @@ def optimal_margin(problem: UnconstrainedFeatures) -> float:
 
 
 def _scaled_template(minimum: _Minimum, num_classes: int, room: int, dtype: DTypeLike) -> Float[Array, "rank classes"]:
-    """Rows of Q times the roots of their singular values."""
+    """Rows of Q, each times the square root of its singular value."""
     if minimum.own:
         used = [place for place, value in enumerate(minimum.own) if value > 0] or [0]
         return jnp.diag(jnp.sqrt(jnp.asarray(minimum.own, dtype)))[np.array(used)]
@@ -163,7 +173,7 @@ def _scaled_template(minimum: _Minimum, num_classes: int, room: int, dtype: DTyp
 
 
 def _wrong_probability(problem: UnconstrainedFeatures) -> float:
-    """What the softmax gives to each wrong class at the minimum: e, unless K e >= 1."""
+    """Probability e of each wrong class at the minimum, unless K e >= 1."""
     return math.sqrt(problem.counts[0]) * problem.threshold
 
 
@@ -191,14 +201,14 @@ def _minimum(problem: UnconstrainedFeatures) -> _Minimum:
         wrong = _wrong_probability(problem)
         if num_classes * wrong >= 1:
             return _Minimum()
-        # log(1/e - K + 1), without the overflow of 1/e.
+        # log(1/e - K + 1), in a form in which 1/e does not overflow.
         margin = math.log1p(-(num_classes - 1) * wrong) - math.log(wrong) if wrong else math.inf
         return _Minimum(simplex=length * margin)
     assert problem.bias_decay is not None
     simplex = max(0.0, length - number * threshold)
-    # In the direction of ones the logits and the bias b = t / sqrt(K N) share the target sqrt(n):
-    # min (sqrt(n) - s - t)^2 / (2 N) + lambda s + lambda_b t^2 / (2 N). Where the residual lambda_b t stays below
-    # N lambda, the bias does it alone.
+    # In the direction of ones, the singular value s of the logits and the bias b = t / sqrt(K N) together approximate
+    # sqrt(n): min (sqrt(n) - s - t)^2 / (2 N) + lambda s + lambda_b t^2 / (2 N). If lambda_b t <= N lambda for s = 0,
+    # then s = 0 is the minimum and the bias alone contributes.
     alone = length / (1 + problem.bias_decay)
     if problem.bias_decay * alone <= number * threshold:
         common, shift = 0.0, alone

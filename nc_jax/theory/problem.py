@@ -1,4 +1,4 @@
-"""The problem of unconstrained features: what is minimised, and at which points."""
+"""The problem of unconstrained features: its settings, and the points at which its objective is evaluated."""
 
 import math
 from dataclasses import dataclass
@@ -16,13 +16,14 @@ LossName = Literal["cross_entropy", "mse"]
 
 
 class Point(NamedTuple):
-    """Where the objective is evaluated; also a direction, a gradient.
+    """A point at which the objective is evaluated. Directions and gradients have the same form.
 
     Attributes:
-        frame: class vectors as columns, (d, K).
-        features: one row per example, (N, d), class after class. Or (K, d), one row per class that stands for all of
-            its n_k examples: at a minimum they are equal, since the loss is convex in each.
-        bias: (K,); None for a problem without one.
+        frame: class vectors as columns, shape (d, K).
+        features: one row per example, shape (N, d), sorted by class. Or one row per class, shape (K, d), which
+            represents all n_k examples of the class: at a minimum, they have equal features, because the loss is convex
+            in each feature.
+        bias: shape (K,); None for a problem without a bias.
     """
 
     frame: Float[Array, "dim classes"]
@@ -32,26 +33,29 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class UnconstrainedFeatures:
-    r"""A network that fits anything: its features are free, and only the last layer and weight decay give them form.
+    r"""Model of a network that can fit all data: the features of the examples are free variables, like the last layer.
 
     .. math::
         f(W, H, b) = \frac1N \sum_i \ell(W^\top h_i + b, y_i) + \frac{\lambda_W}{2} \|W\|_F^2
         + \frac{\lambda_H}{2} \|H\|_F^2 + \frac{\lambda_b}{2} \|b\|^2
 
-    with the cross-entropy, or with half of the squared distance to the one-hot label. With a temperature, class vectors
-    and features have unit length and no decay, and the logits are :math:`\tau w_k^\top h`.
+    W is the frame (d, K), H holds the features of N examples as rows (N, d), and b is the bias (K,). The loss
+    :math:`\ell` is the cross-entropy, or half the squared distance of the logits to the one-hot label. With a
+    temperature :math:`\tau`, class vectors and features have unit length and no decay, and the logits are
+    :math:`\tau w_k^\top h`.
 
     Attributes:
-        counts: n_k, the number of examples of each of the K classes.
+        counts: number of examples n_k of each of the K classes.
         dim: feature dimension d.
-        weight_decay: :math:`\lambda_W > 0` (0 with a temperature).
-        feature_decay: :math:`\lambda_H > 0` (0 with a temperature).
-        bias_decay: :math:`\lambda_b \ge 0`; None is a problem without bias.
-        loss: "cross_entropy" or "mse".
-        temperature: :math:`\tau > 0`, the factor on the cosines; None leaves the vectors as they are.
+        weight_decay: decay of the frame, :math:`\lambda_W > 0` (0 with a temperature).
+        feature_decay: decay of the features, :math:`\lambda_H > 0` (0 with a temperature).
+        bias_decay: decay of the bias, :math:`\lambda_b \ge 0`; None for a problem without a bias.
+        loss: "cross_entropy", or "mse" for half the squared distance to the one-hot label.
+        temperature: factor :math:`\tau > 0` on the cosines of unit vectors; None: vectors of any length and decays.
 
     Raises:
-        ValueError: if a count, a dimension or a decay is out of its range, or does not go with the temperature.
+        ValueError: if a count, the dimension, a decay or the temperature is out of its range, or if a temperature comes
+            with a decay, a bias or the mse.
 
     Example:
         >>> UnconstrainedFeatures.balanced(3, 2, dim=4, weight_decay=0.01, feature_decay=0.01).num_examples
@@ -96,17 +100,26 @@ class UnconstrainedFeatures:
 
     @classmethod
     def balanced(cls, num_classes: int, per_class: int, **options) -> "UnconstrainedFeatures":
-        """Return the problem with the same number n of examples in every class; options as of the class."""
+        """Return the problem with the same number of examples in every class.
+
+        Args:
+            num_classes: K.
+            per_class: number n of examples of each class.
+            **options: all other attributes of `UnconstrainedFeatures`, by name.
+
+        Raises:
+            ValueError: if `UnconstrainedFeatures` raises one.
+        """
         return cls((per_class,) * num_classes, **options)
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Number of classes K."""
         return len(self.counts)
 
     @property
     def num_examples(self) -> int:
-        """N."""
+        """Number of examples N."""
         return sum(self.counts)
 
     @property
@@ -116,20 +129,20 @@ class UnconstrainedFeatures:
 
     @property
     def threshold(self) -> float:
-        r""":math:`\sqrt{\lambda_W \lambda_H}`, what a singular value of the logits costs."""
-        # Not the root of the product, which underflows at decays of 1e-162.
+        r"""Cost :math:`\sqrt{\lambda_W \lambda_H}` of one unit of a singular value of the logits."""
+        # A product of roots, because the product of two decays of 1e-162 underflows.
         return math.sqrt(self.weight_decay) * math.sqrt(self.feature_decay)
 
     @property
     def aspect(self) -> float:
-        r""":math:`(\lambda_H / \lambda_W)^{1/4}`: the length of class vectors over what it would be at equal decays."""
+        r"""Ratio :math:`(\lambda_H / \lambda_W)^{1/4}` of the length of class vectors to that at equal decays."""
         return (self.feature_decay / self.weight_decay) ** 0.25
 
     def row_counts(self, features: Float[Array, "rows dim"]) -> np.ndarray:
-        """Return how many examples each row of the features stands for: ones, or the counts of the classes.
+        """Return how many examples each row of the features represents: one, or the count of its class.
 
         Raises:
-            ValueError: if there is neither one row per example nor one per class.
+            ValueError: if the features do not have shape (N, d) or (K, d).
         """
         if features.shape == (self.num_examples, self.dim):
             return np.ones(self.num_examples)
@@ -146,7 +159,14 @@ class UnconstrainedFeatures:
         return jnp.asarray(np.repeat(np.arange(self.num_classes), repeats), jnp.int32)
 
     def point_from(self, frame: Array, class_features: Array, bias: Array, dtype: DTypeLike | None = None) -> Point:
-        """Return the point whose examples all have the features (K, d) of their class."""
+        """Return the point in which every example has the features of its class.
+
+        Args:
+            frame: class vectors as columns, shape (d, K).
+            class_features: features of each class as a row, shape (K, d).
+            bias: shape (K,); not used if the problem has no bias.
+            dtype: dtype of the arrays; None keeps their dtypes.
+        """
         features = jnp.repeat(class_features, np.array(self.counts), axis=0, total_repeat_length=self.num_examples)
         return Point(
             jnp.asarray(frame, dtype),
@@ -155,7 +175,7 @@ class UnconstrainedFeatures:
         )
 
     def origin(self, dtype: DTypeLike | None = None) -> Point:
-        """Return the point of zeros, critical for equal counts; `dtype` None is JAX's default."""
+        """Return the point of zeros, which is critical for equal counts. `dtype` None gives JAX's default dtype."""
         shapes = (self.dim, self.num_classes), (self.num_classes, self.dim), (self.num_classes,)
         return self.point_from(*(jnp.zeros(shape, dtype) for shape in shapes))
 
@@ -163,17 +183,17 @@ class UnconstrainedFeatures:
         self,
         key: PRNGKeyArray,
         *,
-        scale: float | Float[Array, ""] = 1.0,  # logits of the order of sqrt(d) then
+        scale: float | Float[Array, ""] = 1.0,  # gives logits of the order of sqrt(d)
         per_class: bool = False,
         dtype: DTypeLike | None = None,
     ) -> Point:
-        """Draw independent normal entries of this standard deviation.
+        """Draw a point with independent normal entries of mean zero.
 
         Args:
-            key: of the draw.
-            scale: the standard deviation.
-            per_class: one row of features per class, instead of one per example.
-            dtype: None is JAX's default.
+            key: random key.
+            scale: standard deviation of the entries.
+            per_class: True for one row of features per class, False for one per example.
+            dtype: a floating dtype; None for JAX's default.
         """
         wide = jnp.zeros((), dtype).dtype
         frame_key, features_key, bias_key = jax.random.split(key, 3)

@@ -1,4 +1,4 @@
-"""Training: state, pure steps, the one pmap, evaluation, checkpoints, logs, and the loop that joins them."""
+"""Training: state, pure steps, data parallelism, evaluation, checkpoints, logs, and the loop that joins them."""
 
 from nc_jax.training.checkpoint import Checkpoints
 from nc_jax.training.evaluate import (

@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: written in the background, complete or absent, the last few kept."""
+"""Checkpoints by Orbax: written in the background, either complete or absent; only the newest few are kept."""
 
 import logging
 from pathlib import Path
@@ -11,11 +11,14 @@ from nc_jax.training.state import TrainState
 
 
 class Checkpoints:
-    """The checkpoints of one run, numbered by step. A write that a crash interrupts leaves the older ones untouched.
+    """The checkpoints of one run, numbered by step. If a crash interrupts a write, the older checkpoints stay valid.
 
     Args:
-        directory: created if it does not exist.
-        keep: how many of the newest are kept.
+        directory: folder of the checkpoints, created if it does not exist.
+        keep: number of checkpoints to keep; older ones are deleted.
+
+    Raises:
+        ValueError: if `keep` is below 1.
     """
 
     def __init__(self, directory: Path, *, keep: int = 2):  # the newest, and one to fall back on
@@ -34,7 +37,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState) -> None:
-        """Copy the state and write it in the background. Saving a step that is there already does nothing."""
+        """Copy the state and write it in the background. Does nothing if the newest checkpoint is of the same step."""
         step = int(state.step)
         if step != self.latest_step:
             self._manager.save(step, args=ocp.args.StandardSave(_of_this_process(state)))
@@ -43,10 +46,10 @@ class Checkpoints:
         """Read the newest checkpoint, or return None if there is none.
 
         Args:
-            like: a state of the same shapes and dtypes (a fresh one).
+            like: a state of the same names, shapes and dtypes, usually a new one from `create_state`.
 
         Raises:
-            ValueError: if the checkpoint is not of a state with the names and shapes of `like`.
+            ValueError: if names or shapes in the checkpoint differ from those of `like`.
         """
         step = self.latest_step
         if step is None:
@@ -64,10 +67,10 @@ class Checkpoints:
         return restored
 
     def read(self) -> dict[str, Any]:
-        """Read the newest checkpoint as nested dicts of arrays, whatever is in it: to take a part of it elsewhere.
+        """Read the newest checkpoint as nested dicts of arrays. Use it to take parts of a state into another model.
 
         Raises:
-            FileNotFoundError: if there is none.
+            FileNotFoundError: if there is no checkpoint.
         """
         step = self.latest_step
         if step is None:
@@ -76,7 +79,7 @@ class Checkpoints:
         return found
 
     def close(self) -> None:
-        """Wait until everything is on disk."""
+        """Wait until all checkpoints are on disk, and end the background threads."""
         self._manager.wait_until_finished()
         self._manager.close()
 
@@ -88,7 +91,7 @@ class Checkpoints:
 
 
 def _of_this_process(state: TrainState) -> TrainState:
-    """With several processes, the state as NumPy arrays: each has all of it, and Orbax has the first one write it."""
+    """Return the state; with several processes as NumPy arrays, because each holds all of it and only one writes."""
     return state if jax.process_count() == 1 else jax.device_get(state)
 
 

@@ -31,25 +31,31 @@ from nc_jax.training.resident import ResidentSet, resident_steps
 from nc_jax.training.state import Model, TrainState, forward
 from nc_jax.training.step import StepOptions, preprocessed, right_answers
 
-# A confusion matrix has K^2 entries: up to 64 MB of them are kept.
+# Largest number of classes K with a confusion matrix, whose K^2 int32 entries then take 64 MB.
 MOST_CONFUSED = 4096
 
 Source = ResidentSet | Callable[[], Iterable[Batch]]
 
 
 class Evaluation(NamedTuple):
-    """What evaluation found.
+    """Result of an evaluation.
+
+    The metrics "loss" and "accuracy" are always there. Collapse metrics, if asked for, add:
+
+    - those of `nc_jax.metrics.collapse_metrics`;
+    - "nc4": share of examples for which the classifier and the nearest class centre of the training features agree
+      (1 - nc4 is the mismatch);
+    - "cosine_margin", "cosine_margin_sd" and "cosine_margin_min": mean, standard deviation and minimum of the cosine
+      margins, after the global mean was subtracted from the features and the mean class vector from the frame;
+    - if d >= K - 1, "nearest_etf_means" and "nearest_etf_classifier": distance of the centred class means, and of the
+      frame, to the nearest simplex ETF;
+    - among the slow metrics, "vci": the variability collapse index; "rank_means" and "effective_rank_means": ranks of
+      the centred class means.
 
     Attributes:
-        metrics: by name: "loss", "accuracy"; with collapse metrics also those of `nc_jax.metrics.collapse_metrics`;
-            "nc4", the share of examples on which the classifier decides as the nearest class centre of the training
-            features does (1 - nc4 is the mismatch); "cosine_margin", "cosine_margin_sd" and "cosine_margin_min" of
-            centred features and class vectors; where d >= K - 1, "nearest_etf_means" and "nearest_etf_classifier", the
-            distance of centred class means, and of the classifier, to the nearest simplex ETF; and with the slow ones
-            "vci", the variability collapse index, and "rank_means" and "effective_rank_means", of the centred class
-            means.
+        metrics: numbers by name.
         statistics: class statistics of the features.
-        confusion: how many examples of each class (rows) were taken for each class (columns), shape (K, K); None for
+        confusion: number of examples of each true class (rows) and predicted class (columns), shape (K, K); None for
             more than `MOST_CONFUSED` classes.
     """
 
@@ -59,7 +65,7 @@ class Evaluation(NamedTuple):
 
     @property
     def class_accuracy(self) -> Float[np.ndarray, " classes"] | None:
-        """Share of right answers in each class, shape (K,); NaN for classes without an example."""
+        """Share of right answers per class, shape (K,), NaN for classes without examples; None without `confusion`."""
         if self.confusion is None:
             return None
         with np.errstate(invalid="ignore"):
@@ -67,14 +73,15 @@ class Evaluation(NamedTuple):
 
 
 class EvalSums(NamedTuple):
-    """Sums over examples, to be added batch by batch: evaluation's first pass.
+    """Sums over examples, added batch by batch in the first pass of an evaluation.
 
     Attributes:
-        loss: sum of the cross-entropies.
+        loss: sum of the cross-entropies, in nats.
         correct: number of right answers.
         count: number of examples.
-        statistics: of the features, as the classifier sees them.
-        confusion: see `Evaluation`.
+        statistics: class statistics of the features, as the classifier sees them.
+        confusion: number of examples of each true class (rows) and predicted class (columns), shape (K, K); None for
+            more than `MOST_CONFUSED` classes.
     """
 
     loss: Float[Array, ""]
@@ -85,11 +92,11 @@ class EvalSums(NamedTuple):
 
 
 class CentredSums(NamedTuple):
-    """Sums over examples that need the centres of the training features: evaluation's second pass.
+    """Sums over examples, added in the second pass of an evaluation, which needs the class means of the first pass.
 
     Attributes:
-        agreement: of the classifier with the nearest class centre (NC4).
-        margins: cosine margins of the features less the global mean, under the class vectors less theirs.
+        agreement: how often the classifier and the nearest class centre agree (NC4).
+        margins: sums of the cosine margins of centred features with centred class vectors.
     """
 
     agreement: Agreement
@@ -106,15 +113,15 @@ class CentredSums(NamedTuple):
         return CentredSums(self.agreement.merge(other.agreement), self.margins.merge(other.margins))
 
 
-Evaluated = Callable[[TrainState, Batch], HeadOutput]  # the model, as evaluation applies it
+Evaluated = Callable[[TrainState, Batch], HeadOutput]  # the model in evaluation: (state, stored inputs) -> output
 
 
 def make_evaluated(model: Model, options: StepOptions = StepOptions()) -> Evaluated:
-    """Return the model as evaluation applies it: averaged parameters, preprocessing, and what extensions do to logits.
+    """Return the model as evaluation runs it: preprocessing, averaged parameters, and `on_output` of the extensions.
 
     Args:
-        model: as in `create_state`.
-        options: of the training step.
+        model: maps (inputs, labels, train=..., mask=...) to a `HeadOutput`.
+        options: the options with which the model was trained.
 
     Returns:
         A function (state, batch of stored inputs) -> the head's output.
@@ -132,7 +139,12 @@ def make_evaluated(model: Model, options: StepOptions = StepOptions()) -> Evalua
 def make_eval_step(
     output_of: Evaluated, *, axis_name: str | None = None
 ) -> Callable[[tuple[TrainState, EvalSums], Batch], EvalSums]:
-    """Make the step ((state, sums), batch) -> sums that adds a batch to the sums."""
+    """Make the step of the first pass: ((state, sums so far), batch) -> sums with the batch added.
+
+    Args:
+        output_of: the model in evaluation, from `make_evaluated`.
+        axis_name: name of the mapped axis over which the batch is split; None for one device.
+    """
 
     def step(carry: tuple[TrainState, EvalSums], batch: Batch) -> EvalSums:
         with collective.over(*([axis_name] if axis_name else [])):
@@ -165,7 +177,12 @@ def make_eval_step(
 def make_centred_step(
     output_of: Evaluated, *, axis_name: str | None = None
 ) -> Callable[[tuple[TrainState, ClassStatistics], Batch], CentredSums]:
-    """Make the step ((state, training statistics), batch) -> sums of a second pass, once the centres are known."""
+    """Make the step of the second pass: ((state, class statistics of the training features), batch) -> sums.
+
+    Args:
+        output_of: the model in evaluation, from `make_evaluated`.
+        axis_name: name of the mapped axis over which the batch is split; None for one device.
+    """
 
     def step(carry: tuple[TrainState, ClassStatistics], batch: Batch) -> CentredSums:
         with collective.over(*([axis_name] if axis_name else [])):
@@ -186,16 +203,17 @@ def make_centred_step(
 def centred_margins(
     output: HeadOutput, statistics: ClassStatistics, labels: Int[Array, " batch"]
 ) -> Float[Array, " batch"]:
-    """Cosine margins of the features less the global mean of `statistics`, under the class vectors less theirs.
+    """Cosine margin of each example, shape (batch,), with centred features and centred class vectors.
 
-    Centred as Markou et al. (2024) do: rectified features share a large part, which tells no classes apart.
+    Subtracts the global mean of `statistics` from the features, and the mean class vector from the frame, as Markou et
+    al. (2024) do. Features behind a ReLU have a large common part, which does not distinguish classes.
     """
     frame = output.frame - jnp.mean(output.frame, axis=1, keepdims=True)
     return cosine_margins(output.features - statistics.compute().global_mean, frame, labels)
 
 
 def _confusion(logits: Array, batch: Batch, num_classes: int) -> Int[Array, "classes classes"]:
-    rows = jnp.where(batch.mask, batch.labels, num_classes)  # out of range: such an update is dropped
+    rows = jnp.where(batch.mask, batch.labels, num_classes)  # padding: out of range, so `add` drops it
     zeros = jnp.zeros((num_classes, num_classes), jnp.int32)
     return zeros.at[rows, jnp.argmax(logits, axis=-1)].add(1, mode="drop")
 
@@ -204,14 +222,15 @@ def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool 
     """Compile the evaluation of a model.
 
     Args:
-        output_of: of `make_evaluated`.
-        devices: which; None takes all local ones.
-        slow: with the collapse metrics, those too that decompose d x d matrices.
+        output_of: the model in evaluation, from `make_evaluated`.
+        devices: local devices to use; None takes all of them.
+        slow: add the slow metrics, which decompose d x d matrices, to the collapse metrics.
 
     Returns:
-        A function evaluate(state, source, collapse=False, centres=None), where the source is a `ResidentSet`, or a
-        function that starts an iteration over batches; it is called once, with collapse metrics twice. Centres are the
-        class statistics of the training features; None means that these are the training features.
+        A function evaluate(state, source, collapse=False, centres=None) -> `Evaluation`. `source` is a `ResidentSet`,
+        or a function without arguments that returns an iterator over batches; it is called once, and twice for the
+        collapse metrics, which `collapse` asks for. `centres` are the class statistics of the training features; None
+        takes those of `source`, for an evaluation on the training set. Without any batch, evaluate raises ValueError.
     """
     eval_step = make_eval_step(output_of, axis_name=AXIS)
     centred_step = make_centred_step(output_of, axis_name=AXIS)
@@ -223,7 +242,8 @@ def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool 
     all_centred_steps = resident_steps(
         lambda sums, constant, batch: (sums.merge(centred_step(constant, batch)), ()), devices=devices
     )
-    empty: dict[tuple[int, ...], EvalSums] = {}  # by shape of the inputs: making one takes a third of an evaluation
+    # Zero sums by shape of the inputs, kept because making them takes a third of an evaluation.
+    empty: dict[tuple[int, ...], EvalSums] = {}
 
     def no_sums(state: TrainState, example: Batch) -> EvalSums:
         shape = example.inputs.shape
@@ -269,7 +289,7 @@ def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool 
     no_centred_sums = replicate(CentredSums.init(), devices)
 
     def sums_of(state: TrainState, source: Source) -> tuple[EvalSums, Batch]:
-        """Return the sums, and an example."""
+        """Return the sums of the first pass, and a batch of one example."""
         if isinstance(source, ResidentSet):
             example = source.arrays.take(np.zeros(1, np.int64))
             return all_eval_steps(no_sums(state, example), state, source.content, source.in_order), example
@@ -295,7 +315,7 @@ def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool 
     def evaluate(
         state: TrainState, source: Source, collapse: bool = False, centres: ClassStatistics | None = None
     ) -> Evaluation:
-        state, centres = replicate((state, centres), devices)  # they may come from anywhere
+        state, centres = replicate((state, centres), devices)  # the caller's arrays may lie on other devices
         sums, example = sums_of(state, source)
         metrics = metrics_of(state, sums, example, collapse)
         if collapse:
@@ -309,13 +329,13 @@ def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool 
 def make_outputs(
     output_of: Evaluated,
 ) -> Callable[[TrainState, Iterable[Batch]], Iterator[tuple[HeadOutput, Batch]]]:
-    """Compile the model as evaluation applies it, on one device, for what is wanted of every single example.
+    """Compile the model in evaluation, on one device, to get its output for every single example.
 
     Args:
-        output_of: of `make_evaluated`.
+        output_of: the model in evaluation, from `make_evaluated`.
 
     Returns:
-        A function (state, batches) -> iterator over the head's output and each batch, padding and all.
+        A function (state, batches) -> iterator over pairs (output of the head, batch), both with padding.
     """
     apply = jax.jit(output_of)
 
@@ -331,14 +351,15 @@ def make_outputs(
 def example_margins(
     outputs: Iterable[tuple[HeadOutput, Batch]], centres: ClassStatistics
 ) -> Float[np.ndarray, " examples"]:
-    """Return the centred cosine margin of every example, padding left out.
+    """Return the centred cosine margin of every example, without padding.
 
     Args:
-        outputs: of the examples, see `Trainer.outputs`.
+        outputs: pairs (output of the head, batch), from `Trainer.outputs`.
         centres: class statistics of the training features.
 
     Returns:
-        In [-2, 2], K / (K - 1) at collapse to a simplex; see `nc_jax.metrics.cosine_margins`.
+        Shape (N,), in [-2, 2]: K / (K - 1) for all examples at collapse to a simplex ETF of K classes. See
+        `nc_jax.metrics.cosine_margins`.
     """
     centres = jax.tree.map(jnp.asarray, jax.device_get(centres))  # from all devices to one
     margins_of = jax.jit(centred_margins)

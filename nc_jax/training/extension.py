@@ -1,4 +1,4 @@
-"""Extensions: what a method adds to a training step beside its head and its loss."""
+"""Extensions: what a method adds to a training step besides its head and its loss."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,14 +12,15 @@ from nc_jax.heads import HeadOutput
 
 
 class Context(NamedTuple):
-    """What losses and extensions know of the step besides its batch.
+    """What losses and extensions know about the step, besides its batch.
 
     Attributes:
-        step: number of optimiser steps taken before, int32.
-        train: whether this is a training step; evaluation has no randomness and learns nothing.
-        key: random key of the step, another one for each extension; None in evaluation.
-        places: where the rows of this device stand in the batch of all devices, shape (N,); None in evaluation.
-        count: number of examples in the batch on all devices; None in evaluation.
+        step: number of optimiser steps taken before this step, int32.
+        train: True in a training step, False in evaluation.
+        key: random key of the step, different for each extension; None in evaluation.
+        places: row numbers that the rows of this device have in the batch of all devices, shape (N,); None in
+            evaluation.
+        count: number of examples, without padding, in the batch of all devices; None in evaluation.
     """
 
     step: Int[Array, ""]
@@ -29,25 +30,27 @@ class Context(NamedTuple):
     count: Array | None = None
 
     def everyone(self, array: Array) -> Array:
-        """Return the rows of all devices, in the order of the whole batch: what mixing across examples draws from."""
+        """Return the rows of all devices, in the order of the whole batch. Use it to mix examples across devices."""
         assert self.places is not None, "evaluation looks at one example at a time"
         return all_rows(array, self.places)
 
 
 class Extension:
-    """A part of a method that changes a step. Derive from it and override what is needed.
+    """A part of a method that changes a step. Derive from this class and override the methods (hooks) that you need.
 
-    Each hook is a pure function, traced once; a hook that is not overridden is not traced at all, so a step without
-    extensions is the plain step. Hooks run in the order of the extensions. Examples mixed by `on_batch` keep their own
-    class in `batch.labels` and get `batch.partner`; the step then weighs the loss of both classes.
+    Each hook is a pure function, traced once. A hook that is not overridden is not traced at all, so a step without
+    extensions is the plain step. Hooks run in the order of the extensions.
 
-    What differs between devices must be summed by `nc_jax.collective.all_sum` before it enters the state, which is the
-    same on all devices. The state is part of the checkpoint.
+    A mixed example keeps its own class in `batch.labels`, and its second class goes to `batch.partner`. The step then
+    takes the weighted mean of the losses with both classes.
+
+    An extension may have a state, which is part of the checkpoint and must be equal on all devices. Before a value that
+    differs between devices enters the state, sum it by `nc_jax.collective.all_sum`.
     """
 
     @property
     def name(self) -> str:
-        """Of its state and its penalties; two extensions of a step need different ones."""
+        """Name under which the step keeps the state and the penalties; the extensions of a step need unique names."""
         return type(self).__name__
 
     def init(self, key: PRNGKeyArray) -> Any:
@@ -55,43 +58,43 @@ class Extension:
         del key
 
     def on_batch(self, context: Context, state: Any, batch: Batch) -> Batch:
-        """Change the batch before the network sees it: mixup, for instance. In training only."""
+        """Change the batch before the network sees it (mixup, for instance). Called in training only."""
         del context, state
         return batch
 
     def on_features(
         self, context: Context, state: Any, features: Float[Array, "batch dim"], batch: Batch
     ) -> tuple[Float[Array, "batch dim"], Batch]:
-        """Change the features between backbone and head: arc-mixup, for instance. In training only."""
+        """Change features, and batch, between backbone and head (arc-mixup, for instance). Called in training only."""
         del context, state
         return features, batch
 
     def on_output(self, context: Context, state: Any, output: HeadOutput, batch: Batch) -> HeadOutput:
-        """Change the logits: a softmax over the classes seen so far, for instance. In training and in evaluation."""
+        """Change the head's output (mask the logits of unseen classes, say). Called in training and in evaluation."""
         del context, state, batch
         return output
 
     def penalties(
         self, context: Context, state: Any, output: HeadOutput, batch: Batch
     ) -> dict[str, Float[Array, " batch"]]:
-        """Return numbers for each example, by name, whose mean over the examples is added to the cost."""
+        """Return penalties by name, each of shape (batch,). The step adds their means over the batch to the cost."""
         del context, state, output, batch
         return {}
 
     def update(self, context: Context, state: Any, output: HeadOutput, batch: Batch) -> Any:
-        """Return the next state, from the output of the step; no gradient flows into it. In training only."""
+        """Return the next state, given the head's output. No gradient flows into it. Called in training only."""
         del context, output, batch
         return state
 
 
 class Chain:
-    """The extensions of a step, as the step calls them.
+    """Calls the hooks of several extensions in their order, each with its own state and random key.
 
     Args:
-        extensions: in their order.
+        extensions: the extensions of a step.
 
     Raises:
-        ValueError: if two have the same name.
+        ValueError: if two extensions have the same name.
     """
 
     def __init__(self, extensions: Sequence[Extension]):
@@ -103,35 +106,35 @@ class Chain:
         self.hooks = frozenset(hook for hook in hooks if any(_overrides(one, hook) for one in self.extensions))
 
     def init(self, key: PRNGKeyArray) -> dict[str, Any] | None:
-        """Return the initial states by name; None if no extension has one."""
+        """Return the initial states by name of extension; None if no extension has a state."""
         having = [(number, one) for number, one in enumerate(self.extensions) if _overrides(one, "init")]
         states = {one.name: one.init(jax.random.fold_in(key, number)) for number, one in having}
         return {name: state for name, state in states.items() if state is not None} or None
 
     def has(self, hook: str) -> bool:
-        """Whether some extension overrides a hook."""
+        """Return whether any extension overrides the hook of this name."""
         return hook in self.hooks
 
     def on_batch(self, context: Context, states: Any, batch: Batch) -> Batch:
-        """Apply the hook of every extension that has it."""
+        """Apply `on_batch` of every extension that overrides it."""
         for here, one, state in self._with("on_batch", context, states):
             batch = one.on_batch(here, state, batch)
         return batch
 
     def on_features(self, context: Context, states: Any, features: Array, batch: Batch) -> tuple[Array, Batch]:
-        """Apply the hook of every extension that has it."""
+        """Apply `on_features` of every extension that overrides it."""
         for here, one, state in self._with("on_features", context, states):
             features, batch = one.on_features(here, state, features, batch)
         return features, batch
 
     def on_output(self, context: Context, states: Any, output: HeadOutput, batch: Batch) -> HeadOutput:
-        """Apply the hook of every extension that has it."""
+        """Apply `on_output` of every extension that overrides it."""
         for here, one, state in self._with("on_output", context, states):
             output = one.on_output(here, state, output, batch)
         return output
 
     def penalties(self, context: Context, states: Any, output: HeadOutput, batch: Batch) -> dict[str, Array]:
-        """Return the penalties of all extensions, named "extension/penalty"."""
+        """Return the penalties of all extensions, each of shape (batch,), under the names "extension/penalty"."""
         return {
             f"{one.name}/{name}": value
             for here, one, state in self._with("penalties", context, states)
@@ -139,7 +142,7 @@ class Chain:
         }
 
     def update(self, context: Context, states: Any, output: HeadOutput, batch: Batch) -> Any:
-        """Return the next states."""
+        """Return the next states by name of extension; None if no extension has a state."""
         new = dict(states or {})
         for here, one, state in self._with("update", context, states):
             found = jax.lax.stop_gradient(one.update(here, state, output, batch))

@@ -1,4 +1,4 @@
-"""The training loop: one readable function that every experiment calls."""
+"""The training loop, `Trainer.fit`, that every experiment calls."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ from nc_jax.training.summary import EpochTotals
 
 
 class NonFiniteError(FloatingPointError):
-    """Training met a NaN or an infinity. The last good state has been saved."""
+    """Training produced a NaN or an infinity. The last finite state has been saved."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +37,27 @@ class LoopOptions:
     Attributes:
         epochs: passes over the training set.
         batch_size: examples per step on all devices of all processes together.
-        stratified: spread each class evenly over the batches of an epoch.
-        checkpoint_every: epochs between checkpoints; the last epoch always ends with one.
-        keep_checkpoints: how many of the newest are kept.
-        evaluate_every: epochs between evaluations; the last epoch always ends with one.
-        slow_metrics: evaluate also the metrics that decompose d x d matrices (0.1 s at d = 512, 24 s at d = 2048 on two
-            CPU cores), see `nc_jax.training.Evaluation`.
-        resident: keep the sets on the devices and run every epoch as one program (on a CPU not for networks with
-            convolutions, see `nc_jax.training.resident`); None does so for sets that are small
-            (`nc_jax.training.resident.LIMIT`), in a single process. The result is the same.
-        threads: how many read, and decode, the examples of sets that are not resident.
-        devices: how many of the local devices to use; None uses all.
+        stratified: spread each class evenly over the batches of an epoch. This needs the labels in memory.
+        checkpoint_every: number of epochs between two checkpoints. A checkpoint is always written after the last epoch.
+        keep_checkpoints: number of checkpoints to keep; older ones are deleted.
+        evaluate_every: number of epochs between two evaluations. The last epoch is always evaluated.
+        slow_metrics: evaluate also "vci", "rank_means" and "effective_rank_means" (see `nc_jax.training.Evaluation`),
+            which decompose d x d matrices for features of dimension d: 0.1 s at d = 512, 24 s at d = 2048 on two CPU
+            cores.
+        resident: keep the training and test sets on the devices and run every epoch as one compiled program. (On a CPU,
+            networks with convolutions still run step by step, which is faster there.) None does this in a single
+            process for sets of at most 256 MiB of inputs. The results do not depend on this setting.
+        threads: number of threads that read and decode examples, for sets that are not resident on the devices.
+        devices: number of local devices to use; None uses all.
 
     Raises:
-        ValueError: if a number is below 1.
+        ValueError: if epochs, batch_size, checkpoint_every, keep_checkpoints, evaluate_every or threads is below 1.
     """
 
     epochs: int = 20
     batch_size: int = 128
     stratified: bool = False
-    checkpoint_every: int = 5  # a crash costs at most this many epochs; saving takes longer than a digits epoch does
+    checkpoint_every: int = 5  # not 1: writing a checkpoint takes longer than an epoch on the digits
     keep_checkpoints: int = 2  # the newest, and one to fall back on
     evaluate_every: int = 1
     slow_metrics: bool = False
@@ -71,7 +72,7 @@ class LoopOptions:
 
 
 class Trained(NamedTuple):
-    """What training leaves: the state, and its last evaluation on both sets."""
+    """What training returns: the final state, and its evaluation on the training set and on the test set."""
 
     state: TrainState
     train: Evaluation
@@ -84,18 +85,19 @@ class Trained(NamedTuple):
 
 
 class Trainer:
-    """A model's compiled steps. Runs that differ in the seed only share one, and compile once.
+    """A model with its compiled steps. Share one `Trainer` between runs that differ in the seed: it compiles once.
 
     Args:
         model: maps (inputs, labels, train=..., mask=...) to a `HeadOutput`.
         optimizer: an optax transformation.
-        options: see `LoopOptions`.
-        step: see `StepOptions`.
-        devices: None takes as many of the local ones as the options say.
-        initialise: see `create_state`.
+        options: length of the training, and what happens between its steps.
+        step: what a training step does besides gradient and optimiser.
+        devices: local devices to use; None takes the first `options.devices` of them.
+        initialise: (params, key) -> params, replaces the initial parameters that the model has drawn; None keeps them.
 
     Raises:
-        ValueError: if there are not so many devices, or they cannot share a batch equally.
+        ValueError: if `options.devices` exceeds the number of local devices, or if the batch size is not a multiple of
+            the number of devices of all processes times `step.accumulate`.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class Trainer:
         self._outputs = make_outputs(output_of)
 
     def init(self, train_set: ExampleSource, seed: int) -> TrainState:
-        """Return the initial state of a run."""
+        """Return the initial state of a run, on the devices; the first training example gives the input's shape."""
         inputs: Any = train_set.take(np.zeros(1, np.int64)).inputs
         if self.step_options.preprocess is not None:
             inputs = self.step_options.preprocess(jnp.asarray(inputs))
@@ -157,25 +159,28 @@ class Trainer:
     ) -> Trained:
         """Train from the newest checkpoint, or from the start, to the end of the stream.
 
-        A run is a function of its options and seed: interrupted anywhere and called again, it ends in the same state.
-        The log gets a line per epoch (segment of the stream), the one of epoch 0 being the initial state's.
+        A run is a function of its options and seed. If it is interrupted anywhere and `fit` is called again with the
+        same arguments, it ends in the same state. The log gets one line for every evaluated epoch (segment of the
+        stream); the line of epoch 0 describes the initial state.
 
         Args:
-            train_set: what to train on.
-            test_set: what to test on, after every epoch.
-            seed: of the initial state and of the stream.
-            run: name of this run in the log and of its folder of checkpoints.
-            directory: of the experiment's run.
-            log: where the metrics go.
-            stream: which examples make up which step; None is every example once per epoch.
-            on_epoch: called with the epoch and its metrics, for a progress bar.
+            train_set: the training examples.
+            test_set: the examples on which every evaluation tests.
+            seed: determines the initial state and the order of the examples.
+            run: name of this run in the log, and of the folder of its checkpoints in the subfolder "checkpoints".
+            directory: directory of the experiment.
+            log: receives the metrics.
+            stream: which examples make up which step; None uses every example once per epoch.
+            on_epoch: called as on_epoch(epoch, metrics) after every evaluation, to show progress.
 
         Returns:
             The final state and its evaluations.
 
         Raises:
-            NonFiniteError: if a step gave a NaN or an infinity; the last good state is saved first.
-            PreemptedError: if SIGTERM came; the state after the current step (of a resident set: epoch) is saved first.
+            NonFiniteError: if a step produced a NaN or an infinity. The last finite state is saved first.
+            PreemptedError: if the process received SIGTERM. The state after the current step is saved first; for a
+                resident set, the state after the current epoch.
+            ValueError: if `options.resident` is True but a set is not in memory or there are several processes.
         """
         options = self.options
         folder = directory / "checkpoints" / run
@@ -189,7 +194,7 @@ class Trainer:
             if resumed is not None:
                 state = resumed
             if writer is not None:
-                # A run that was killed before its first checkpoint has lines, too, and starts again.
+                # A run that was killed before its first checkpoint starts again: remove all the lines that it wrote.
                 writer.drop_after(run, -1 if resumed is None else int(state.step))
             evaluations = None
             if int(state.step) in (0, total_steps):
@@ -235,7 +240,7 @@ class Trainer:
         return Trained(state, *evaluations)
 
     def stream(self, train_set: ExampleSource) -> Epochs:
-        """Return the stream of the options: every example once per epoch."""
+        """Return the stream that `fit` uses by default: every example once per epoch."""
         options = self.options
         return Epochs(train_set, options.batch_size, options.epochs, options.stratified)
 
@@ -243,12 +248,12 @@ class Trainer:
         """Apply the model to every example once, in order, on one device.
 
         Yields:
-            The head's output and the batch; padding, at the end, has no mask.
+            The head's output and the batch. The last batch may end with padding, for which `Batch.mask` is False.
         """
         return self._outputs(state, eval_batches(examples, self.options.batch_size, threads=self.options.threads))
 
     def _source(self, examples: ExampleSource) -> Source:
-        """Where evaluation, and training on small sets, read a set from."""
+        """Return where examples are read from: a set on the devices, or a function that reads batches."""
         resident, alone = self.options.resident, jax.process_count() == 1
         if resident and not (alone and isinstance(examples, LabelledArrays)):
             raise ValueError(
@@ -279,7 +284,7 @@ class Trainer:
         log: MetricsLog | None,
         on_epoch: Callable[[int, dict[str, float]], None],
     ) -> tuple[Evaluation, Evaluation]:
-        """Evaluate on both sets and tell the log, unless it has the line already, and the caller."""
+        """Evaluate on both sets, write a line to the log (`log` None: write nothing) and call `on_epoch`."""
         evaluation = self.evaluate(state, sources[0], collapse=True)
         test = self.evaluate(state, sources[1], collapse=True, centres=evaluation.statistics)
         metrics = {f"train/{name}": value for name, value in evaluation.metrics.items()}
@@ -292,5 +297,5 @@ class Trainer:
 
 
 def _share() -> dict[str, Any]:
-    """Which part of every batch this process reads."""
+    """Return the arguments of `read` that select this process's part of every batch."""
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}

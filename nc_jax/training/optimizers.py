@@ -1,4 +1,4 @@
-"""Optimisers and schedules by name, as experiments choose them; the arithmetic is optax's, but for AGD."""
+"""Optimisers and schedules by name, as experiments choose them. All but AGD are optax's."""
 
 import math
 from dataclasses import dataclass
@@ -18,28 +18,35 @@ class OptimizerOptions:
     """Which optimiser, and how its learning rate changes.
 
     Attributes:
-        name: "sgd" (with momentum), "adam", "adamw", "agd" (no learning rate, see `agd`) or "lbfgs" (line search, for
-            full batches).
-        learning_rate: the highest one; of "agd" the gain.
-        momentum: of "sgd".
-        nesterov: of "sgd".
-        weight_decay: added to the gradient for "sgd" and "adam", decoupled for "adamw".
-        schedule: "constant"; "step", a factor every `period` of the epochs; "multistep", a factor at each of the
-            milestones; "cosine" to zero; "one-cycle", up over the first 30 % of the steps and down, by cosines.
-        warmup: epochs of linear warm-up from zero, before the schedule ("one-cycle" has its own).
-        period: of "step", in epochs.
-        milestones: of "multistep", in epochs.
-        factor: of "step" and "multistep".
-        clip_norm: gradients longer than this are scaled to it; None leaves them.
+        name: optimiser: "sgd" (with momentum), "adam", "adamw", "agd" (automatic gradient descent, which needs no
+            learning rate) or "lbfgs" (line search, for full batches).
+        learning_rate: peak learning rate, > 0. "agd" multiplies its own step by this number; "lbfgs" ignores it.
+        momentum: momentum of "sgd", in [0, 1). Other optimisers ignore it.
+        nesterov: use Nesterov momentum in "sgd". Other optimisers ignore it.
+        weight_decay: number >= 0. "sgd" and "adam" add this number times the parameters to the gradient. "adamw"
+            applies the decay separately from the gradient (decoupled). "agd" and "lbfgs" need 0.
+        schedule: how the learning rate changes after the warm-up. "constant": it stays. "step": it is
+            multiplied by `factor` every `period` epochs. "multistep": it is multiplied by `factor` at each
+            of the `milestones`. "cosine": it falls to zero along a cosine. "one-cycle": it rises over the
+            first 30 % of the steps and then falls, both along cosines.
+        warmup: number of epochs in which the learning rate rises linearly from zero, before the schedule starts. The
+            schedule "one-cycle" has its own warm-up and needs 0.
+        period: epochs between two reductions of the learning rate in the schedule "step", > 0.
+        milestones: ascending epochs at which the schedule "multistep" multiplies the learning rate by `factor`,
+            counted from the start of training. Other schedules ignore them.
+        factor: number > 0 by which the schedules "step" and "multistep" multiply the learning rate.
+        clip_norm: longest gradient allowed (Euclidean norm over all parameters); longer ones are scaled down to it.
+            None does not clip.
 
     Raises:
-        ValueError: if a number is out of its range, or an option is set that the optimiser has not.
+        ValueError: if a number is out of its range, or an option is set that this optimiser or schedule does not
+            support.
     """
 
     name: OptimizerName = "sgd"
     learning_rate: float = 0.1  # He et al. (2016), section 4.2, for residual networks on CIFAR-10
-    momentum: float = 0.9  # as there
-    nesterov: bool = False  # as there
+    momentum: float = 0.9  # He et al. (2016), section 4.2
+    nesterov: bool = False  # He et al. (2016) use plain momentum
     weight_decay: float = 0.0
     schedule: ScheduleName = "constant"
     warmup: float = 0.0
@@ -73,12 +80,15 @@ def make_schedule(options: OptimizerOptions, *, epochs: int, epoch_steps: int) -
     """Return the learning rate as a function of the optimiser step.
 
     Args:
-        options: see there.
-        epochs: of the whole training.
+        options: the schedule and its numbers.
+        epochs: length of the whole training, in epochs.
         epoch_steps: optimiser steps per epoch.
 
+    Returns:
+        A function: number of optimiser steps taken -> learning rate.
+
     Raises:
-        ValueError: if the warm-up leaves nothing of the training.
+        ValueError: if the warm-up is not shorter than the training.
     """
     total, warmup = epochs * epoch_steps, round(options.warmup * epoch_steps)
     if warmup >= total:
@@ -104,7 +114,16 @@ def make_schedule(options: OptimizerOptions, *, epochs: int, epoch_steps: int) -
 
 
 def make_optimizer(options: OptimizerOptions, *, epochs: int, epoch_steps: int) -> optax.GradientTransformation:
-    """Return the optimiser with its schedule; arguments as of `make_schedule`."""
+    """Return the optimiser with its schedule.
+
+    Args:
+        options: the optimiser, its schedule and their numbers.
+        epochs: length of the whole training, in epochs.
+        epoch_steps: optimiser steps per epoch.
+
+    Raises:
+        ValueError: if the warm-up is not shorter than the training.
+    """
     rate = make_schedule(options, epochs=epochs, epoch_steps=epoch_steps)
     if options.name == "sgd":
         core = optax.sgd(rate, options.momentum or None, options.nesterov)
@@ -125,15 +144,16 @@ def make_optimizer(options: OptimizerOptions, *, epochs: int, epoch_steps: int) 
 
 
 def scaled_rate(optimizer: optax.GradientTransformation, path: str, factor: float) -> optax.GradientTransformation:
-    """Give a part of the model a learning rate of its own, a fixed share of the others'.
+    """Give a part of the model its own learning rate: a fixed multiple of the optimiser's.
 
     Args:
-        optimizer: whose updates are proportional to the learning rate, as all of `make_optimizer` but "lbfgs" are.
-        path: of the part, as prefix of the parameters' names ("backbone", "backbone/stem").
-        factor: of its learning rate.
+        optimizer: an optimiser whose updates are proportional to the learning rate. All optimisers of `make_optimizer`
+            except "lbfgs" have this property.
+        path: names the part: the common prefix of its parameters' names ("backbone", "backbone/stem").
+        factor: number by which the learning rate of the part is multiplied.
 
     Raises:
-        ValueError: on the first update, if no parameter has such a path.
+        ValueError: when the optimiser's state is created, if no parameter has such a path.
     """
 
     def mask(params: Any) -> Any:
@@ -149,31 +169,32 @@ def scaled_rate(optimizer: optax.GradientTransformation, path: str, factor: floa
 
 
 class AgdState(NamedTuple):
-    """Nothing but a count of the steps: AGD has no memory."""
+    """State of AGD: only a count of the steps, because AGD has no momentum or other averages."""
 
     count: Int[Array, ""]
 
 
 def agd(gain: float = 1.0) -> optax.GradientTransformation:
-    r"""Automatic gradient descent: the step follows from the architecture, without a learning rate.
+    r"""Automatic gradient descent (AGD): the step size follows from the architecture, without a learning rate.
 
     With L weight matrices :math:`W_l` (:math:`d_l \times d_{l-1}`) and the gradient summary
 
     .. math:: G = \frac1L \sum_l \sqrt{d_l / d_{l-1}} \, \|\nabla_l\|_F, \qquad
         \eta = \log \tfrac12 \big(1 + \sqrt{1 + 4 G}\big),
 
-    layer l moves by :math:`-\frac{\eta}{L} \sqrt{d_l / d_{l-1}} \, \nabla_l / \|\nabla_l\|_F`. A convolution is one
-    such matrix per tap, each with the factor divided by the root of the number of taps. Start from `agd_init`.
+    layer l moves by :math:`-\frac{\eta}{L} \sqrt{d_l / d_{l-1}} \, \nabla_l / \|\nabla_l\|_F`. A convolution counts as
+    one such matrix per tap (kernel position); the factor :math:`\sqrt{d_l / d_{l-1}}` of each is divided by the square
+    root of the number of taps. Draw the initial parameters by `agd_init`.
 
     Args:
-        gain: factor on the step.
+        gain: number by which the step is multiplied.
 
     Raises:
-        ValueError: when called with a parameter that is neither a matrix nor a convolution (a bias, a scale): AGD has
-            no rule for those.
+        ValueError: when the state is created, if a parameter is neither a matrix nor a convolution (a bias or a scale,
+            for instance). AGD has no rule for such parameters.
 
     Reference: Bernstein, Mingard, Huang, Azizan and Yue, Automatic gradient descent: deep learning without
-    hyperparameters (2023), algorithm 1; the convolutions as in its released program.
+    hyperparameters (2023), algorithm 1. The rule for convolutions is that of their released program.
     """
 
     def init(params: Any) -> AgdState:
@@ -197,14 +218,20 @@ def agd(gain: float = 1.0) -> optax.GradientTransformation:
 
 
 def agd_init(params: Any, key: Array) -> Any:
-    """Return parameters of the same shapes from which AGD starts: semi-orthogonal, times the layer's factor.
+    r"""Return initial parameters for `agd`: random semi-orthogonal matrices, each times the factor of its layer.
+
+    The factor is :math:`\sqrt{d_l / d_{l-1}}`, divided by the square root of the number of taps for convolutions.
 
     Args:
-        params: a tree of matrices (inputs, outputs) and convolutions (height, width, inputs, outputs).
-        key: of the random draw.
+        params: a tree of matrices (inputs, outputs) and convolutions (height, width, inputs, outputs). Only their
+            shapes and dtypes matter.
+        key: random key.
+
+    Returns:
+        A tree of the same structure, shapes and dtypes.
 
     Raises:
-        ValueError: as `agd`.
+        ValueError: if a parameter is neither a matrix nor a convolution.
     """
     _check_matrices(params)
     leaves, structure = jax.tree.flatten(params)
@@ -218,7 +245,7 @@ def agd_init(params: Any, key: Array) -> Any:
 
 
 def _factor(shape: tuple[int, ...]) -> float:
-    """Root of outputs over inputs, over the root of the number of taps."""
+    """Return sqrt(outputs / inputs), divided by the square root of the number of taps."""
     return math.sqrt(shape[-1] / shape[-2] / math.prod(shape[:-2]))
 
 

@@ -1,8 +1,8 @@
-"""The one pmap: a step on one device becomes the same step on all of them.
+"""Data parallelism by one `jax.pmap`: turns a step for one device into the same step on all devices.
 
-The state is replicated without a leading device axis (`in_axes=None`, `out_axes=None`), batches are split. Steps sum
-over devices under the name `AXIS`. With several processes (`jax.distributed`) the sums are over the devices of all of
-them; each process passes its own share of the batch and the same state, and gets the same state back.
+The state is replicated and has no leading device axis (`in_axes=None`, `out_axes=None`); batches are split. Steps sum
+over devices along the mapped axis `AXIS`. With several processes (`jax.distributed`), the sums include the devices of
+all processes: each process passes its own share of the batch and the same state, and gets the same state back.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-AXIS = "devices"  # the name under which steps and heads sum over devices
+AXIS = "devices"  # name of the mapped axis along which steps and heads sum over devices
 
-Devices = Sequence[Any] | None  # of jax.Device, which is a variable to type checkers
+Devices = Sequence[Any] | None  # of jax.Device, which type checkers take for a variable
 
 
 def data_parallel(
@@ -25,31 +25,31 @@ def data_parallel(
     split: Sequence[int | None] = (0,),
     parts: int = 1,
 ) -> Callable[..., Any]:
-    """Run step(state, *batches) on several devices, the batches split between them.
+    """Run step(state, *batches) on several devices, with the batches split between them.
 
     Args:
-        step: a function of a replicated tree and of further trees, that returns replicated trees only (it has summed
-            over `AXIS` whatever differs between devices).
-        devices: local ones; None takes all of them. Several processes must use all.
-        donate: let the step reuse the memory of the state, which the caller then must not use again (in a single
-            process; several keep it).
-        split: the axis along which each further argument is split; None replicates it.
-        parts: every device gets a share of each of so many equal parts of a batch, one after the other. What a part
-            holds, over all devices, then does not depend on their number.
+        step: function of a replicated tree and further trees. All that it returns must be equal on all devices, so it
+            must sum over `AXIS` whatever differs between them.
+        devices: local devices to use; None takes all of them. With several processes, each must use all of its own.
+        donate: let the step reuse the memory of the state; the caller must not use the old state again. With several
+            processes this has no effect.
+        split: for each argument after the state, the axis along which it is split; None replicates the argument.
+        parts: number of equal, contiguous parts of a batch; every device gets an equal share of each part. The examples
+            in a part, over all devices, then do not depend on the number of devices.
 
     Returns:
-        A compiled function of the same arguments: the state, and this process's share of the batches.
+        A compiled function of the same arguments: the state, and this process's share of the batches. It raises
+        ValueError for a batch whose size is not a multiple of `parts` times the number of devices.
 
     Raises:
-        ValueError: if several processes are to use some of their devices only; when called with a batch that the
-            devices cannot share equally.
+        ValueError: if there are several processes and `devices` leaves out some of the local devices.
     """
     local = jax.local_devices()
     chosen = local if devices is None else list(devices)
     if jax.process_count() > 1 and len(chosen) != len(local):
         raise ValueError(f"with several processes all {len(local)} local devices must be used; got {len(chosen)}")
-    # With several processes pmap wraps the state in a global array on the way in and donates that: the next call finds
-    # the buffers of its own input deleted (JAX 0.10.2). There a step costs a second copy of the state instead.
+    # With several processes, do not donate: pmap then wraps the state in a global array and donates that array, so the
+    # next call finds the buffers of its own input deleted (JAX 0.10.2). The price is a second copy of the state.
     donate = donate and jax.process_count() == 1
     mapped = jax.pmap(
         step,
@@ -74,10 +74,11 @@ def data_parallel(
 
 
 def replicate(tree: Any, devices: Devices = None) -> Any:
-    """Copy a tree of arrays to every device of this process, once; with several processes leave it as it is.
+    """Copy a tree of arrays to every device of this process; with several processes, return the tree unchanged.
 
-    What `data_parallel` returns lies there like this, so a function compiles once if its first arguments do, too; new
-    arrays, which lie elsewhere, would have it compiled twice. (With several processes pmap places its arguments.)
+    Apply this to the first state that you pass to a function of `data_parallel`. Its results have the same placement,
+    so the function compiles only once; a first state with another placement would make it compile twice. With several
+    processes this is not needed, because pmap places its arguments itself.
     """
     if jax.process_count() > 1:
         return tree
@@ -92,7 +93,7 @@ def check_divisible(batch_size: int, num_devices: int) -> None:
 
 
 def _split(array: Any, num_devices: int, axis: int, parts: int) -> Any:
-    """Give the axis a new one in front, of the devices."""
+    """Split an axis into two: the devices, and each device's share of the axis."""
     array = np.asarray(array) if not isinstance(array, jax.Array) else array
     size = array.shape[axis]
     check_divisible(size, num_devices * parts)

@@ -1,4 +1,4 @@
-"""SIGTERM, the way in which schedulers announce that a machine goes away: finish the step, save, end."""
+"""Handling of SIGTERM, by which cluster schedulers announce that a machine goes away: finish the step, save, end."""
 
 import signal
 import threading
@@ -15,10 +15,10 @@ class PreemptedError(Exception):
 
 
 class Preemption:
-    """Whether SIGTERM has come, while the block lasts.
+    """A `with` block that catches SIGTERM; `requested` tells whether it has come.
 
-    With several processes (`jax.distributed`) all of them agree on the step after which to stop, by JAX's preemption
-    service. In a thread other than the main one Python delivers no signals; the block then watches for nothing.
+    With several processes (`jax.distributed`), JAX's preemption service makes all of them stop after the same step.
+    Python delivers signals to the main thread only; in another thread the block does not catch SIGTERM.
     """
 
     def __enter__(self) -> "Preemption":
@@ -32,7 +32,7 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._previous)
 
     def requested(self, step: int) -> bool:
-        """Whether to stop after this step; every process must ask after every step."""
+        """Return whether to stop after this step. Every process must call this after every step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._received

@@ -1,4 +1,4 @@
-"""Epochs of a set that fits on the device: the host gathers, moves and awaits no batch."""
+"""Training on a set that is kept on the devices: the devices gather the batches, and the host copies no data."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,21 +11,21 @@ from nc_jax.data.batch import PADDING_LABEL, rows_with
 from nc_jax.streams import Epochs, Plan, local_rows
 from nc_jax.training.parallel import Devices, data_parallel, replicate
 
-LIMIT = 256 * 2**20  # bytes of inputs; all that is called small here is below it, ImageNet far above
+LIMIT = 256 * 2**20  # bytes of inputs of the largest set that is kept on the devices by default
 
 
 def fits(arrays: LabelledArrays) -> bool:
-    """Whether a set is so small that it may stay on every device."""
+    """Return whether the inputs of a set take at most `LIMIT` bytes, so that every device may hold a copy."""
     return arrays.inputs.nbytes <= LIMIT
 
 
 class ResidentSet:
-    """A set on the devices.
+    """A set of examples, copied to every device.
 
     Args:
         arrays: the set.
         batch_size: examples per step on all devices together.
-        devices: None takes all local ones.
+        devices: local devices; None takes all of them.
     """
 
     def __init__(self, arrays: LabelledArrays, batch_size: int, *, devices: Devices = None):
@@ -37,18 +37,19 @@ class ResidentSet:
 def resident_steps(
     step: Callable[[Any, Any, Batch], tuple[Any, Any]], *, devices: Devices = None, donate: bool = False, parts: int = 1
 ) -> Callable[[Any, Any, dict, Plan], Any]:
-    """Compile step after step, as one program where that is quicker.
+    """Compile a sequence of steps, as one program (`jax.lax.scan`) where that is faster.
 
-    XLA's CPU backend runs a convolution in a loop's body on one core and without its fast kernels (a training step of a
-    ResNet-18 of width 1/4 took 17 s in a scan and 1.0 s out of it): such steps are started one by one there.
+    On a CPU, steps with convolutions are started one by one instead: inside a loop, XLA's CPU backend runs convolutions
+    on one core and without its fast kernels. (A training step of a ResNet-18 of width 1/4 took 17 s inside a scan and
+    1.0 s outside.)
 
     Args:
-        step: (carry, constant, batch) -> (carry, report), of replicated trees as for `data_parallel`. Nobody reads the
-            report, but a compiled step should return it: without, XLA took 315 s instead of 22 for an EfficientNet's on
-            a CPU (JAX 0.10.2).
-        devices: see `data_parallel`.
-        donate: reuse the memory of the carry.
-        parts: see `data_parallel`.
+        step: (carry, constant, batch) -> (carry, report). Carry and constant are replicated as in `data_parallel`.
+            The report is discarded. Return it anyway: without it, XLA needs 315 s instead of 22 s to compile the step
+            of an EfficientNet on a CPU (JAX 0.10.2).
+        devices: local devices to use; None takes all of them.
+        donate: let the steps reuse the memory of the carry; the caller must not use the old carry again.
+        parts: number of equal parts of a batch; every device gets an equal share of each part.
 
     Returns:
         A function (carry, constant, content of a `ResidentSet`, plan of the steps) -> carry.
@@ -60,11 +61,11 @@ def resident_steps(
 
         return jax.lax.scan(body, carry, plan)[0]
 
-    # It does not see the size of the set, so sets share the compiled step.
+    # The single step takes gathered batches and not the whole set, so sets of different sizes share its program.
     mapped_one = data_parallel(step, devices=devices, donate=donate, split=(None, 0), parts=parts)
     take = jax.jit(_take)
     mapped_scan = data_parallel(scan, devices=devices, donate=donate, split=(None, None, 1), parts=parts)
-    in_one_program: list[bool] = []  # known once there are arguments
+    in_one_program: list[bool] = []  # decided at the first call, which brings the arguments to trace with
 
     def run(carry: Any, constant: Any, content: dict, plan: Plan) -> Any:
         if not in_one_program:
@@ -81,12 +82,12 @@ def resident_steps(
 
 
 def _convolves(function: Callable[..., Any], *arguments: Any) -> bool:
-    """Whether a function has a convolution anywhere. What is traced for that is not traced again for a call."""
+    """Return whether a function contains a convolution. JAX caches this trace, so the call does not trace again."""
     return "conv_general_dilated" in str(jax.make_jaxpr(function)(*arguments))
 
 
 def _take(content: dict, chosen: Plan) -> Batch:
-    """Gather a batch; padding is as `nc_jax.streams.read` gives it."""
+    """Gather a batch, with the same padding as `nc_jax.streams.read`."""
     mask = chosen.index >= 0
     inputs = content["inputs"][jnp.maximum(chosen.index, 0)]
     return Batch(

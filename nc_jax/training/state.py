@@ -1,4 +1,4 @@
-"""The training state, and the only calls to Linen outside `nc_jax.models`."""
+"""The training state, how it is created, and how a model is run. Only this file and `nc_jax.models` use Linen."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,25 +15,26 @@ from nc_jax.heads import HeadOutput
 from nc_jax.training.extension import Chain, Extension
 from nc_jax.training.summary import EpochTotals
 
-# The rest of the package names models by this, so only this file depends on Linen.
+# The rest of `nc_jax.training` uses this name, so that only this file depends on Linen.
 Model = nn.Module
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything that training changes: what a checkpoint holds, and what a step maps to its successor.
+    """Everything that training changes. A checkpoint holds this state, and a step maps it to the next state.
 
     Attributes:
         step: number of optimiser steps taken, an int32 scalar.
-        params: what the optimiser trains.
-        variables: every other collection of the model, by name ("nearest", "frame", "batch_stats", ...).
-        opt_state: of the optimiser.
-        key: data of the random key that augmentation draws from, two uint32 (a plain array, for checkpoints).
-        totals: of the current epoch's steps.
-        average: exponential moving average of the parameters; None where none is kept.
-        extensions: state of the step's extensions, by their names; None if none has a state.
+        params: parameters, which the optimiser trains.
+        variables: all other collections of the model, by name ("nearest", "frame", "batch_stats", ...).
+        opt_state: state of the optimiser.
+        key: data of the random key that augmentation and extensions draw from: two uint32, stored as a plain array so
+            that a checkpoint can hold them.
+        totals: totals over the steps of the current epoch.
+        average: exponential moving average of the parameters; None if none is kept.
+        extensions: states of the extensions, by name of extension; None if no extension has a state.
     """
 
-    # Not annotated further: tree maps also build states of shapes, shardings or options.
+    # All Any: tree maps also build states that hold shapes, shardings or options instead of arrays.
     step: Any
     params: Any
     variables: Any
@@ -45,7 +46,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def evaluated_params(self) -> Any:
-        """The parameters to evaluate: their average if there is one."""
+        """The parameters that evaluation uses, which are the average if there is one."""
         return self.params if self.average is None else self.average
 
 
@@ -60,20 +61,22 @@ def create_state(
     init: Callable[..., Any] | None = None,
     extensions: Sequence[Extension] = (),
 ) -> TrainState:
-    """Draw the initial parameters.
+    """Create the initial training state: draw the parameters and initialise everything else.
 
     Args:
-        model: maps (inputs, labels, train=...) to a HeadOutput, as `nc_jax.models.Classifier` does.
+        model: maps (inputs, labels, train=..., mask=...) to a `HeadOutput`, as `nc_jax.models.Classifier` does.
         optimizer: an optax transformation.
-        key: determines the initial state.
-        inputs: any batch of the right shape and dtype.
-        average: keep a moving average of the parameters.
-        initialise: (params, key) -> params, in place of the modules' own initial values (`nc_jax.training.agd_init`).
-        init: the model's `init`, compiled; None compiles it here. Several states of a model then share it.
-        extensions: of the step that will train the state.
+        key: random key, which determines the whole initial state.
+        inputs: a batch of the right shape and dtype; its values do not matter.
+        average: keep an exponential moving average of the parameters.
+        initialise: (params, key) -> params, replaces the initial values that the modules have drawn
+            (`nc_jax.training.agd_init`, for instance); None keeps them.
+        init: `model.init`, compiled. Pass it to compile once for several states of a model; None compiles it here.
+        extensions: the extensions of the step that will train the state.
 
     Raises:
-        ValueError: if the head does not fit the features (d < K - 1, say).
+        ValueError: if the head does not fit the features (for instance, if their dimension d is below K - 1 for a
+            simplex ETF of K classes).
     """
     variables = (init or jax.jit(model.init))(key, inputs)
     params = variables.pop("params", {})
@@ -83,8 +86,8 @@ def create_state(
         step=jnp.zeros((), jnp.int32),
         params=params,
         variables=variables,
-        # Copies, here and below: steps donate their state, and no buffer can be donated twice (L-BFGS's state holds the
-        # parameters).
+        # Copies, here and below: steps donate their state, and a buffer cannot be donated twice. (The state of L-BFGS
+        # holds the parameters themselves.)
         opt_state=jax.tree.map(jnp.copy, optimizer.init(params)),
         key=jax.random.bits(key, (2,), jnp.uint32),
         totals=EpochTotals.zero(),
@@ -110,17 +113,18 @@ def forward(
     """Run the model on a batch.
 
     Args:
-        model: as in `create_state`.
-        params: of the state.
-        variables: of the state.
-        batch: in evaluation only its inputs matter.
+        model: maps (inputs, labels, train=..., mask=...) to a `HeadOutput`.
+        params: parameters of the model.
+        variables: all other collections of the model, by name.
+        batch: the examples. Evaluation uses only their inputs.
         train: whether this is a training step.
-        between: (features, batch) -> the same, changed, before the head sees them; needs a model with the methods
-            `features` and `classify`, as `nc_jax.models.Classifier`. In training only.
+        between: (features, batch) -> (features, batch), applied between backbone and head; None changes nothing. It
+            needs a model with the methods `features` and `classify`, such as `nc_jax.models.Classifier`. Evaluation
+            ignores it.
 
     Returns:
-        The head's output, the other collections after the call, which in evaluation are the ones passed in, and the
-        batch as the head saw it.
+        A triple: the head's output; the other collections after the call (in evaluation, those passed in); and the
+        batch that the head saw.
     """
     everything = {"params": params, **variables}
     if not train:

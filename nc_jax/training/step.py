@@ -1,4 +1,4 @@
-"""The one training step, a pure function. It runs on one device as it is, and under `parallel` on many."""
+"""The training step: a pure function. It runs on one device as it is, and on several inside `data_parallel`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ Loss = Callable[[HeadOutput, Batch, Context], Float[Array, " batch"]]  # a numbe
 
 
 def cross_entropy(output: HeadOutput, batch: Batch, context: Context) -> Float[Array, " batch"]:
-    """Cross-entropy of the logits with the batch's labels, in nats: the loss of a method that names no other."""
+    """Cross-entropy of the logits with the labels, in nats, shape (batch,): the loss if a method names no other."""
     del context
     return losses.cross_entropy(output.logits, batch.labels)
 
@@ -35,16 +35,19 @@ class StepOptions:
     """What a training step does besides gradient and optimiser.
 
     Attributes:
-        accumulate: cut the batch into so many parts, one after the other, and add their gradients. The sum is that of
-            the whole batch; batch statistics, the nearest head and extensions see the parts.
-        average_decay: keep a moving average of the parameters, with this weight of the old value per step, to be
-            evaluated in their place; None keeps none.
-        augment: applied to every example on the device, in training only, with a key that depends on the state's key,
-            the step and the example's place in the batch: not on the number of devices.
-        preprocess: applied to the inputs after that, in training and in evaluation.
-        loss: (output of the head, batch, context) -> a number for each example; what it gives for padding is thrown
-            away. Evaluation reports the cross-entropy in any case.
-        extensions: what else the method does in a step.
+        accumulate: number of equal parts into which every batch is cut, to save memory. The step runs the parts one
+            after another and adds their gradients, which gives the gradient of the whole batch. Batch statistics, the
+            nearest head and extensions see one part at a time. 1 does not cut.
+        average_decay: weight, in (0, 1), of the old value in an exponential moving average of the parameters, updated
+            at every step. Evaluation uses the average instead of the parameters. None keeps no average.
+        augment: function (random key, stored input of one example) -> changed input, applied on the device in training
+            only. The key depends on the run's key, the step and the example's place in the batch, but not on the
+            number of devices. None changes nothing.
+        preprocess: function of a batch of inputs, applied in training (after `augment`) and in evaluation. None changes
+            nothing.
+        loss: function (head output, batch, context) -> a number for each example, shape (batch,). The step ignores its
+            values for padding. Evaluation always reports the cross-entropy instead.
+        extensions: further changes that the method makes to a step; see `nc_jax.training.Extension`.
 
     Raises:
         ValueError: if `accumulate` or `average_decay` is out of its range, or two extensions have the same name.
@@ -74,16 +77,22 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """Make the step (state, batch) -> (state, metrics): loss, gradient, optimiser.
 
-    A step whose numbers are not all finite returns the state as it was, but for its totals, so that nothing good is
-    overwritten. Optimisers that search along a line (`optax.lbfgs`) are given the batch's cost as a function.
+    If the loss, the gradient or the new state is not finite, the step returns the old state with updated totals, so
+    no finite state is lost. Line-search optimisers (`optax.lbfgs`) receive the cost of the batch as a function.
 
-    Weight decay belongs to the optimiser. Decay on features is an extension, see `nc_jax.training.FeatureDecay`.
+    Weight decay on parameters belongs to the optimiser. Decay on features is an extension, see
+    `nc_jax.training.FeatureDecay`.
 
     Args:
-        model: as in `create_state`. Its head and its normalisations sum over `axis_name`, too, without knowing it.
+        model: maps (inputs, labels, train=..., mask=...) to a `HeadOutput`. Its head and its normalisations sum over
+            `axis_name` by themselves.
         optimizer: an optax transformation.
-        axis_name: of the mapped axis over which the batch is split; None on one device.
-        options: see `StepOptions`.
+        axis_name: name of the mapped axis over which the batch is split; None for one device.
+        options: what the step does besides gradient and optimiser.
+
+    Returns:
+        The step, a pure function. When it is traced it raises ValueError if each device's share of a batch is not a
+        multiple of `options.accumulate`.
     """
     optimizer = optax.with_extra_args_support(optimizer)
     chain = Chain(options.extensions)
@@ -108,8 +117,8 @@ def make_train_step(
             output, variables, part = forward(model, params, variables, part, train=True, between=between)
             output = chain.on_output(here, states, output, part)
             correct = jnp.sum(right_answers(output.logits, part))
-            # This device's part of the batch's mean: the parts are summed after differentiation. Had they been summed
-            # here, the psum's transpose, a psum again, would count every part once per device.
+            # This device's share of the batch's mean. Sum over devices only after differentiation: the transpose of
+            # psum is psum, so differentiating through it would multiply each gradient by the number of devices.
             loss = jnp.sum(jnp.where(part.mask, _mixed(options.loss, output, part, here), 0)) / count
             cost = loss
             for penalty in chain.penalties(here, states, output, part).values():
@@ -117,7 +126,7 @@ def make_train_step(
             return cost, (loss, correct, _solved(output), variables, chain.update(here, states, output, part))
 
         def gradient_of(params: Any) -> tuple[Array, Any, Array, Array, _Solved, dict, Any]:
-            """Return the batch's cost, gradient, loss and right answers on all devices, and what its parts left."""
+            """Return cost, gradient, loss and right answers over all devices; then solver report and new variables."""
 
             def add(carry: tuple, part: tuple[Batch, Any]) -> tuple[tuple, None]:
                 sums, gradients, solved, variables, states = carry
@@ -142,7 +151,7 @@ def make_train_step(
             return cost, gradients, loss, correct, solved, variables, states
 
         @jax.custom_vjp
-        def cost_at(params: Any) -> Array:  # for line searches: its derivative, too, is that on all devices
+        def cost_at(params: Any) -> Array:  # for line searches: cost and derivative are sums over all devices
             return gradient_of(params)[0]
 
         cost_at.defvjp(
@@ -173,7 +182,7 @@ def make_train_step(
             loss=loss,
             accuracy=correct / count,
             grad_norm=grad_norm,
-            # The inner problem is the same on every device, and so is how its solve ended.
+            # Every device solves the same inner problem, so the status and the norm need no reduction.
             solve_status=solved.status,
             solve_grad_norm=solved.grad_norm,
             finite=finite,
@@ -185,12 +194,12 @@ def make_train_step(
 
 
 def preprocessed(batch: Batch, preprocess: Preprocess | None) -> Batch:
-    """Return the batch with inputs as the model takes them."""
+    """Return the batch with preprocessed inputs."""
     return batch if preprocess is None else batch._replace(inputs=preprocess(batch.inputs))
 
 
 def right_answers(logits: Float[Array, "batch classes"], batch: Batch) -> Array:
-    """Return which examples the logits classify as their labels say; padding never."""
+    """Return which examples the logits classify correctly, shape (batch,); False for padding."""
     return (jnp.argmax(logits, axis=-1) == batch.labels) & batch.mask
 
 
@@ -211,7 +220,7 @@ def _solved(output: HeadOutput) -> _Solved:
 
 
 def _mixed(loss: Loss, output: HeadOutput, batch: Batch, context: Context) -> Array:
-    """Return the loss of each example; of mixed ones, that of both classes by their weights."""
+    """Return the loss of each example. A mixed example gets the weighted mean of the losses with its two labels."""
     if batch.partner is None:
         return loss(output, batch, context)
     own, other = (
@@ -233,8 +242,8 @@ def _parts(tree: Any, number: int) -> Any:
 
 
 def _places(size: int, parts: int) -> Int[Array, " batch"]:
-    """Return where this device's rows stand in the whole batch."""
-    # `parallel` gives every device, of each of the batch's parts, an equal and contiguous share.
+    """Return the row numbers that this device's rows have in the whole batch."""
+    # `data_parallel` gives every device an equal and contiguous share of each part of the batch.
     share = size // parts
     device, devices = collective.device()
     part, place = jnp.divmod(jnp.arange(size), share)

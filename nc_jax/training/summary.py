@@ -1,4 +1,4 @@
-"""What a step reports, and its running summary over an epoch, which is part of the state."""
+"""What a training step reports, and the totals of an epoch, which are part of the training state."""
 
 from typing import NamedTuple
 
@@ -13,12 +13,12 @@ class StepMetrics(NamedTuple):
     """What one training step reports, over the whole batch on all devices.
 
     Attributes:
-        loss: mean cross-entropy, in nats.
+        loss: mean loss over the examples; in nats for cross-entropy.
         accuracy: share of right answers before the update.
-        grad_norm: length of the parameters' gradient.
-        solve_status: worst `nc_jax.solvers.Status` of the inner solve; CONVERGED for heads without one.
-        solve_grad_norm: Riemannian gradient norm at its end; 0 for heads without one.
-        finite: whether the loss, the gradient and the new state are finite. If not, the step was not taken.
+        grad_norm: Euclidean norm of the gradient over all parameters.
+        solve_status: worst `nc_jax.solvers.Status` of the inner solves; CONVERGED for heads without an inner solve.
+        solve_grad_norm: largest Riemannian gradient norm at the end of the inner solves; 0 for heads without one.
+        finite: whether cost, gradient and new state are finite. If not, the step kept the old state.
     """
 
     loss: Float[Array, "..."]
@@ -30,9 +30,11 @@ class StepMetrics(NamedTuple):
 
 
 class EpochTotals(NamedTuple):
-    """The steps of an epoch so far: the sums of their losses, accuracies and gradient norms, the worst of the rest.
+    """Totals over the steps of an epoch so far.
 
-    Living on the device, it costs the loop no wait; living in the state, it survives an interrupted epoch.
+    loss, accuracy and grad_norm are sums; solve_status, solve_grad_norm and finite hold the worst value. The totals
+    stay on the device, so the loop need not wait for a step to end. They are part of the state, so a checkpoint in the
+    middle of an epoch keeps them.
     """
 
     steps: Int[Array, ""]
@@ -61,7 +63,7 @@ class EpochTotals(NamedTuple):
         )
 
     def summary(self) -> dict[str, float]:
-        """Return means over the steps, but the worst status and the largest inner gradient norm."""
+        """Return the means of the sums over the steps, and the worst values, by name."""
         steps = max(int(self.steps), 1)
         means = {name: float(getattr(self, name)) / steps for name in ("loss", "accuracy", "grad_norm")}
         return means | {
@@ -73,13 +75,13 @@ class EpochTotals(NamedTuple):
 
 @jax.jit  # one dispatch instead of seven, once per epoch
 def _no_steps() -> EpochTotals:
-    # Each field a buffer of its own: steps donate their state, and one buffer cannot be donated twice.
+    # Each field needs a buffer of its own: steps donate their state, and a buffer cannot be donated twice.
     return EpochTotals(
         steps=jnp.zeros((), jnp.int32),
         loss=jnp.zeros(()),
         accuracy=jnp.zeros(()),
         grad_norm=jnp.zeros(()),
-        solve_status=jnp.array(Status.CONVERGED, jnp.int32),  # not jnp.full, whose type is weak for an enumeration
+        solve_status=jnp.array(Status.CONVERGED, jnp.int32),  # jnp.full would give a weak type for an enumeration
         solve_grad_norm=jnp.zeros(()),
         finite=jnp.ones((), bool),
     )

@@ -1,4 +1,4 @@
-"""Extensions that come with the library; `nc_jax.training.Extension` is what to derive your own from."""
+"""Extensions that come with the library. Derive your own from `nc_jax.training.Extension`."""
 
 from nc_jax.training.extensions.feature_decay import FeatureDecay
 

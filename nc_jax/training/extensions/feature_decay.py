@@ -1,4 +1,4 @@
-"""Weight decay on the features: on those that the backbone gives, over a stated number of examples."""
+"""Weight decay on the features of the backbone, with a choice of how it is summed over examples."""
 
 import math
 from dataclasses import dataclass
@@ -23,22 +23,25 @@ class FeatureDecay(Extension):
         \frac{\lambda_H}{2} \, s \sum_{i=1}^{B} \|h_i\|^2, \qquad
         s = \tfrac1B \text{ ("mean")}, \quad 1 \text{ ("sum")}, \quad \tfrac NB \text{ ("dataset")}
 
-    "dataset" is, in expectation, the sum over the training set, and so the penalty of `nc_jax.theory`: for all N
-    examples as the batch it is the same number. With "sum" the weight means something else at every batch size.
+    Here N is the number of training examples. "dataset" estimates the sum over the training set, which is the penalty
+    of `nc_jax.theory`; if the batch holds all N examples, the two are equal. With "sum", the effect of the weight
+    depends on the batch size.
 
-    Raw are the features before a head scales them: scaled ones have a constant length, and a penalty on it no gradient.
+    Raw features are the features before a head scales them. Scaled features have a constant length, so a penalty on
+    their length has no gradient.
 
     Attributes:
         weight: :math:`\lambda_H > 0`.
-        reduction: over the examples of a batch, on all devices together; padding counts for nothing.
-        num_examples: N, of "dataset" only.
+        reduction: "mean", "sum" or "dataset": how to sum over the examples of a batch, on all devices together. Padding
+            does not count.
+        num_examples: number of training examples N, needed for "dataset"; None for "mean" and "sum".
 
     Raises:
-        ValueError: if the weight is not positive, the reduction is unknown, or N is missing where it is needed, or
-            given where it is not.
+        ValueError: if the weight is not positive and finite, if the reduction is unknown, or if `num_examples` is
+            missing for "dataset" or given for another reduction.
 
-    Reference: Zhu et al. (2021) for the sum over all examples; their released program adds the "sum" over a batch, of
-    scaled features; Hong and Ling's has "dataset".
+    Reference: Zhu et al. (2021) for the sum over all examples. Their released program adds the "sum" over a batch of
+    scaled features. The released program of Hong and Ling uses "dataset".
     """
 
     weight: float
@@ -60,7 +63,7 @@ class FeatureDecay(Extension):
 
     @property
     def name(self) -> str:
-        """Of its penalty in the log."""
+        """Name of the penalty in the step's dictionary of penalties."""
         return "feature_decay"
 
     def penalties(
