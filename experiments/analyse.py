@@ -1,52 +1,53 @@
-"""What a finished run's log says: statistics over seeds, and every curve, from the saved lines alone.
+"""What do finished runs say? Statistics and all curves of one run; of several, what differs between them.
 
-Claim     None: it reads what other experiments have written.
-Command   python -m experiments.analyse DIRECTORY [DIRECTORY ...] [--epoch 10] [--metrics train/nc1 ...]
-          (seconds)
-Expected  a table and a plot per metric that the log has
-Writes    into the first directory: analysis.md (mean, standard deviation, median, minimum and maximum over seeds),
-          analysis.png (the curves) and, where a run left margins.jsonl, margins.png (the margins of all examples)
-Data      any log of `nc_jax.training.MetricsLog` whose runs are named <group>-seed<number>, as all experiments' are.
-
-Several directories are compared: what differs between their settings is printed first, and their groups get the
-directory's name in front.
+Claim     None. It reads what other experiments have written.
+Command   python -m experiments.analyse RUN                 (statistics over seeds and every curve; seconds)
+          python -m experiments.analyse RUN OTHER_RUN ...   (differences of settings and of results, seed by seed)
+Expected  of one run a table of statistics; of several first the settings that differ, then a sentence and tables for
+          each method with a paired test over the seeds that the runs have in common
+Writes    runs/analyse/<time>-<name>/, or --workdir: summary.md, summary.json, and the curves; the runs stay as they are
+Data      directories of runs of other experiments, runs/nearest_etf/20261126-130000-default for instance.
 """
 
 import dataclasses
-import json
 import re
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
 
+from nc_jax.methods import METHODS
 from nc_jax.study import Table, plots
-from nc_jax.study.cli import fail
-from nc_jax.study.tables import markdown_table, show_table
+from nc_jax.study.cli import one_sentence, parse
+from nc_jax.study.compared import Row, Saved, columns_of, compared, label, load, settings_table
+from nc_jax.study.report import Report
+from nc_jax.study.settings import slug
+from nc_jax.study.tables import Column
 from nc_jax.training import read_metrics
-from nc_jax.training.logging import write_atomically
+from nc_jax.training.logging import create_run_directory
 
-# What is drawn where the log has it: name without "train/", title, scale.
+# What is drawn where the log has it: name without "train/" or "test/", title, scale.
 PANELS = [
     ("loss", "loss", "log"),
     ("accuracy", "accuracy", "linear"),
     ("vci", "variability collapse index", "linear"),
     ("nc1", "NC1: within-class variability", "log"),
-    ("nc2_means", "NC2 of the means", "log"),
+    ("nc2_means", "NC2 of class means", "log"),
     ("nc2_classifier", "NC2 of the classifier", "linear"),
-    ("nearest_etf_means", "nearest ETF to the means", "log"),
-    ("nearest_etf_classifier", "nearest ETF to the classifier", "linear"),
+    ("nearest_etf_means", "class means to the nearest ETF", "log"),
+    ("nearest_etf_classifier", "classifier to the nearest ETF", "linear"),
     ("nc3", "NC3: classifier to class means", "log"),
     ("mismatch", "1 - NC4: not the nearest centre", "linear"),
     ("cosine_margin", "mean cosine margin", "linear"),
     ("cosine_margin_min", "least cosine margin", "linear"),
-    ("rank_means", "rank of the means", "linear"),
-    ("effective_rank_means", "effective rank of the means", "linear"),
+    ("rank_means", "rank of class means", "linear"),
+    ("effective_rank_means", "effective rank of class means", "linear"),
 ]
+OF_THE_CLASSIFIER = ("nc2_classifier", "nearest_etf_classifier")  # the same on the training and the test set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,88 +55,145 @@ class Config:
     """What to analyse.
 
     Attributes:
-        directories: of the runs.
-        epoch: whose numbers go into the table; None takes each run's last.
-        metrics: names in the log; empty takes those of `PANELS`, of training and test set, that are there.
+        runs: directories of finished runs. The first one is what the others are compared with.
+        metrics: names of metrics; empty takes those that the experiment's own tables or curves show.
+        epoch: of one run, the epoch whose numbers go into the table; None takes the last one.
         unit: what the curves are drawn against.
+        workdir: directory of the analysis, which must not exist yet. None makes runs/analyse/<time>-<name>.
+        picture_format: file format of the pictures.
     """
 
-    directories: tyro.conf.Positional[tuple[Path, ...]]
-    epoch: int | None = None
+    runs: tyro.conf.Positional[tuple[Path, ...]]
     metrics: tuple[str, ...] = ()
-    unit: str = "epoch"
+    epoch: int | None = None
+    unit: Literal["epoch", "step"] = "epoch"
+    workdir: Path | None = None
+    picture_format: Literal["png", "pdf", "svg"] = "png"
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Write the table and the plots.
+    """Analyse one run, or compare several; show and write tables and curves.
 
     Returns:
-        By metric, group and statistic the numbers of the table.
+        What summary.json holds: of one run "statistics", by metric and row; of several "settings" that differ,
+        "verdicts", and the "directory".
 
     Raises:
-        ValueError: if there is no directory, or the logs do not have the epoch or a metric.
-        FileNotFoundError: if a directory has no log.
+        ValueError: if there is no run, or the logs do not have the epoch or a metric.
+        FileNotFoundError: if a directory is not that of a run.
+        FileExistsError: if the directory of the analysis exists.
     """
-    rows, margins = _read(config.directories)
+    if not config.runs:
+        raise ValueError("at least one run's directory is needed; got none")
+    return _compare(config) if len(config.runs) > 1 else _statistics(config)
+
+
+# --- Several runs. ---
+
+
+def _compare(config: Config) -> dict[str, Any]:
+    runs = load(config.runs)
+    columns = columns_of(runs, config.metrics)
+    rows = [row for row in runs[0].results if all(row in run.results for run in runs)]
+    if not rows:
+        has = "; ".join(f"{run.name} has ({'), ('.join(map(label, list(run.results)[:4]))}), ..." for run in runs)
+        raise ValueError(f"the runs must have a row (case, variant and method) in common; {has}")
+    directory = create_run_directory("analyse", slug("-".join(run.name for run in runs))[:80], path=config.workdir)
+    report = Report(directory, f"{runs[0].experiment}: {' and '.join(run.name for run in runs)}")
+    differ = settings_table(runs)
+    report.tables([differ]) if differ.rows else report.say([differ.title])
+    found = {row: compared(runs, row, columns) for row in rows}
+    said = [sentence for sentences, _ in found.values() for sentence in sentences]
+    report.say(said)
+    for _, tables in found.values():
+        report.tables(tables)
+    for case in dict.fromkeys(case for case, _, _ in rows):
+        report.picture(_curves(config, runs, [row for row in rows if row[0] == case], columns, directory))
+    summary = {"settings": [list(row) for row in differ.rows], "verdicts": said, "directory": str(directory)}
+    report.write(summary)
+    return summary
+
+
+def _curves(
+    config: Config, runs: Sequence[Saved], rows: Sequence[Row], columns: Sequence[Column], directory: Path
+) -> Path | None:
+    """Draw a case's curves: methods in their colours, runs by dashes."""
+    log: list[dict[str, Any]] = []
     groups: dict[str, list[str]] = {}
-    for name in dict.fromkeys(row["run"] for row in rows):
+    of: dict[str, tuple[str, str]] = {}
+    for run in runs:
+        path = run.directory / "metrics.jsonl"
+        lines = read_metrics(path) if path.is_file() else []
+        log += [line | {"run": f"{run.name}/{line['run']}"} for line in lines]
+        there = {line["run"] for line in lines}
+        for case, variant, method in rows:
+            title = METHODS[method].title if method in METHODS else method
+            row_name = ", ".join(filter(None, (variant, title, run.name)))
+            # Comparisons name their runs by safe characters, other experiments by the case as it is.
+            names = dict.fromkeys(
+                "-".join(filter(None, parts)) for parts in ((slug(case), slug(variant), method), (case, method))
+            )
+            found = [f"{name}-seed{seed}" for name in names for seed in run.results[case, variant, method]]
+            groups[row_name] = [f"{run.name}/{name}" for name in found if name in there]
+            of[row_name] = (run.name, ", ".join(filter(None, (variant, title))))
+    there = {name for line in log for name in line}
+    panels = [(c.key, c.panel, c.scale) for c in columns if c.panel is not None and c.key in there] or _panels(there)
+    groups = {name: names for name, names in groups.items() if names}
+    if not panels or not groups:
+        return None
+    path = directory / f"{slug(rows[0][0]) or 'convergence'}.{config.picture_format}"
+    plots.curves(path, log, groups, panels, config.unit, plots.looks(of))
+    return path
+
+
+# --- One run. ---
+
+
+def _statistics(config: Config) -> dict[str, Any]:
+    (source,) = config.runs
+    path = source / "metrics.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"a run's directory has a metrics.jsonl; got {source}, without")
+    log = read_metrics(path)
+    for line in log:
+        for split in ("", "train/", "test/"):
+            if line.get(f"{split}nc4") is not None:
+                line[f"{split}mismatch"] = 1 - line[f"{split}nc4"]
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(line["run"] for line in log):
         groups.setdefault(re.sub(r"-seed\d+$", "", name), []).append(name)
-    evaluated = sorted({row["epoch"] for row in rows})
+    evaluated = sorted({line["epoch"] for line in log})
     if config.epoch is not None and config.epoch not in evaluated:
         raise ValueError(f"epoch must be one of the log's, {evaluated}; got {config.epoch}")
-    names = _metrics(config, rows)
+    panels = _chosen(config, log)
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for name, _, _ in names:
-        values = {group: _values(rows, runs, name, config.epoch) for group, runs in groups.items()}
+    for name, _, _ in panels:
+        values = {group: _values(log, runs, name, config.epoch) for group, runs in groups.items()}
         found[name] = {group: describe(column) for group, column in values.items() if column}
-    directory = config.directories[0]
-    different = differing(config.directories)
-    columns = ["metric", "head", "seeds", "mean", "sd", "median", "min", "max"]
-    table = [
+    directory = create_run_directory("analyse", slug(source.name), path=config.workdir)
+    report = Report(directory, f"{source}")
+    when = "in the last epoch" if config.epoch is None else f"in epoch {config.epoch}"
+    columns = ["metric", "row", "seeds", "mean", "sd", "median", "min", "max"]
+    rows = [
         [name, group, str(int(numbers["seeds"])), *(f"{numbers[column]:.4g}" for column in columns[3:])]
         for name, by_group in found.items()
         for group, numbers in by_group.items()
     ]
-    when = "the last epoch" if config.epoch is None else f"epoch {config.epoch}"
-    title = f"Statistics over seeds, {when}"
-    shown = Table(title, columns, table)
-    text = f"# {title}\n\n{', '.join(map(str, config.directories))}\n\n"
-    text += "".join(f"{line}\n" for line in different) + f"\n{markdown_table(shown)}\n"
-    panels = [panel for panel in names if found[panel[0]]]
-    plots.curves(directory / "analysis.png", rows, groups, panels, config.unit)
-    text += "![curves](analysis.png)\n"
-    if margins:
-        plots.quantiles(directory / "margins.png", margins)
-        text += "\n![margins of all examples](margins.png)\n"
-    write_atomically(directory / "analysis.md", text)
-    for line in different:
-        print(line)
-    show_table(shown)
-    print(f"written to {directory}")
-    return found
+    report.tables([Table(f"{source}: statistics over seeds, {when}", columns, rows)])
+    path = directory / f"curves.{config.picture_format}"
+    plots.curves(path, log, groups, [panel for panel in panels if found[panel[0]]], config.unit, _looks(groups))
+    report.picture(path)
+    report.write({"statistics": found, "directory": str(directory)})
+    return {"statistics": found, "directory": str(directory)}
 
 
-def differing(directories: Sequence[Path]) -> list[str]:
-    """Return a line for each setting in which the runs differ, with the value in each of them."""
-    settings = []
-    for directory in directories:
-        path = directory / "config.json"
-        settings.append(_flat(json.loads(path.read_text(encoding="utf-8"))["config"]) if path.is_file() else {})
-    names = dict.fromkeys(name for one in settings for name in one if name not in ("workdir", "resume", "preset"))
-    values = {name: [one.get(name) for one in settings] for name in names}
-    return [
-        f"{name}: {', '.join(json.dumps(value) for value in found)}"
-        for name, found in values.items()
-        if any(value != found[0] for value in found)
-    ]
-
-
-def _flat(settings: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Return nested settings by dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{path}{name}.") if isinstance(value, dict) else {f"{path}{name}": value}
-    return flat
+def _looks(groups: dict[str, list[str]]) -> dict[str, plots.Look]:
+    """Draw a run's rows by the methods in which their names end."""
+    ends = {
+        name: max((m for m in METHODS if name == m or name.endswith(f"-{m}")), key=len, default="") for name in groups
+    }
+    rows = {name: (name[: -len(end)] if end else name, METHODS[end].title if end else "") for name, end in ends.items()}
+    return plots.looks(rows)
 
 
 def describe(values: Sequence[float]) -> dict[str, float]:
@@ -150,54 +208,32 @@ def describe(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _read(directories: Sequence[Path]) -> tuple[list[dict], dict[str, dict[str, list[float]]]]:
-    """Return the rows of all logs, and percentiles of margins by set and run."""
-    if not directories:
-        raise ValueError("at least one run's directory is needed; got none")
-    rows: list[dict] = []
-    margins: dict[str, dict[str, list[float]]] = {}
-    for directory in directories:
-        path = directory / "metrics.jsonl"
-        if not path.is_file():
-            raise FileNotFoundError(f"a run's directory has a metrics.jsonl; got {directory}, without")
-        front = f"{directory.name}/" if len(directories) > 1 else ""
-        for row in read_metrics(path):
-            row["run"] = front + row["run"]
-            for split in ("", "train/", "test/"):
-                if row.get(f"{split}nc4") is not None:
-                    row[f"{split}mismatch"] = 1 - row[f"{split}nc4"]
-            rows.append(row)
-        if (directory / "margins.jsonl").is_file():
-            for line in (directory / "margins.jsonl").read_text(encoding="utf-8").splitlines():
-                entry = json.loads(line)
-                margins.setdefault(entry["split"], {})[front + entry["run"]] = entry["percentiles"]
-    return rows, margins
-
-
-def _metrics(config: Config, rows: list[dict]) -> list[tuple[str, str, str]]:
-    """Return name, title and scale of what is asked for, or of what is known and there."""
-    there = {name for row in rows for name in row}
+def _chosen(config: Config, log: list[dict]) -> list[tuple[str, str, str]]:
+    """Return name, title and scale of the metrics that are asked for, or of those that are known and there."""
+    there = {name for line in log for name in line}
     unknown = set(config.metrics) - there
     if unknown:
         raise ValueError(
             f"metrics must be in the log, which has {', '.join(sorted(there))}; got {', '.join(sorted(unknown))}"
         )
-    if config.metrics:
-        return [(name, name, "linear") for name in config.metrics]
+    return [(name, name, "linear") for name in config.metrics] or _panels(there)
+
+
+def _panels(there: set[str]) -> list[tuple[str, str, str]]:
     splits = [("", ""), ("train/", " (train)"), ("test/", " (test)")]
     return [
         (split + name, title + suffix, scale)
         for name, title, scale in PANELS
         for split, suffix in splits
-        if split + name in there
+        if split + name in there and not (split == "test/" and name in OF_THE_CLASSIFIER)
     ]
 
 
-def _values(rows: list[dict], runs: Sequence[str], metric: str, epoch: int | None) -> list[float]:
+def _values(log: list[dict], runs: Sequence[str], metric: str, epoch: int | None) -> list[float]:
     """Return a metric of each run in an epoch, or in its last that has it; those that are not finite are left out."""
     found = []
     for run in runs:
-        history = {row["epoch"]: row[metric] for row in rows if row["run"] == run and metric in row}
+        history = {line["epoch"]: line[metric] for line in log if line["run"] == run and metric in line}
         if history:
             value = history.get(max(history) if epoch is None else epoch, np.nan)
             found += [value] if np.isfinite(value) else []
@@ -207,7 +243,5 @@ def _values(rows: list[dict], runs: Sequence[str], metric: str, epoch: int | Non
 if __name__ == "__main__":
     if {"--help", "-h"} & set(sys.argv):
         print(__doc__)
-    try:
-        run(tyro.cli(Config, description="Settings:"))
-    except (ValueError, FileNotFoundError) as error:
-        fail(str(error))
+    with one_sentence("experiments.analyse"):
+        run(parse(Config(()), sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Has the landscape of unconstrained features a trap? To the closed-form minimum from everywhere, and off all saddles.
+"""Does the landscape of unconstrained features have a trap, in which descent ends before collapse?
 
 Claim     Zhu et al. (2021): every local minimum is global and collapsed, every other critical point is a strict saddle
           (d > K there; d = K by Shen and Gu (2024)). Hong and Ling: minority classes collapse.
@@ -8,18 +8,14 @@ Expected  100 of 100 starts of every optimiser within 2e-13 of the closed form; 
 Writes    runs/landscape/<time>-<preset>/: config.json, results.jsonl, summary.md, summary.json, slice.png, minority.png
 Data      none: features and class vectors are the variables.
 
-All in float64. Gradient descent, perturbed gradient descent and L-BFGS start at random points, and, to find saddles, in
-subspaces of too few dimensions, which descent by exact gradients never leaves. A resumed run takes up the parts that
-are finished.
+All computations are in float64. Gradient descent, perturbed gradient descent and L-BFGS start at random points. To find
+saddles, gradient descent also starts in subspaces of too few dimensions, which it never leaves.
 """
 
 import dataclasses
 import functools
-import json
-import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -27,12 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from nc_jax.study import Ledger, RunOptions, Table, landscape_plots, main
+from nc_jax.study import About, Ledger, Plan, RunOptions, landscape_plots, main
 from nc_jax.study.cli import open_run
 from nc_jax.study.descent import Descended, gradient_descent, lbfgs, quick_key, random_trees, stable_rate
 from nc_jax.study.landscape import MinorityOptions, minority_collapse, slice_through
+from nc_jax.study.landscape_report import report
 from nc_jax.study.progress import Progress
-from nc_jax.study.tables import markdown_table, show_table
 from nc_jax.theory import (
     Certificate,
     Escape,
@@ -47,7 +43,6 @@ from nc_jax.theory import (
     objective,
     optimal_value,
 )
-from nc_jax.training.logging import write_atomically
 
 Optimizer = Literal["gd", "perturbed gd", "lbfgs"]
 ESCAPE = 1e-2  # how far along an escape direction: the quadratic term then still outweighs the next one
@@ -59,18 +54,21 @@ class Config(RunOptions):
     """Settings of the experiment.
 
     Attributes:
-        cases: what to minimise, as "loss:K:n:d", the loss being "ce" (with a bias) or "mse" (without).
-        weight_decay: of the class vectors.
-        feature_decay: of the features.
-        bias_decay: of the bias.
-        starts: random ones, for each case and optimiser.
-        saddle_starts: likewise, for each number of dimensions in which saddles are sought.
-        scale: standard deviation of their entries.
-        optimizers: which.
-        steps: at most so many, of gradient descent.
-        tolerance: on the gradient's norm, relative to the root of the product of the two decays.
-        target: a start has reached the minimum if its value is within this relative distance of the closed form.
-        minority: the part on minority collapse.
+        cases: what to minimise, as "loss:K:n:d": K classes of n examples in d dimensions, and the loss "ce" (with a
+            bias) or "mse" (without).
+        weight_decay: weight decay of the class vectors.
+        feature_decay: weight decay of the features.
+        bias_decay: weight decay of the bias.
+        starts: number of random starts for each case and optimiser.
+        saddle_starts: number of random starts for each number of dimensions in which saddles are sought.
+        scale: standard deviation of the entries of a random start.
+        optimizers: which optimisers to run from the random starts.
+        steps: the most steps that a gradient descent may take.
+        tolerance: a descent ends when the gradient's norm is below this number times sqrt(weight_decay x
+            feature_decay).
+        target: a start counts as having reached the minimum if the relative distance of its value to the closed form
+            is below this.
+        minority: the part on minority collapse: two classes of many examples and two of few.
     """
 
     cases: tuple[str, ...] = ("ce:4:5:6", "ce:10:3:10", "ce:4:5:3", "mse:4:5:6")  # d > K, d = K, d = K - 1
@@ -102,6 +100,15 @@ PRESETS = {
     ),
     "large": Config(cases=("ce:30:4:40", "ce:30:4:30"), weight_decay=1e-3, steps=200_000),
 }
+ABOUT = {
+    "default": About(
+        "four problems of 4 to 10 classes, 100 starts per optimiser; saddles; minority classes",
+        2,
+        "all starts reach the closed form; no saddle is called a minimum",
+    ),
+    "smoke": About("one problem of 3 classes, for the tests", 0.4),
+    "large": About("30 classes, weak decay"),
+}
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -129,20 +136,31 @@ def run(config: Config) -> dict[str, Any]:
     found: dict[tuple[str, str], Any] = {}
     with jax.enable_x64(True), Progress(len(parts), "parts") as bar:
         for (what, case), compute in parts.items():
+            bar.advance(0, f"{what} {case}")
             found[what, case] = ledger.once({"what": what, "case": case}, compute)
             bar.advance(1, f"{what} {case}")
-    landscape_plots.slice_of_a_landscape(directory / "slice.png", **found["slice", ""])
+    pictures = [directory / f"{name}.{config.picture_format or 'png'}" for name in ("slice", "minority")]
+    landscape_plots.slice_of_a_landscape(pictures[0], **found["slice", ""])
     minority = found["minority", ""]
     curves = {name: minority[name] for name in ("decays", "angles", "norms")}
-    landscape_plots.minority_curves(directory / "minority.png", **curves)
+    landscape_plots.minority_curves(pictures[1], **curves)
     summary = {
         "descents": {case: found["descents", case] for case in config.cases},
         "saddles": {case: found["saddles", case] for case in config.cases},
         "minority": minority,
         "directory": str(directory),
     }
-    report(config, summary, directory)
+    report(config, summary, pictures)
     return summary
+
+
+def plan(config: Config) -> Plan:
+    """Say how many descents there are."""
+    saddles = 3 * 3 * config.saddle_starts  # in three dimensions; there, beside the saddle, and perturbed
+    descents = len(config.cases) * (len(config.optimizers) * config.starts + saddles)
+
+    parts = f"{descents} descents in {len(config.cases)} cases, a slice and the minorities"
+    return Plan(parts, lambda: descents * config.steps, "steps at most")
 
 
 def check(config: Config) -> None:
@@ -293,89 +311,5 @@ def find_saddles(config: Config, case: str) -> dict[str, Any]:
     return found
 
 
-def report(config: Config, summary: dict[str, Any], directory: Path) -> None:
-    """Write summary.json and summary.md and show the tables."""
-    write_atomically(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
-    decays = f"decays {config.weight_decay:g}, {config.feature_decay:g}, bias {config.bias_decay:g}"
-    text = f"# landscape, preset {config.preset}\n"
-
-    def add(title: str, columns: list[str], rows: list[list[str]]) -> None:
-        nonlocal text
-        table = Table(title, columns, rows)
-        text += f"\n{title}\n\n{markdown_table(table)}"
-        show_table(table)
-
-    title = f"{config.starts} random starts each; {decays}; reached: within {config.target:g} of the closed form"
-    columns = ["loss:K:n:d", "least value", "", "reached", "certified", "worst distance", "duality gap", "steps"]
-    table = [
-        [
-            case,
-            f"{found['value']:.9f}",
-            optimizer,
-            f"{found[optimizer]['reached']} of {config.starts}",
-            str(found[optimizer]["certified"]),
-            f"{found[optimizer]['worst']:.1e}",
-            f"{found[optimizer]['duality_gap']:.1e}",
-            f"{found[optimizer]['median_steps']}",
-        ]
-        for case, found in summary["descents"].items()
-        for optimizer in config.optimizers
-    ]
-    add(title, columns, table)
-
-    title = "critical points of lower rank, and the way off them"
-    columns = ["loss:K:n:d", "rank", "critical", "called global", "strict", "values", "curvature", "predicted within"]
-    columns += ["least eigenvalue", "left", "kicked to the minimum"]
-    table = [
-        [
-            case,
-            rank,
-            f"{saddle['critical']} of {saddle['points']}",
-            str(saddle["called_global"]),
-            str(saddle["strict"]),
-            _range(saddle["values"]),
-            f"{saddle['curvature']:.3g}",
-            f"{saddle['prediction_error']:.1e}",
-            f"{saddle['least_eigenvalue']:.3g}",
-            str(saddle["fallen"]),
-            str(saddle["reached"]),
-        ]
-        for case, ranks in summary["saddles"].items()
-        for rank, saddle in ranks.items()
-    ]
-    add(title, columns, table)
-
-    minority = summary["minority"]
-    title = (
-        f"angle between the two minority classes' vectors, in degrees, beside two classes of {config.minority.majority}"
-    )
-    chosen = np.unique(np.linspace(0, len(minority["decays"]) - 1, 7).round().astype(int))
-    columns = ["decay", *(f"n = {count}" for count in minority["angles"])]
-    table = [
-        [f"{minority['decays'][place]:.3g}", *(_angle(angles[place]) for angles in minority["angles"].values())]
-        for place in chosen
-    ]
-    table.append(["zero from", *(_threshold(value) for value in minority["vanishes"].values())])
-    note = f"Largest duality gap: {max(minority['duality_gaps'].values()):.1e}."
-    add(title, columns, table)
-    text += f"\n{note}\n"
-    text += "\n![slice](slice.png)\n\n![minority collapse](minority.png)\n"
-    print(note)
-    write_atomically(directory / "summary.md", text)
-    print(f"written to {directory}")
-
-
-def _range(values: list[float]) -> str:
-    return f"{values[0]:.4f}" if len(values) == 1 else f"{values[0]:.4f} to {values[-1]:.4f} ({len(values)})"
-
-
-def _angle(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.1f}"
-
-
-def _threshold(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
-
-
 if __name__ == "__main__":
-    main(run, PRESETS)
+    main(run, PRESETS, about=ABOUT, plan=plan)

@@ -1,4 +1,4 @@
-"""Free features, as if the network could fit anything: how many steps do the three heads need to collapse?
+"""How many steps to collapse do three heads need, if features are free, as if the network could fit anything?
 
 Claim     Markou et al. (2024), section 4: on unconstrained features the nearest simplex ETF converges faster than the
           fixed one and the learned classifier.
@@ -9,13 +9,12 @@ Writes    runs/unconstrained_features/<time>-<preset>/: config.json, results.jso
           summary.md, summary.json, and a plot for each case
 Data      none: the N = n K feature vectors are parameters themselves.
 
-All heads have unit class vectors without bias and features of length tau, so that the least possible loss is known:
-log(1 + (K - 1) exp(-tau K / (K - 1))). The class means of the nearest head are those of the moment, as in a full batch,
-but for the preset sgd, which averages those of its batches.
+All heads have unit class vectors without bias, and features of length tau. The least possible loss is therefore known:
+log(1 + (K - 1) exp(-tau K / (K - 1))). The nearest head uses the current class means of all features. In the preset
+sgd, which sees a batch at a time, it averages the class means of the batches.
 """
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,13 @@ import numpy as np
 from nc_jax.heads import NearestOptions
 from nc_jax.methods import Setting, method
 from nc_jax.solvers import describe
-from nc_jax.study import Column, Ledger, RunOptions, Table, comparison_tables, main, plots
+from nc_jax.study import About, Column, Ledger, Plan, RunOptions, comparison_tables, main, plots
 from nc_jax.study.cli import open_run
 from nc_jax.study.free_features import Descent, DescentOptions, parse
 from nc_jax.study.progress import Progress
-from nc_jax.study.tables import markdown_table, show_table
+from nc_jax.study.report import Report
+from nc_jax.study.verdict import verdicts
 from nc_jax.training import MetricsLog, read_metrics
-from nc_jax.training.logging import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +38,14 @@ class Config(RunOptions):
     """Settings of the experiment.
 
     Attributes:
-        cases: what to collapse, as "K:d", K classes in d dimensions.
-        methods: which classifiers to compare, by their names in `nc_jax.methods.METHODS`.
-        seeds: how many of each; a seed draws the initial features and class vectors.
-        nc3_target: the threshold on NC3 whose first step is reported.
-        gap_targets: thresholds on the loss above the least possible one, whose first steps are reported.
+        cases: problems to solve, as "K:d": K classes in d dimensions.
+        methods: names of the classifiers to compare (`nc_jax.methods.METHODS`).
+        seeds: number of descents of each classifier. A seed draws the initial features and class vectors.
+        nc3_target: a table shows the first step in which NC3 is below this.
+        gap_targets: for each of these, a table shows the first step in which the loss is less than this above the least
+            possible loss.
         descent: how the features move.
-        head: choices about the nearest head; its `radius` and `min_alpha` follow from the descent.
+        head: choices about the nearest head. Its radius and min_alpha follow from the descent.
     """
 
     cases: tuple[str, ...] = ("10:512", "100:512", "100:100")
@@ -78,16 +78,37 @@ PANELS = [
     ("means_to_etf", "class means to the nearest ETF", "log"),
     ("classifier_to_etf", "classifier to the nearest ETF", "log"),
 ]
-FINAL = ("loss_gap", "nc1", "nc2_means", "nc3", "mean_margin", "means_to_etf")
+# What is reached at the end: metric, and its name in tables.
+FINAL = {
+    "loss_gap": "final loss gap",
+    "nc1": "final NC1",
+    "nc2_means": "final NC2 of class means",
+    "nc3": "final NC3",
+    "mean_margin": "final cosine margin",
+    "means_to_etf": "final distance to an ETF",
+}
+ABOUT = {
+    "default": About(
+        "learned, fixed and nearest head on K:d = 10:512, 100:512 and 100:100, 8 seeds each",
+        5,
+        "steps to NC3 < 0.1 at 100:512: nearest 5, fixed 15, learned 196",
+    ),
+    "smoke": About("five classes, twelve steps, for the tests", 0.4),
+    "large": About("200 classes in 512 dimensions and 1000 in 1024, 2 seeds; hours on a CPU"),
+    "agd": About("the default with automatic gradient descent", 5),
+    "sgd": About("the default with batches instead of all features at once", 5),
+}
 
 
 def columns(config: Config) -> tuple[Column, ...]:
     """Return the metrics of the tables: thresholds, with the ratio of their steps, and what is reached at the end."""
-    steps = [Column("steps to NC3", f"steps to NC3 < {config.nc3_target:g}", 1, test="ratio")]
-    steps += [Column(f"steps to {gap:g}", f"steps to a gap of {gap:g}", 1, test="ratio") for gap in config.gap_targets]
+    ratio: Any = {"digits": 1, "test": "ratio", "words": ("sooner", "later")}
+    steps = [Column("steps to NC3", f"steps to NC3 < {config.nc3_target:g}", **ratio)]
+    steps += [Column(f"steps to {gap:g}", f"steps to a loss gap of {gap:g}", **ratio) for gap in config.gap_targets]
+    final = [Column(name, title, 5, test="none") for name, title in FINAL.items()]
     cost = [Column("milliseconds", "milliseconds per step", 3, test="none")]
     cost += [Column("megabytes", "MB beyond arguments (XLA)", 2, test="none")]
-    return (*steps, *(Column(name, name, 5, test="none") for name in FINAL), *cost)
+    return (*steps, *final, *cost)
 
 
 def head_of(config: Config, name: str, num_classes: int) -> Any:
@@ -96,6 +117,17 @@ def head_of(config: Config, name: str, num_classes: int) -> Any:
     min_alpha = config.head.min_alpha if config.descent.optimizer == "sgd" else 1.0
     options = dataclasses.replace(config.head, radius=config.descent.radius, min_alpha=min_alpha)
     return method(name).head(Setting(num_classes=num_classes, head=options))
+
+
+def plan(config: Config) -> Plan:
+    """Say how many descents there are; a step costs in proportion to the entries of the features."""
+    runs = len(config.methods) * config.seeds
+
+    def work() -> float:
+        entries = [math.prod(parse(case)) * config.descent.per_class for case in config.cases]
+        return runs * config.descent.steps * sum(entries) / 1e6
+
+    return Plan(f"{runs * len(config.cases)} descents of {config.descent.steps} steps", work, "million entries moved")
 
 
 def check(config: Config) -> None:
@@ -147,7 +179,7 @@ def run(config: Config) -> dict[str, Any]:
     }
     for case in config.cases:
         groups = {name: [run_name(case, name, seed) for seed in range(config.seeds)] for name in config.methods}
-        plots.curves(directory / picture(case), rows, groups, PANELS, unit="step")
+        plots.curves(directory / picture(config, case), rows, groups, PANELS, unit="step")
     summary = {"cases": values, "steps": config.descent.steps, "directory": str(directory)}
     report(config, summary, directory)
     return summary
@@ -158,9 +190,9 @@ def run_name(case: str, name: str, seed: int) -> str:
     return f"{case}-{name}-seed{seed}"
 
 
-def picture(case: str) -> str:
+def picture(config: Config, case: str) -> str:
     """Return the name of a case's plot."""
-    return f"{case.replace(':', '-')}.png"
+    return f"{case.replace(':', '-')}.{config.picture_format or 'png'}"
 
 
 def descend(config: Config, log: MetricsLog, key: dict[str, Any], descent: Descent) -> dict[str, float]:
@@ -187,30 +219,23 @@ def first_below(series: np.ndarray, target: float) -> float:
 
 
 def report(config: Config, summary: dict[str, Any], directory: Path) -> None:
-    """Write summary.json and summary.md and show a table for each case."""
-    write_atomically(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
-    text = f"# unconstrained_features, preset {config.preset}\n"
+    """Write summary.json and summary.md and show verdicts and tables for each case."""
+    report = Report(directory, f"unconstrained_features, preset {config.preset}")
     base = "nearest" if "nearest" in config.methods else None
     for case, heads in summary["cases"].items():
         num_classes, dim = parse(case)
-        descent = config.descent
-        title = (
-            f"K = {num_classes}, d = {dim}, n = {descent.per_class}, {descent.optimizer}, {config.seeds} seeds: "
-            "mean ± standard deviation; mean ratio of steps with a paired t test of its logarithm"
-        )
-        for table in comparison_tables(heads, columns(config), base):
-            shown = Table(title, table.columns, table.rows)
-            show_table(shown)
-            text += f"\n{title}\n\n{markdown_table(shown)}"
+        report.heading(f"K = {num_classes} classes in d = {dim} dimensions")
+        if base is not None:
+            report.say(verdicts(heads, columns(config), base, [name for name in heads if name != base]))
+        what = f"{config.descent.per_class} free features per class, {config.descent.optimizer}"
+        report.tables(comparison_tables(heads, columns(config), base, what=what))
         if base is not None:
             status = max(heads[base]["solve_status"])
-            text += (
-                f"\nInner solves, worst of all steps: {describe(status) if math.isfinite(status) else 'diverged'}.\n"
-            )
-        text += f"\n![{case}]({picture(case)})\n"
-    write_atomically(directory / "summary.md", text)
-    print(f"written to {directory}")
+            ended = describe(status) if math.isfinite(status) else "diverged"
+            report.say([f"Inner solves of the nearest head, worst of all steps: {ended}."])
+        report.picture(directory / picture(config, case))
+    report.write(summary)
 
 
 if __name__ == "__main__":
-    main(run, PRESETS)
+    main(run, PRESETS, about=ABOUT, plan=plan)

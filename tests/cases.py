@@ -1,4 +1,4 @@
-"""A catalogue of Procrustes problems: what the tests of the solvers, the derivatives and the frames run over.
+"""A catalogue of Procrustes problems, used by the tests of solvers, derivatives and frames.
 
 A problem is: minimise ||H - U T||_F^2 + delta/2 ||U - P||_F^2 over U with orthonormal columns. Everything here is NumPy
 and float64; few shapes, because each one is compiled.
@@ -26,7 +26,7 @@ class Problem(NamedTuple):
 
     @property
     def arguments(self):
-        """What a solution is differentiated in."""
+        """The inputs in which a solution is differentiated."""
         return (self.means, self.template, self.prox_point, np.asarray(self.prox_weight))
 
     @property
@@ -36,7 +36,7 @@ class Problem(NamedTuple):
 
     @property
     def condition(self):
-        """Of the derivative: the largest singular value of B over the smallest sum of two of them (d > r: of one)."""
+        """Condition of the derivative: largest singular value of B over the least sum of two (if d > r, of one)."""
         values = np.linalg.svd(self.matrix, compute_uv=False)
         square = self.matrix.shape[0] == self.matrix.shape[1] > 1
         return values[0] / (values[-1] + values[-2] if square else values[-1])
@@ -52,11 +52,11 @@ def full_template(num_classes):
 
 
 def reduced_template(num_classes):
-    """(K - 1, K), orthonormal rows that sum to zero: here from an eigendecomposition, in the library in closed form."""
+    """Orthonormal rows that sum to zero, (K - 1, K), from an eigendecomposition; the library has a closed form."""
     return np.linalg.eigh(full_template(num_classes))[1][:, 1:].T
 
 
-# Every shape of the catalogue, by the case that it stands for: d, the template. Random problems are drawn from these.
+# Every shape of the catalogue, as case -> (d, template). Random problems are drawn with these shapes.
 KINDS = {
     "random": (12, reduced_template(4)),
     "outlier class": (12, reduced_template(4)),
@@ -123,7 +123,7 @@ PROCRUSTES_PROBLEMS = [
     *(random_problem(kind, seed=0) for kind in KINDS),
     random_problem("random", seed=1, prox_weight=0)._replace(name="without prox term"),
     with_singular_values([2.0, 0.1, 0.002])._replace(name="ill-conditioned"),
-    # Collapsed means are a simplex ETF: all singular values are equal, where autodiff of the SVD divides by zero.
+    # Collapsed means form a simplex ETF: all singular values are equal, so autodiff of the SVD would divide by zero.
     with_singular_values([2.0, 2.0, 2.0])._replace(name="collapsed"),
     tall_problem(),
 ]

@@ -1,4 +1,4 @@
-"""What the tests compare with: slow, plain NumPy in float64, written from the mathematics and not from the library."""
+"""Oracles for the tests: slow, plain NumPy in float64, written from the mathematics and not from the library."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Small image sets on disk, in the format that TFDS would have prepared them in."""
+"""Small image sets on disk, in the format in which TFDS prepares sets."""
 
 import io
 
@@ -10,7 +10,7 @@ from nc_jax.data import digits
 
 
 def encoded(pixels, file_format, mode=None):
-    """An image file, as the sets' authors made it: TFDS stores such bytes as they are."""
+    """Return the bytes of an image file: TFDS stores the files of a set unchanged."""
     image = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     buffer = io.BytesIO()
     image.convert(mode or image.mode).save(buffer, format=file_format, quality=95)

@@ -74,7 +74,7 @@ class LogitAdjustment(Extension):
 
 @dataclass(frozen=True)
 class LogitMemory(Extension):
-    """The logits that examples had when they entered the memory, and a pull of replayed ones to theirs."""
+    """Stores the logits that examples had when they entered the memory; pulls replayed examples towards them."""
 
     capacity: int
     num_classes: int
@@ -151,9 +151,11 @@ class Balanced:
 
 @dataclass(frozen=True, eq=False)
 class Replayed:
-    """A stream, and in every step some examples of a reservoir that holds each earlier one with equal probability.
+    """Adds examples from a reservoir to every step of a stream.
 
-    What the reservoir holds at step s is computed from the seed and the steps before, so it is no state of the run.
+    The reservoir holds each previous example with equal probability.
+    The content of the reservoir at step s is computed from the seed and the steps before, so it is not part of the
+    state of the run.
     """
 
     stream: Stream

@@ -1,4 +1,4 @@
-"""Sums over what the step has bound: under every map, within clients, and in functions that are compiled apart."""
+"""Sums over the axes that `over` has bound: under every map, within clients, and in separately compiled functions."""
 
 from functools import partial
 
@@ -153,7 +153,7 @@ KEPT = {
 
 @pytest.mark.parametrize("function", KEPT.values(), ids=KEPT)
 def test_a_function_that_is_kept_is_traced_anew_under_another_binding(function):
-    """Were the binding no part of JAX's keys, the second call would give what the first one did."""
+    """If the binding were not part of JAX's cache keys, the second call would return the result of the first."""
 
     def bound(*names):
         def call(value):

@@ -1,4 +1,4 @@
-"""Implicit derivatives against dense linear algebra, and against autodiff of the solver where that is regular."""
+"""Implicit derivatives against dense linear algebra, and against autodiff of the solver where that is defined."""
 
 from functools import partial
 
@@ -56,7 +56,7 @@ def test_the_polar_factor_has_the_dense_jacobian(x64, name):
     np.testing.assert_allclose(factor.T @ factor, np.eye(matrix.shape[1]), atol=F64_DENSE)
     np.testing.assert_allclose(factor.T @ matrix, matrix.T @ factor, atol=F64_DENSE)
     np.testing.assert_allclose(np.vdot(factor, matrix), np.linalg.norm(matrix, ord="nuc"), rtol=F64_DENSE)
-    # Which of two factors is found is LAPACK's rounding of a zero: the derivative is compared where the solver ended.
+    # LAPACK's rounding of a zero decides which of two factors is found. Compare the derivative at the one found.
     jacobian = oracles.polar_jacobian(matrix, np.asarray(factor))
     tolerance = F64_DENSE * np.linalg.norm(jacobian)
     np.testing.assert_allclose(np.ravel(slope), jacobian @ tangent.ravel(), atol=tolerance)

@@ -28,11 +28,11 @@ SOLVERS = {
 }
 HUBER = {"solver": "trust_region", "cost": huber}
 
-F64_SOLUTION = 2e-15  # rounding, times the problem's condition and the square root of its size; ten times what is seen
+F64_SOLUTION = 2e-15  # rounding, times condition and square root of the size of a problem; ten times observed errors
 F64_GOLDEN = 1e-8  # the numbers in the file have about ten digits
 F32_GOLDEN = 1e-3  # the condition is up to 3e3
 F64_DIFFERENCES = (
-    1e-8  # of fourth order, with steps of 1e-3 of the smallest singular value; a hundred times what is seen
+    1e-8  # of fourth order, with steps of 1e-3 of the smallest singular value; a hundred times observed errors
 )
 F64_MODES = 1e-13  # the same products in another order
 F64_EXACT = 1e-12  # rounding in a well-conditioned problem

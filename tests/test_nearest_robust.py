@@ -63,7 +63,7 @@ def test_the_frame_is_a_simplex_etf_and_the_gradient_finite_whatever_the_means(s
     ("missing", "expected"), [(0, Status.CONVERGED), (1, Status.CONVERGED), (2, Status.NOT_UNIQUE)]
 )
 def test_the_status_says_when_the_means_leave_the_rotation_open(missing, expected):
-    """K - 1 means fix the K - 1 directions of a simplex, fewer do not; a prox point fixes what is left."""
+    """K - 1 class means determine the K - 1 directions of a simplex; with fewer, a prox point determines the others."""
     rng = np.random.default_rng(0)
     means = jnp.asarray(rng.normal(size=(DIM, K)), jnp.float32).at[:, :missing].set(0)
     prox = jnp.asarray(np.linalg.qr(rng.normal(size=(DIM, K - 1)))[0], jnp.float32)
@@ -167,7 +167,7 @@ def test_a_general_cost_says_what_it_leaves_open_and_gives_no_gradient_there(x64
 
     (_, status), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(means)
     assert status == Status.NOT_UNIQUE
-    # The determined directions have curvatures of order one, so what they pull is of the order of the cotangent.
+    # The determined directions have curvatures of order one, so their pullback is of the order of the cotangent.
     assert np.linalg.norm(gradient) < 10 * np.linalg.norm(cotangent)
 
 

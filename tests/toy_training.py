@@ -48,7 +48,7 @@ def make_trainer(
 
 
 class NormalisedMLP(nn.Module):
-    """A layer with batch normalisation, the least that has all that an image model brings."""
+    """A layer with batch normalisation: the smallest backbone with everything that an image model needs."""
 
     @nn.compact
     def __call__(self, inputs, *, train=False, mask=None):

@@ -1,4 +1,4 @@
-"""Label trees that several tests share: two real ones, where they are, and small made ones."""
+"""Label trees that several tests share: two real ones, if their files exist, and small artificial ones."""
 
 from pathlib import Path
 

@@ -11,19 +11,22 @@ if TYPE_CHECKING:
     from nc_jax.study import confusion_trees, heat_maps, plots
     from nc_jax.study.cli import RunOptions, main
     from nc_jax.study.comparison import Found, Results, Run, compare
-    from nc_jax.study.experiment import Experiment, Scene, confusions, curves, finish, run
+    from nc_jax.study.experiment import Experiment, Scene, confusions, curves, finish, run, summary_picture
     from nc_jax.study.ledger import Ledger
+    from nc_jax.study.planning import About, Plan
     from nc_jax.study.settings import Comparison, Group, refuse_overridden
     from nc_jax.study.tables import Column, Table, comparison_tables
     from nc_jax.study.trainers import check, plan
 
 __all__ = [
+    "About",
     "Column",
     "Comparison",
     "Experiment",
     "Found",
     "Group",
     "Ledger",
+    "Plan",
     "Results",
     "Run",
     "RunOptions",
@@ -42,13 +45,15 @@ __all__ = [
     "plots",
     "refuse_overridden",
     "run",
+    "summary_picture",
 ]
 
 _NAMES = {
     "cli": "RunOptions main",
     "comparison": "Found Results Run compare",
-    "experiment": "Experiment Scene confusions curves finish run",
+    "experiment": "Experiment Scene confusions curves finish run summary_picture",
     "ledger": "Ledger",
+    "planning": "About Plan",
     "settings": "Comparison Group refuse_overridden",
     "tables": "Column Table comparison_tables",
     "trainers": "check plan",

@@ -46,22 +46,24 @@ class BackboneOptions:
     """Which network gives the features.
 
     Attributes:
-        name: "mlp", or a network of `NETWORKS`.
-        hidden: widths of the MLP's hidden layers.
-        dim: the MLP's feature dimension d; other networks have the dimension that they have.
-        width_multiplier: of networks other than the MLP.
-        final_dim: feature dimension of residual networks, given by their last convolution; None is the network's own.
-        stem: of convolutional networks: "imagenet" (quarter resolution) or "cifar"; None follows the images' size.
-        dtype: of the activations.
-        neck: what stands between backbone and head. "none": nothing. "norm": batch normalisation. "type1": batch
+        name: name of the network: mlp, resnet18, resnet34, resnet50, densenet40, densenet121, efficientnet, vgg11,
+            vgg13, wide-resnet28 or vit.
+        hidden: widths of the hidden layers of the MLP.
+        dim: feature dimension d of the MLP. Other networks have a fixed one.
+        width_multiplier: factor on the widths of all layers of a network other than the MLP.
+        final_dim: feature dimension d of a residual network, set by its last convolution. None keeps the network's own.
+        stem: first layers of a convolutional network: "imagenet" reduces the resolution to a quarter, "cifar" keeps it.
+            None chooses by the size of the images.
+        dtype: floating-point type of the activations.
+        neck: layer between backbone and head. "none": nothing. "norm": batch normalisation. "type1": batch
             normalisation, a linear layer, batch normalisation and ELU. "type2": a projection on K channels and the
             transformation layer. "transformation": the transformation layer alone.
-        neck_dim: width of the neck "type1".
-        rate_factor: factor on the learning rate of the parameters that `rate_part` names.
-        rate_part: which parameters these are: "backbone" (with the projection of the neck "type2"), or "all", which is
-            everything but the head.
-        checkpoint: folder of checkpoints of `nc_jax.training`: the newest one gives the backbone's parameters. Its
-            batch statistics are estimated anew.
+        neck_dim: width of the neck "type1". Other necks ignore it.
+        rate_factor: factor on the learning rate of the parameters that --backbone.rate-part names.
+        rate_part: parameters to which the rate factor applies: "backbone" (with the projection of the neck "type2"), or
+            "all", which is everything but the head.
+        checkpoint: folder of checkpoints that an earlier run wrote. The newest one gives the backbone's initial
+            parameters; its batch statistics are estimated anew. None starts from random parameters.
 
     Raises:
         ValueError: if there is no such network, or a width is below 1.
@@ -95,7 +97,7 @@ def make_backbone(
     """Return a network by name, with its neck.
 
     Args:
-        options: see there.
+        options: which network, and where its parameters come from.
         size: height of the images.
         num_classes: K, needed by the neck "type2".
         only_matrices: without biases and scales, for automatic gradient descent.

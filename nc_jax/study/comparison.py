@@ -28,13 +28,13 @@ class Run(NamedTuple):
     """A finished run, for what an experiment measures beside the usual.
 
     Attributes:
-        group: to which it belongs.
-        seed: of it.
-        name: in the log.
-        trainer: that trained it.
+        group: the group (row of the table) of the run.
+        seed: seed of the run.
+        name: name of the run in the log.
+        trainer: the compiled steps that trained it.
         trained: the final state and its evaluations.
-        data: what it was trained on.
-        history: its lines of the log.
+        data: the data set that it was trained on.
+        history: the lines of the log that belong to it.
     """
 
     group: Group
@@ -54,8 +54,8 @@ class Results(NamedTuple):
     """What a comparison found.
 
     Attributes:
-        rows: by case and row of its table, what each seed reached, in the order of the seeds.
-        groups: by case, the runs behind each row.
+        rows: what each seed reached, in the order of the seeds, by case and row of the table.
+        groups: the runs behind each row, by case.
         rates: the learning rate of each group, by the name of its run without the seed.
     """
 
@@ -98,11 +98,11 @@ def compare(
     """Train every group with every seed, and go on where an earlier attempt stopped.
 
     Args:
-        config: what to compare.
-        directory: of the run.
-        measure: what to find out about a finished run besides the usual. A value under "also" holds further rows of
+        config: the settings, which say what to compare.
+        directory: directory of the run.
+        measure: finds out about a finished run what `usual` does not. A value under "also" holds further rows of
             the table: numbers by name, by label.
-        score: which number decides between learning rates; less is better.
+        score: name of the number that decides between learning rates; less is better.
         after: called when all seeds of a group are done.
 
     Returns:
@@ -148,9 +148,9 @@ class Session:
     A row of results.jsonl is a finished run. A run that diverges is a row as well, without numbers.
 
     Args:
-        directory: of the run.
+        directory: directory of the run.
         total: epochs of all runs together, for the progress.
-        measure: what to find out about a finished run besides the usual.
+        measure: finds out about a finished run what `usual` does not.
     """
 
     def __init__(self, directory: Path, total: int, measure: Measure = nothing):
@@ -172,11 +172,11 @@ class Session:
         """Return what a run reached: out of the ledger, or by training it.
 
         Args:
-            group: to which the run belongs.
-            data: what to train on.
+            group: the group (row of the table) of the run.
+            data: the data set to train on.
             build: () -> the compiled steps and the stream; called if something is to be trained.
-            seed: of the run.
-            name: of the run, in the log.
+            seed: seed of the run.
+            name: name of the run in the log.
         """
         epochs, seen = group.settings.loop.epochs, 0
 
@@ -186,6 +186,7 @@ class Session:
             seen = max(epoch, seen)
 
         def compute() -> Found:
+            self.bar.advance(0, f"{name}: compiling, and the first epoch")
             trainer, stream = build()
             options: Any = {"seed": seed, "run": name, "directory": self.directory, "log": self.log}
             try:
@@ -209,8 +210,8 @@ class Session:
         A rate at which training diverges is the worst.
 
         Args:
-            group: whose rates are to be tried.
-            data: its test set plays no part.
+            group: the group whose learning rates are tried.
+            data: the data set; only its training set is used.
             score: name of the number that decides; less is better.
 
         Raises:

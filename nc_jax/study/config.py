@@ -36,7 +36,7 @@ def from_json(like: Settings, document: Mapping[str, Any], *, path: str = "") ->
 
     Args:
         like: an instance; it says the types, and the values of fields that the document lacks.
-        document: of `to_json`.
+        document: what `to_json` has returned.
         path: dotted name of these settings in those around them.
 
     Raises:
@@ -71,7 +71,7 @@ def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
 
     Args:
         settings: nested dataclasses.
-        changes: by dotted names, `{"optimizer.learning_rate": 0.1}`.
+        changes: new values by dotted name, `{"optimizer.learning_rate": 0.1}`.
 
     Raises:
         ValueError: if a name does not exist or a value does not fit.

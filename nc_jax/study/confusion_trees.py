@@ -26,9 +26,9 @@ def make(config: Comparison, directory: Path, *, measure: Measure = nothing, sco
 
     Args:
         config: settings of the training; where there are several learning rates, the best one is chosen first.
-        directory: of the run.
-        measure: as of the comparison, which then need not train these runs again.
-        score: as of the comparison.
+        directory: directory of the run.
+        measure: the comparison's own, so that it need not train these runs again.
+        score: name of the number that decides between learning rates; less is better.
 
     Returns:
         Path of the tree, as lines of parent and child.

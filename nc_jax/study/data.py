@@ -17,17 +17,20 @@ class DataOptions:
     """What to train on.
 
     Attributes:
-        name: of the set, as in `nc_jax.data.sources.load`: digits, glyphs, glyphs/low-data, cifar10, or a folder of
-            images.
-        tree: label tree of its classes, as in `nc_jax.data.hierarchies.load`, or a file; "flat" has all classes
-            equally far apart; methods that know no tree do without.
-        num_classes: of the glyphs, 2 to 1000; other sets have the classes that they have.
-        per_class: training images to keep of each class; None keeps all.
-        without_class: leave this class out of the training set.
-        augmentation: of the training images: one of `nc_jax.data.augment.AUGMENTATIONS`.
-        train_crop: of images that have no common size: a "random" rectangle, or "stretch", which resizes the whole.
-        test_crop: of such images in the test: the "centre", or "stretch".
-        data_dir: where TFDS keeps prepared data, and folders of images are looked for; None is TFDS's own default.
+        name: name of the data set: digits, glyphs, glyphs/low-data, cifar10 and others that
+            `nc_jax.data.sources.load` knows, or the path of a folder of images.
+        tree: label tree of the classes: a name that `nc_jax.data.hierarchies.load` knows, or the path of a file. "flat"
+            puts all classes at the same distance. None is no tree, for methods that need none.
+        num_classes: number of glyph classes, 2 to 1000. None takes the preset's. Other data sets have a fixed number.
+        per_class: number of training images to keep of each class. None keeps all.
+        without_class: label of a class to leave out of the training set. None leaves out none.
+        augmentation: random changes of the training images, one of `nc_jax.data.augment.AUGMENTATIONS`.
+        train_crop: how training images of different sizes come to one size: "random" cuts a random rectangle,
+            "stretch" resizes the whole image.
+        test_crop: how test images of different sizes come to one size: "centre" cuts the middle, "stretch" resizes the
+            whole image.
+        data_dir: folder in which TFDS keeps prepared data and in which folders of images are looked for. None is the
+            default folder of TFDS.
     """
 
     name: str = "digits"
@@ -47,8 +50,8 @@ class Data(NamedTuple):
     Attributes:
         train: the training set.
         test: the test set.
-        augment: of the training step.
-        preprocess: of every step.
+        augment: random change of a training example; None changes nothing.
+        preprocess: change of every batch of inputs; None changes nothing.
         size: height of the images, in pixels, or the length of vectors.
         tree: label tree with its classes in the order of the labels; None where none was asked for.
     """
@@ -96,9 +99,9 @@ def load(options: DataOptions, *, flat: bool = False, seed: int = 0) -> Data:
     Digits come with the mean training image subtracted; other images stay bytes until the device normalises them.
 
     Args:
-        options: see there.
+        options: which data set, and how it is changed.
         flat: digits as vectors, for an MLP, instead of images.
-        seed: of the choice that `per_class` makes, and of random crops.
+        seed: seed of the choice that `per_class` makes, and of random crops.
 
     Raises:
         ValueError: if there is no such set, tree or augmentation, or it cannot be had that way.

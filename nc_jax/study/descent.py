@@ -23,8 +23,8 @@ class Descended(NamedTuple):
 
     Attributes:
         point: like the start.
-        value: of the cost there.
-        grad_norm: of the cost there.
+        value: cost at the point.
+        grad_norm: norm of the cost's gradient at the point.
         steps: taken.
     """
 
@@ -77,13 +77,13 @@ def gradient_descent(
     The step is constant, and halved where the value has risen: ten classes on a line are steeper than any start.
 
     Args:
-        cost: of one point; the same object compiles once.
+        cost: cost of one point. Pass the same function object again, and nothing is compiled again.
         starts: tree of points.
         rate: the first step; below 2 over the largest eigenvalue of the Hessian.
-        steps: at most so many.
-        tolerance: on the norm of the gradient.
-        seed: of the kicks of perturbed gradient descent: where the gradient is below a thousand times the tolerance,
-            and the last kick is `QUIET` steps ago, the point is kicked, `KICKS` times at most; None is plain gradient
+        steps: the most steps to take.
+        tolerance: a descent ends when the norm of the gradient is below this.
+        seed: seed of the kicks of perturbed gradient descent. A point is kicked where its gradient is below a thousand
+            times the tolerance and the last kick is `QUIET` steps ago, `KICKS` times at most. None is plain gradient
             descent.
         noise: standard deviation of the entries of a kick.
 
@@ -155,10 +155,10 @@ def lbfgs(
     """Run L-BFGS with optax's zoom line search from every start, one per leading index.
 
     Args:
-        cost: of one point; the same object compiles once.
+        cost: cost of one point. Pass the same function object again, and nothing is compiled again.
         starts: tree of points.
-        steps: at most so many.
-        tolerance: on the norm of the gradient.
+        steps: the most steps to take.
+        tolerance: a descent ends when the norm of the gradient is below this.
         memory: number of remembered steps.
     """
     optimizer = optax.lbfgs(memory_size=memory)

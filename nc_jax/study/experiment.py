@@ -1,34 +1,36 @@
 """An experiment is a claim, some presets, and what it measures and draws beside the usual; `run` does the rest."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
+from nc_jax.methods import method
 from nc_jax.solvers import Status, describe
 from nc_jax.study import heat_maps, plots
 from nc_jax.study.cli import open_run
 from nc_jax.study.comparison import Found, Measure, Results, compare, mean_confusion, nothing, silent
 from nc_jax.study.data import Data
+from nc_jax.study.report import Report
 from nc_jax.study.settings import Comparison, Group, slug
-from nc_jax.study.tables import Column, Table, comparison_tables, markdown_table, show_table
+from nc_jax.study.tables import Column, comparison_tables, named
 from nc_jax.study.trainers import check, data_of
+from nc_jax.study.verdict import verdicts
 from nc_jax.training import read_metrics
-from nc_jax.training.logging import write_atomically
 
 
 class Scene(NamedTuple):
     """A finished case, for those who draw it.
 
     Attributes:
-        case: its name; "" where there is one only.
-        results: of all cases.
-        directory: where its pictures go.
+        case: name of the case; "" where there is one only.
+        results: results of all cases.
+        directory: directory of the pictures.
         log: lines of metrics.jsonl, of all runs.
-        columns: of its tables.
+        columns: metrics of the tables.
+        picture_format: suffix of the pictures' files.
     """
 
     case: str
@@ -36,6 +38,7 @@ class Scene(NamedTuple):
     directory: Path
     log: list[dict[str, Any]]
     columns: Sequence[Column]
+    picture_format: str = "png"
 
     @property
     def rows(self) -> dict[str, list[Found]]:
@@ -43,29 +46,63 @@ class Scene(NamedTuple):
         return self.results.rows[self.case]
 
     @property
+    def groups(self) -> list[Group]:
+        """The runs behind each row."""
+        return self.results.groups[self.case]
+
+    @property
     def data(self) -> Data:
         """What the first row was trained on."""
-        return data_of(self.results.groups[self.case][0].settings)
+        return data_of(self.groups[0].settings)
+
+    @property
+    def looks(self) -> dict[str, plots.Look]:
+        """How each row is drawn."""
+        known = {group.label: (group.variant, method(group.method).title) for group in self.groups}
+        return plots.looks({label: known.get(label, ("", label)) for label in self.rows})
+
+    def path(self, name: str) -> Path:
+        """Return the path of a picture."""
+        return self.directory / f"{name}.{self.picture_format}"
 
 
-Picture = Callable[[Scene], str]  # draws into the scene's directory; returns the name of the file, "" without one
+Picture = Callable[
+    [Scene], Path | None
+]  # draws, and returns the path of what it has drawn; None where it draws nothing
 
 
-def curves(scene: Scene) -> str:
+def curves(scene: Scene) -> Path | None:
     """Draw the metrics that have a panel against the epochs, mean and standard deviation over seeds."""
     panels = [(column.key, column.panel, column.scale) for column in scene.columns if column.panel is not None]
-    plots.curves(scene.directory / "convergence.png", scene.log, scene.results.runs(scene.case), panels)
-    return "convergence.png"
+    if not panels:
+        return None
+    path = scene.path("convergence")
+    plots.curves(path, scene.log, scene.results.runs(scene.case), panels, look=scene.looks)
+    return path
 
 
-def confusions(scene: Scene) -> str:
+def summary_picture(scene: Scene) -> Path | None:
+    """Draw the metrics of the table that are tested: seeds, means and intervals of every row."""
+    values = scene.results.values(scene.case)
+    tested = [c for c in scene.columns if c.test != "none" and any(c.key in numbers for numbers in values.values())]
+    if len(values) < 2 or not tested:
+        return None
+    panels = {c.title: {row: numbers.get(c.key, ()) for row, numbers in values.items()} for c in tested}
+    caption = "a faint point is a seed; the mean with its 95 % interval over seeds"
+    path = scene.path("summary")
+    plots.points(path, panels, look=scene.looks, caption=caption, scales={c.title: c.scale for c in tested})
+    return path
+
+
+def confusions(scene: Scene) -> Path | None:
     """Draw the confusion matrix of every row on the test set, summed over its seeds."""
     found = {label: mean_confusion(runs) for label, runs in scene.rows.items()}
     matrices = {label: matrix for label, matrix in found.items() if matrix is not None}
     if not matrices:
-        return ""
-    heat_maps.confusion(scene.directory / "confusion.png", matrices, scene.data.class_names)
-    return "confusion.png"
+        return None
+    path = scene.path("confusion")
+    heat_maps.confusion(path, matrices, scene.data.class_names)
+    return path
 
 
 def _no_notes(scene: Scene) -> list[str]:
@@ -78,13 +115,14 @@ class Experiment:
     """What is an experiment's own.
 
     Attributes:
-        name: of its module.
+        name: name of the experiment's module.
         columns: the metrics in its tables and plots.
         baseline: name of the method that the others are compared with; None is the first row of each case.
+        rivals: names of the methods that the verdict compares it with; empty takes all of them.
         interval: show 95 % intervals of the mean instead of standard deviations.
-        measure: what to find out about a finished run besides the usual.
-        score: which number decides between learning rates; less is better.
-        pictures: of each case.
+        measure: finds out about a finished run what `nc_jax.study.comparison.usual` does not.
+        score: name of the number that decides between learning rates; less is better.
+        pictures: what is drawn of each case.
         notes: sentences about a case.
         after: called when all seeds of a group are done.
     """
@@ -92,10 +130,11 @@ class Experiment:
     name: str
     columns: tuple[Column, ...]
     baseline: str | None = None
+    rivals: tuple[str, ...] = ()
     interval: bool = False
     measure: Measure = nothing
     score: str = "test/error"
-    pictures: tuple[Picture, ...] = (curves, confusions)
+    pictures: tuple[Picture, ...] = (curves, summary_picture, confusions)
     notes: Callable[[Scene], list[str]] = _no_notes
     after: Callable[[Group, list[Found]], None] = silent
 
@@ -104,12 +143,12 @@ def run(experiment: Experiment, config: Comparison) -> dict[str, Any]:
     """Train all that is to be compared; write and show tables and pictures.
 
     Args:
-        experiment: what is its own.
+        experiment: what this experiment has of its own.
         config: the settings; with `resume`, those of the run are used.
 
     Returns:
-        What summary.json holds: "cases", by case, row and metric a number per seed; "learning_rates"; "notes", by
-        case; "directory".
+        What summary.json holds: "cases", by case, row and metric a number per seed; "learning_rates"; "verdicts" and
+        "notes", sentences by case; "directory".
 
     Raises:
         ValueError: if a setting is out of its range.
@@ -134,76 +173,65 @@ def finish(experiment: Experiment, config: Comparison, directory: Path) -> dict[
         "cases": {},
         "class_accuracy": {},
         "learning_rates": results.rates,
+        "verdicts": {},
         "notes": {},
         "directory": str(directory),
     }
-    text = f"# {experiment.name}, preset {config.preset}\n"
+    report = Report(directory, f"{experiment.name}, preset {config.preset}")
     for case in results.rows:
         below = directory / slug(case) if len(results.rows) > 1 else directory
         below.mkdir(exist_ok=True)
-        scene = Scene(case, results, below, log, experiment.columns)
-        values = results.values(case)
-        base = _baseline(experiment, scene)
-        tables = comparison_tables(values, experiment.columns, base, interval=experiment.interval)
-        title = _title(scene, experiment)
-        text += f"\n## {case}\n" if case else ""
-        for number, table in enumerate(tables):
-            shown = Table(title if number == 0 else table.title, table.columns, table.rows)
-            show_table(shown)
-            text += f"\n{shown.title}\n\n{markdown_table(shown)}"
+        columns = named(experiment.columns, results.groups[case][0].settings.target_accuracy)
+        scene = Scene(case, results, below, log, columns, config.picture_format or "png")
+        values, base = results.values(case), _baseline(experiment, scene)
+        said = [] if base is None else verdicts(values, columns, base, _rivals(experiment, scene, base))
         notes = _usual_notes(scene) + experiment.notes(scene)
-        for note in notes:
-            print(note)
-        text += "".join(f"\n{note}\n" for note in notes)
+        if case:
+            report.heading(case)
+        report.say(said)
+        report.tables(comparison_tables(values, columns, base, what=_what(scene), interval=experiment.interval))
+        report.say(notes)
         for picture in experiment.pictures:
-            name = picture(scene)
-            if name:
-                text += f"\n![{name.partition('.')[0]}]({(below / name).relative_to(directory)})\n"
+            report.picture(picture(scene))
         summary["cases"][case] = values
         summary["class_accuracy"][case] = {
             label: [run.get("class_accuracy") for run in runs] for label, runs in scene.rows.items()
         }
-        summary["notes"][case] = notes
-    write_atomically(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
-    write_atomically(directory / "summary.md", text)
-    print(f"written to {directory}")
+        summary["verdicts"][case], summary["notes"][case] = said, notes
+    report.write(summary)
     return summary
 
 
 def _baseline(experiment: Experiment, scene: Scene) -> str | None:
-    groups = scene.results.groups[scene.case]
     if len(scene.rows) < 2:
         return None
     if experiment.baseline is None:
-        return groups[0].label
-    return next((group.label for group in groups if group.method == experiment.baseline), None)
+        return scene.groups[0].label
+    return next((group.label for group in scene.groups if group.method == experiment.baseline), None)
 
 
-def _title(scene: Scene, experiment: Experiment) -> str:
-    settings = scene.results.groups[scene.case][0].settings
-    spread = "half width of the 95 % interval" if experiment.interval else "standard deviation"
-    what = ", ".join(filter(None, (settings.data.name, settings.data.tree and f"tree {settings.data.tree}")))
-    return (
-        f"{what}, {settings.backbone.name}, {settings.loop.epochs} epochs, {settings.seeds} seeds: mean ± {spread}; "
-        "differences with the p value of a paired t test"
-    )
+def _rivals(experiment: Experiment, scene: Scene, baseline: str) -> list[str]:
+    chosen = [group.label for group in scene.groups if group.method in experiment.rivals]
+    return [label for label in chosen or scene.rows if label != baseline]
+
+
+def _what(scene: Scene) -> str:
+    settings = scene.groups[0].settings
+    parts = (settings.data.name, settings.data.tree and f"tree {settings.data.tree}", settings.backbone.name)
+    return ", ".join([*filter(None, parts), f"{settings.loop.epochs} epochs"])
 
 
 def _usual_notes(scene: Scene) -> list[str]:
     notes = []
     runs = [run for row in scene.rows.values() for run in row]
     worst = max((run["solve_status"] for run in runs if "solve_status" in run), default=0)
-    if any("nearest" in group.method for group in scene.results.groups[scene.case]) or worst != Status.CONVERGED:
+    if any("nearest" in group.method for group in scene.groups) or worst != Status.CONVERGED:
         notes.append(f"Inner solves of the nearest heads, worst of all steps: {describe(worst)}.")
     for label, runs in scene.rows.items():
         diverged = sum(bool(run.get("diverged")) for run in runs)
         if diverged:
             notes.append(f"{label}: {diverged} of {len(runs)} runs diverged and are left out.")
-    rates = {
-        group.label: scene.results.rates[group.name]
-        for group in scene.results.groups[scene.case]
-        if group.settings.rates
-    }
+    rates = {group.label: scene.results.rates[group.name] for group in scene.groups if group.settings.rates}
     if rates:
         chosen = ", ".join(f"{label} {rate:g}" for label, rate in rates.items())
         notes.append(f"Learning rates, chosen on held-out quarters of the training set: {chosen}.")

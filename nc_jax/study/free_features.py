@@ -38,15 +38,15 @@ class DescentOptions:
     """Settings of a descent.
 
     Attributes:
-        per_class: n, feature vectors per class.
-        steps: of the optimiser.
-        optimizer: "gd", full-batch gradient descent; "sgd", the same on batches; "agd", automatic gradient descent on
-            the full batch, without a learning rate.
-        learning_rate: of the sum of the examples' losses (N times that of their mean); of "agd" the gain.
-        batch_size: of "sgd".
-        radius: tau, the length of the features.
+        per_class: number n of feature vectors per class.
+        steps: number of optimiser steps.
+        optimizer: "gd" is gradient descent on all features at once, "sgd" gradient descent on batches, "agd" automatic
+            gradient descent on all features at once, which needs no learning rate.
+        learning_rate: learning rate for the sum of the losses of all feature vectors. For "agd" it is the gain.
+        batch_size: number of feature vectors in a step of "sgd". The other optimisers ignore it.
+        radius: length tau to which features are scaled.
         measure_every: steps between measurements of NC1 and of the distances to the nearest ETF, which take longer than
-            a step; loss, NC2, NC3 and margins are measured in every step.
+            a step. Loss, NC2, NC3 and margins are measured in every step.
     """
 
     per_class: int = 3
@@ -121,7 +121,7 @@ class Descent:
     Args:
         config: settings.
         case: "K:d".
-        head: of K classes.
+        head: a head of K classes.
     """
 
     def __init__(self, config: DescentOptions, case: str, head: Head):

@@ -7,8 +7,13 @@ from typing import Any
 import numpy as np
 import scipy.cluster.hierarchy
 import scipy.spatial.distance
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from nc_jax.study.plots import save
+
+COSINES = colormaps["RdBu_r"].with_extremes(bad="0.8")  # the diagonal, which is one by definition, is grey
 MOST_NAMES = 30  # classes up to which their names fit on an axis
 
 
@@ -18,7 +23,7 @@ def cosine_matrices(
     """Draw the cosines between centred class means, one matrix per method.
 
     Args:
-        path: of the picture.
+        path: path of the picture; its suffix is the file format.
         matrices: (K, K) per method.
         target: the cosine that every pair of different classes should have, named in the title.
         class_names: K names, for the axes.
@@ -30,21 +35,24 @@ def cosine_matrices(
         diagonal = np.eye(len(matrix), dtype=bool)
         # The diagonal is one by definition; what matters is how far each pair is from the target, which is white.
         shown = np.where(diagonal, np.nan, matrix)
-        image = axis.imshow(shown, vmin=target - 0.3, vmax=target + 0.3, cmap="RdBu_r")
+        image = axis.imshow(shown, vmin=target - 0.3, vmax=target + 0.3, cmap=COSINES)
         pairs = matrix[~diagonal]
         axis.set_title(f"{name}: {np.nanmean(pairs):.3f} ± {np.nanstd(pairs):.3f}", fontsize=10)
         _name_classes(axis, len(matrix), class_names)
-    figure.suptitle(f"cosines between centred class means (simplex ETF: {target:.3f})", fontsize=11)
+    figure.suptitle(
+        f"cosines between centred class means, last seed, mean ± sd over pairs (simplex ETF: {target:.3f}, white)",
+        fontsize=10,
+    )
     if image is not None:
         figure.colorbar(image, ax=axes, shrink=0.8, extend="both")
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def confusion(path: Path, matrices: Mapping[str, np.ndarray], class_names: Sequence[str] = ()) -> None:
     """Draw which classes are taken for which: shares of each true class, mistakes only.
 
     Args:
-        path: of the picture.
+        path: path of the picture; its suffix is the file format.
         matrices: counts (K, K) per method, true classes in rows.
         class_names: K names, for the axes.
     """
@@ -68,39 +76,55 @@ def confusion(path: Path, matrices: Mapping[str, np.ndarray], class_names: Seque
     for axis in axes.flat[len(mistakes) :]:
         axis.axis("off")
     if image is not None:
-        figure.colorbar(image, ax=axes, shrink=0.8, format="{x:.0%}")
+        figure.colorbar(image, ax=axes, shrink=0.8, format="{x:.1%}")
     figure.suptitle("confusions on the test set, as shares of each class", fontsize=11)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
-def wanted_cosines(path: Path, wanted: np.ndarray, found: Mapping[str, np.ndarray]) -> None:
+def wanted_cosines(
+    path: Path,
+    wanted: np.ndarray,
+    found: Mapping[str, np.ndarray],
+    errors: Mapping[str, float],
+    class_names: Sequence[str] = (),
+) -> None:
     """Draw the wanted cosines between classes and those of the class means, of methods that have some.
 
     Args:
-        path: of the PNG.
+        path: path of the picture; its suffix is the file format.
         wanted: (K, K).
         found: (K, K) per method; empty ones are left out.
+        errors: mean absolute difference of a method's cosines to those that it was to have.
+        class_names: K names, for the axes.
     """
     shown = {"wanted": wanted} | {name: matrix for name, matrix in found.items() if matrix.size}
     # Classes in the order of a clustering, so that the tree is seen as blocks.
     order = _leaf_order(wanted)
     columns = min(len(shown), 4)
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(3 * columns, 3 * rows), layout="constrained")
+    figure = Figure(figsize=(3 * columns, 3.2 * rows + 0.4), layout="constrained")
     axes: Any = figure.subplots(rows, columns, squeeze=False)
+    # The diagonal is one by definition. Without it the wanted cosines, which are small, have colours of their own.
+    pairs = ~np.eye(len(wanted), dtype=bool)
+    highest = float(np.ceil(10 * np.percentile(np.abs([matrix[pairs] for matrix in shown.values()]), 99)) / 10) or 1.0
+    names: list[str] = [class_names[int(place)] for place in order] if class_names else []
     image = None
     for axis, (name, matrix) in zip(axes.flat, shown.items(), strict=False):
-        image = axis.imshow(matrix[np.ix_(order, order)], vmin=-1, vmax=1, cmap="RdBu_r")
-        error = np.abs(matrix - wanted)[np.triu_indices(len(wanted), 1)].mean()
-        axis.set_title(name if name == "wanted" else f"{name}: {error:.3f}", fontsize=8)
-        axis.set_xticks([])
-        axis.set_yticks([])
+        drawn = np.where(pairs, matrix, np.nan)[np.ix_(order, order)]
+        image = axis.imshow(drawn, vmin=-highest, vmax=highest, cmap=COSINES)
+        axis.set_title(f"{name}\nmean error {errors[name]:.3f}" if name in errors else name, fontsize=8)
+        if len(wanted) <= MOST_NAMES:
+            _name_classes(axis, len(wanted), names)
+        else:
+            axis.set_xticks([])
+            axis.set_yticks([])
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
     if image is not None:
-        figure.colorbar(image, ax=axes, shrink=0.7)
-    figure.suptitle("cosines between class means, and their mean error", fontsize=10)
-    figure.savefig(path, dpi=120)
+        figure.colorbar(image, ax=axes, shrink=0.7, extend="both")
+    what = "classes in the order of the tree" if len(wanted) > MOST_NAMES else "classes clustered"
+    figure.suptitle(f"cosines between class means of the last seed, {what}", fontsize=10)
+    save(figure, path)
 
 
 def heat_maps(
@@ -109,11 +133,11 @@ def heat_maps(
     """Draw tables of numbers side by side as heat maps, each number written in its cell.
 
     Args:
-        path: of the PNG.
-        tables: by title, each of shape (rows, columns).
+        path: path of the picture; its suffix is the file format.
+        tables: numbers of shape (rows, columns), by title.
         rows: what stands beside the rows.
         columns: what stands below the columns.
-        labels: of both axes, the rows' first.
+        labels: names of the vertical and of the horizontal axis.
     """
     width, height = 0.5 + 0.8 * len(columns), 1.0 + 0.5 * len(rows)
     figure = Figure(figsize=(width * len(tables), height), layout="constrained")
@@ -129,7 +153,7 @@ def heat_maps(
         axis.set_xlabel(labels[1])
         axis.set_title(title, fontsize=10)
     axes[0].set_ylabel(labels[0])
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def rounded(matrix: Any, digits: int = 3) -> list[list[float]]:
@@ -149,3 +173,5 @@ def _name_classes(axis: Any, count: int, class_names: Sequence[str]) -> None:
         axis.set_yticks(range(count), class_names, fontsize=7)
     else:
         axis.set_xlabel("class", fontsize=8)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))

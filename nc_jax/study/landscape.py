@@ -36,8 +36,8 @@ def slice_through(problem: UnconstrainedFeatures, scale: float, size: int = 81) 
 
     Args:
         problem: with equal counts.
-        scale: of the random starts from which the saddle is sought.
-        size: of the grid.
+        scale: standard deviation of the random starts from which the saddle is sought.
+        size: number of grid points along each axis.
 
     Returns:
         "along" and "across", the grid's coordinates, and "gaps", values above the least one: (across, along).
@@ -90,12 +90,12 @@ class MinorityOptions:
     """Two classes of many examples and two of few, over a range of decays.
 
     Attributes:
-        minority: numbers of examples of each of the two minority classes, to go through.
-        majority: examples of each of the two majority classes.
-        decays: how many decays to go through, from the least to the greatest.
-        least_decay: of class vectors and features alike.
-        greatest_decay: of class vectors and features alike.
-        bias_decay: of the bias.
+        minority: numbers of examples of each of the two minority classes; every number is a problem of its own.
+        majority: number of examples of each of the two majority classes.
+        decays: number of weight decays between the least and the greatest one; every decay is a problem of its own.
+        least_decay: least weight decay of class vectors and features.
+        greatest_decay: greatest weight decay of class vectors and features.
+        bias_decay: weight decay of the bias, the same in all problems.
 
     Raises:
         ValueError: if a number is out of its range.

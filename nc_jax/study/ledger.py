@@ -16,7 +16,7 @@ class Ledger:
     cut short is dropped, and its part is done again. Numbers that are not finite are kept.
 
     Args:
-        path: of the file; created with its first line.
+        path: path of the file, which is created with its first line.
 
     Raises:
         ValueError: if a line other than the last is no such line.
@@ -50,6 +50,10 @@ class Ledger:
             # Cut off, or the next line would be joined to it.
             with path.open("r+b") as file:
                 file.truncate(len(content) - len(torn))
+
+    def items(self) -> list[tuple[dict[str, Any], Any]]:
+        """Return all results with their keys, in the order in which they were found."""
+        return [(json.loads(name), found) for name, found in self._found.items()]
 
     def get(self, key: Key) -> Any:
         """Return a result, None if there is none."""

@@ -1,9 +1,12 @@
-"""What a package of experiments holds: question, claim, time and presets of each, from its header."""
+"""What a package of experiments holds: question, claim, command and presets of each."""
 
 import ast
 import importlib
 import re
+import textwrap
 from pathlib import Path
+
+from nc_jax.study.planning import MACHINE, WIDTH, describe_presets
 
 
 def describe_experiments(folder: Path) -> str:
@@ -12,21 +15,25 @@ def describe_experiments(folder: Path) -> str:
     A header begins with a question and has lines "Claim" and "Command"; modules without such a header are left out.
 
     Args:
-        folder: of a package that can be imported by its name.
+        folder: folder of a package that can be imported by its name.
     """
     package, entries = folder.name, []
     for path in sorted(folder.glob("*.py")):
         header = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         if path.stem.startswith("_") or "Command" not in header:
             continue
-        lines = [f"python -m {package}.{path.stem}", f"    {header.splitlines()[0]}"]
-        lines.append(f"    Claim: {_part(header, 'Claim')}")
-        times = re.findall(r"\(([^()]*(?:minute|hour|second)[^()]*)\)", _part(header, "Command"))
-        lines += [f"    Time: {time}" for time in times[:1]]
-        presets = getattr(importlib.import_module(f"{package}.{path.stem}"), "PRESETS", {})
-        lines += [f"    Presets: {', '.join(presets)}"] if presets else []
+        lines = [f"python -m {package}.{path.stem}"]
+        for sentence in (header.splitlines()[0], f"Claim: {_part(header, 'Claim')}"):
+            lines += textwrap.wrap(sentence, WIDTH, initial_indent="    ", subsequent_indent="    ")
+        module = importlib.import_module(f"{package}.{path.stem}")
+        if hasattr(module, "PRESETS"):
+            lines.append(describe_presets(module.PRESETS, module.ABOUT, module.plan, indent="    "))
         entries.append("\n".join(lines))
-    return "\n\n".join([*entries, f"python -m {package}.NAME --help says more, --dry-run what a run would take."])
+    ending = (
+        f"Times are on {MACHINE}. python -m {package}.NAME [PRESET] starts a run; --help says what can be set,\n"
+        "--dry-run how much work it is."
+    )
+    return "\n\n".join([*entries, ending])
 
 
 def _part(header: str, name: str) -> str:

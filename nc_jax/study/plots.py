@@ -1,138 +1,241 @@
-"""Curves and bars of runs, with one colour for each method wherever it is drawn."""
+"""Curves and points of runs, with one colour for each method wherever it is drawn."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from scipy import stats
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, for the heads that are compared most.
-LEARNED, FIXED, NEAREST = "#D55E00", "#0072B2", "#009E73"
+DPI = 150
+# Okabe and Ito's colours, which colour-blind readers can tell apart, for the methods that are compared most.
+LEARNED, FIXED, NEAREST, HAFRAME, ROTATED = "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00"
+# By the title of a method. Where many methods meet, pictures name them on an axis, and the colour is a second sign.
 COLOURS = {
     "learned": LEARNED,
-    "linear": LEARNED,
-    "cross-entropy": LEARNED,
     "fixed": FIXED,
-    "aligned": FIXED,
-    "fixed ETF, cosine loss": FIXED,
     "nearest": NEAREST,
-    "nearest HAFrame": NEAREST,
-    "HAFrame": "#CC79A7",
-    "HAFrame, shuffled tree": "#999999",
-    "turned at random": "#56B4E9",
+    "rotated": ROTATED,
+    "linear": "#B34700",
+    "aligned": "#56B4E9",
+    "turned at random": "#004A75",
     "random, smoothed": "#999999",
-    "rotated": "#E69F00",
-    "soft labels": "#F0E442",
+    "cross-entropy": "#E8743B",
+    "cross-entropy + CRM": "#F5A97F",
+    "soft labels": "#B8A800",
     "HXE": "#882255",
     "YOLO-v2": "#44AA99",
     "Barz-Denzler": "#332288",
-    "Flamingo": "#EE99AA",
+    "Flamingo": "#EE6677",
     "HAFeature": "#117733",
-    "cross-entropy + CRM": "#FFAA66",
-    "HAFrame + CRM": "#E8B4D0",
+    "fixed ETF, cosine loss": "#4477AA",
+    "HAFrame": HAFRAME,
+    "HAFrame + CRM": "#E3B1D2",
     "HAFrame, alpha 0": "#AA4499",
-    "nearest HAFrame, gamma learned": "#88CCAA",
+    "HAFrame, shuffled tree": "#777777",
+    "nearest HAFrame": "#66C2A5",
+    "nearest HAFrame, gamma learned": "#1B7F5F",
 }
-# For names that have no colour of their own: variants of settings, people's own methods.
-OTHERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#117733", "#332288", "#999999")
+DASHES = ("-", "--", ":", "-.")
 
 
-def colour_of(name: str, place: int = 0) -> str:
-    """Return the colour of a method, the same in every picture; of an unknown name, one by its place."""
-    return COLOURS.get(name) or OTHERS[place % len(OTHERS)]
+class Look(NamedTuple):
+    """How the curve of a row is drawn."""
+
+    colour: str
+    dash: str = "-"
+
+
+def colour_of(method: str) -> str:
+    """Return the colour of a method by its title, the same in every picture; a method without one is black."""
+    return COLOURS.get(method, "#000000")
+
+
+def looks(rows: Mapping[str, tuple[str, str]]) -> dict[str, Look]:
+    """Choose how rows are drawn: methods by their colours; variants of one method by shades; of several, by dashes.
+
+    Args:
+        rows: variant of the settings ("" where there is one only) and title of the method, by label.
+    """
+    variants = list(dict.fromkeys(variant for variant, _ in rows.values()))
+    methods = {method for _, method in rows.values()}
+    if len(variants) > 1 and len(methods) == 1:
+        # The first variant is what the others are compared with; the shades are in order, as weights often are.
+        shades = colormaps["viridis"](np.linspace(0.1, 0.95, max(len(variants) - 1, 1)))
+        return dict(zip(rows, map(Look, ("#000000", *map(to_hex, shades))), strict=False))
+    dashes = dict(zip(variants, itertools.cycle(DASHES), strict=False))
+    return {label: Look(colour_of(method), dashes[variant]) for label, (variant, method) in rows.items()}
 
 
 def curves(
     path: Path,
     rows: Sequence[dict[str, Any]],
-    groups: Mapping[Any, list[str]],
+    groups: Mapping[str, list[str]],
     panels: Sequence[tuple[str, str, str]],
     unit: str = "epoch",
+    look: Mapping[str, Look] | None = None,
 ) -> None:
     """Draw one panel per metric: the mean over seeds against epochs or steps, in a band of one standard deviation.
 
     Args:
-        path: of the picture.
-        rows: of metrics.jsonl.
-        groups: the runs (seeds) of each row.
+        path: path of the picture; its suffix is the file format.
+        rows: lines of metrics.jsonl.
+        groups: the runs (seeds) of each row of the table.
         panels: (metric, title, "linear" or "log").
         unit: "epoch" or "step", what the metrics are drawn against.
+        look: how each row is drawn; None draws methods in their colours.
     """
+    look = looks({name: ("", name) for name in groups}) if look is None else look
     columns = min(len(panels), 3)
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.1 * lines), layout="constrained")
+    figure = Figure(figsize=(4.2 * columns, 3.1 * lines + 0.4), layout="constrained")
     axes: Any = figure.subplots(lines, columns, squeeze=False)
     for axis, (metric, title, scale) in zip(axes.flat, panels, strict=False):
-        for place, (name, runs) in enumerate(groups.items()):
-            epochs, values = _by_run(rows, runs, metric, unit)
+        drawn = {name: _by_run(rows, runs, metric, unit) for name, runs in groups.items()}
+        if scale == "linear" and _far_off_at_first(drawn):
+            drawn = {name: (epochs[1:], values[:, 1:]) for name, (epochs, values) in drawn.items()}
+        for name, (epochs, values) in drawn.items():
+            if not epochs.size:
+                continue  # its runs have no epoch in common, or not this metric
             mean, sd = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1))
             low, high = mean - sd, mean + sd
             if scale == "log":
                 low = np.maximum(low, values.min(axis=0))  # a band must not reach below zero on a log axis
-            (line,) = axis.plot(epochs, mean, color=colour_of(name, place), label=name)
-            axis.fill_between(epochs, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+            axis.plot(epochs, mean, color=look[name].colour, linestyle=look[name].dash, label=name)
+            axis.fill_between(epochs, low, high, color=look[name].colour, alpha=0.2, linewidth=0)
         axis.set_title(title, fontsize=10)
-        axis.set_yscale(scale)
-        if scale == "log":
-            _plain_ticks(axis)
-        if scale == "linear":
-            # The initial state would squeeze everything after it into a corner.
-            low = min(_by_run(rows, runs, metric, unit)[1][:, 1:].min(initial=np.inf) for runs in groups.values())
-            if np.isfinite(low):
-                axis.set_ylim(bottom=low - 0.05 * (axis.get_ylim()[1] - low))
+        if scale == "log" and any((values > 0).any() for _, values in drawn.values()):
+            axis.set_yscale(scale)
+            plain_ticks(axis)
         axis.set_xlabel(unit)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
-    axes.flat[0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    _legend_below(figure, axes.flat[0])
+    save(figure, path)
 
 
-def quantiles(path: Path, sets: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-    """Draw the distribution of the examples' margins, one panel per set, one curve per run.
+def points(
+    path: Path,
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    look: Mapping[str, Look],
+    caption: str = "",
+    scales: Mapping[str, str] | None = None,
+) -> None:
+    """Draw what the seeds of each row reached: a faint point per seed, the mean and its 95 % interval, one panel each.
 
     Args:
-        path: of the PNG.
-        sets: by set and run, percentiles 0 to 100.
+        path: path of the picture; its suffix is the file format.
+        panels: a number per seed, by title and row. Numbers that are not finite are left out.
+        look: how each row is drawn.
+        caption: text below the panels.
+        scales: "linear" or "log", by title; "linear" where it is not given.
     """
-    figure = Figure(figsize=(4.6 * len(sets), 3.4), layout="constrained")
-    axes: Any = figure.subplots(1, len(sets), squeeze=False)
-    for axis, (name, runs) in zip(axes.flat, sets.items(), strict=True):
-        for place, (run, values) in enumerate(runs.items()):
-            name = run.rsplit("/", 1)[-1].rsplit("-seed", 1)[0]
-            axis.plot(np.linspace(0, 100, len(values)), values, color=colour_of(name, place), label=run)
-        axis.axhline(0, color="black", linewidth=0.6)
-        axis.set_title(f"cosine margins, {name}", fontsize=10)
-        axis.set_xlabel("% of the examples")
+    rows = list(dict.fromkeys(row for values in panels.values() for row in values))
+    columns = min(len(panels), 3 if len(panels) % 4 == 1 else 4)  # no panel alone in a line of four
+    lines = -(-len(panels) // columns)
+    widest = max(map(len, rows))
+    figure = Figure(
+        figsize=(2.6 * columns + 0.075 * widest, (0.24 * len(rows) + 1.0) * lines + 0.3), layout="constrained"
+    )
+    axes: Any = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for axis, (title, values) in zip(axes.flat, panels.items(), strict=False):
+        for place, row in enumerate(rows):
+            numbers = np.asarray(values.get(row, ()), float)
+            numbers = numbers[np.isfinite(numbers)]
+            if not numbers.size:
+                continue
+            axis.plot(numbers, np.full(len(numbers), place), ".", color=look[row].colour, alpha=0.3, markersize=5)
+            half = 0.0
+            if len(numbers) > 1:
+                half = float(stats.t.ppf(0.975, len(numbers) - 1) * stats.sem(numbers))
+            style: Any = {"color": look[row].colour, "markersize": 6, "capsize": 3}
+            axis.errorbar(numbers.mean(), place, xerr=half, fmt="o", **style)
+        low, high = axis.get_xlim()
+        if (scales or {}).get(title) == "log" and 0 < low < high and high / low > 10:
+            axis.set_xscale("log")
+            plain_ticks(axis, "x")
+        else:
+            axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.set_title(title, fontsize=9)
+        axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
-    axes.flat[0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for line in axes:
+        line[0].set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.flat[0].set_ylim(len(rows) - 0.5, -0.5)  # the rows of the table from above; all panels share the axis
+    if caption:
+        figure.supxlabel(caption, fontsize=8)
+    save(figure, path)
 
 
-def severity(path: Path, histograms: Mapping[str, Sequence[Sequence[float]]]) -> None:
-    """Draw how large a share of the test examples lies at each distance from the truth, mistakes only.
+def quantiles(path: Path, sets: Mapping[str, Mapping[str, Sequence[float]]], look: Mapping[str, Look]) -> None:
+    """Draw the distribution of the examples' margins, one panel per set, one curve per row of the table.
 
     Args:
-        path: of the PNG.
-        histograms: per method, per seed, the shares at distance 0, 1, ...
+        path: path of the picture; its suffix is the file format.
+        sets: percentiles 0 to 100 of the margins, by set and row.
+        look: how each row is drawn.
     """
-    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
-    axis: Any = figure.add_subplot()
-    width = 0.85 / len(histograms)
-    for place, (name, seeds) in enumerate(histograms.items()):
-        shares = np.asarray(seeds)[:, 1:]
-        at = np.arange(1, shares.shape[1] + 1) + (place - (len(histograms) - 1) / 2) * width
-        spread = shares.std(axis=0, ddof=1) if len(shares) > 1 else None
-        bars: Any = {"color": colour_of(name, place), "error_kw": {"lw": 0.7}}
-        axis.bar(at, shares.mean(axis=0), width, yerr=spread, label=name, **bars)
-    axis.set_xticks(range(1, np.asarray(next(iter(histograms.values()))).shape[1]))
-    axis.set_xlabel("distance of the prediction from the truth, in edges")
-    axis.set_ylabel("share of the test images")
-    axis.legend(fontsize=7, ncols=2)
-    figure.savefig(path, dpi=120)
+    figure = Figure(figsize=(4.6 * len(sets), 3.8), layout="constrained")
+    axes: Any = figure.subplots(1, len(sets), squeeze=False, sharey=True)
+    for axis, (title, rows) in zip(axes.flat, sets.items(), strict=True):
+        for row, values in rows.items():
+            style: Any = {"color": look[row].colour, "linestyle": look[row].dash}
+            axis.plot(np.linspace(0, 100, len(values)), values, label=row, **style)
+        axis.axhline(0, color="black", linewidth=0.6)
+        axis.set_title(f"{title} set", fontsize=10)
+        axis.set_xlabel("% of the examples, by their margin")
+        axis.grid(alpha=0.3)
+    axes.flat[0].set_ylabel("cosine margin")
+    _legend_below(figure, axes.flat[0])
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture; the suffix of its path says in which format."""
+    figure.savefig(path, dpi=DPI)
+
+
+def plain_ticks(axis: Any, which: str = "y") -> None:
+    """Write 0.4 and not 4 x 10^-1 where a logarithmic axis spans few decades."""
+    low, high = axis.get_ylim() if which == "y" else axis.get_xlim()
+    side = axis.yaxis if which == "y" else axis.xaxis
+    if not 0 < low < high or high / low > 1e3:
+        return
+    crowded = 30 if which == "x" else 200  # a vertical axis has room for more labels
+    steps = (1.0,) if high / low > crowded else (1.0, 2.0, 5.0)
+    if high / low < 8:
+        steps = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+    side.set_major_locator(LogLocator(subs=steps))
+    side.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+    side.set_minor_formatter(NullFormatter())
+
+
+def _legend_below(figure: Figure, axis: Any) -> None:
+    """Put a legend of all panels below them, where it covers nothing."""
+    handles, names = axis.get_legend_handles_labels()
+    widest = max(map(len, names), default=1)
+    columns = max(1, min(len(names), int(figure.get_figwidth() * 13 / (widest + 6))))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+
+
+def _far_off_at_first(drawn: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bool:
+    """Whether the state before training would squeeze everything after it into a corner of a linear axis."""
+    series = [values for _, values in drawn.values() if values.shape[1] > 2]
+    if not series:
+        return False
+    first = np.concatenate([values[:, 0] for values in series])
+    later = np.concatenate([values[:, 1:].ravel() for values in series])
+    return bool(first.mean() < later.min() - np.ptp(later))
 
 
 def _by_run(
@@ -147,14 +250,3 @@ def _by_run(
             series[places[row["run"]]][row[unit]] = value
     epochs = sorted(set.intersection(*(set(values) for values in series)))
     return np.array(epochs), np.array([[values[epoch] for epoch in epochs] for values in series], float)
-
-
-def _plain_ticks(axis: Any) -> None:
-    """Write 0.4 and not 4 x 10^-1 where a logarithmic axis spans few decades."""
-    low, high = axis.get_ylim()
-    if not 0 < low < high or high / low > 1e3:
-        return
-    steps = (1.0, 2.0, 5.0) if high / low > 10 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
-    axis.yaxis.set_major_locator(LogLocator(subs=steps))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())

@@ -24,18 +24,18 @@ class Comparison(RunOptions):
     """Settings of a comparison; an experiment's presets are such values.
 
     Attributes:
-        methods: which to compare, by their names in `nc_jax.methods.METHODS`.
-        seeds: how many of each; a seed sets the initial state and the order of the examples.
-        rates: learning rates to choose from: every method gets the one that is best on parts held out of the training
-            set. Empty: all have `optimizer.learning_rate`.
-        cases: which of the preset's cases to run; empty runs all of them.
-        target_accuracy: the test accuracy whose first epoch is reported.
+        methods: names of the methods to compare. The table in the README lists them (`nc_jax.methods.METHODS`).
+        seeds: number of runs of each method. A seed sets the initial state and the order of the examples.
+        rates: candidate learning rates. Every method uses the one with the best score on quarters of the training set
+            that are held out. Empty: every method uses --optimizer.learning-rate.
+        cases: names of the preset's cases (data sets, networks) to run. Empty runs all of them.
+        target_accuracy: a table shows the first epoch in which the test accuracy is at least this.
         data: what to train on.
         backbone: which network gives the features.
         optimizer: which optimiser, and its schedule.
         loop: how long to train.
-        head: choices about heads.
-        hierarchy: choices about methods that know a label tree.
+        head: choices about fixed, rotated and nearest heads.
+        hierarchy: choices about the methods that use a label tree.
         grid: per case and variant, what it changes in these settings (set by the preset).
     """
 
@@ -59,9 +59,9 @@ class Group(NamedTuple):
     """The runs that differ in nothing but the seed: a row of a table.
 
     Attributes:
-        case: what it is run on; "" where there is one case only.
-        variant: of the settings; "" where there is one only.
-        method: its name.
+        case: name of the case (data set or network); "" where there is one only.
+        variant: name of the variant of the settings; "" where there is one only.
+        method: name of the method.
         settings: those of the comparison, with the changes of the case and the variant.
     """
 

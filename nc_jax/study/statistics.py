@@ -39,8 +39,8 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], digits: in
 
     Args:
         ours: a number per seed.
-        theirs: the same.
-        digits: behind the point.
+        theirs: a number per seed, in the same order.
+        digits: number of digits behind the point.
         wilcoxon: add the p value of the signed-rank test. It is exact; with n seeds it cannot fall below 2^(1 - n).
     """
     differences = np.asarray(ours, float) - np.asarray(theirs, float)

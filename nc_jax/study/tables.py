@@ -2,15 +2,17 @@
 
 import dataclasses
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from nc_jax.study.planning import WIDTH
 from nc_jax.study.statistics import mean_and_interval, mean_and_sd, paired_difference, paired_ratio
 
-WIDE = 4  # rows up to which metrics stand below each other, and methods beside each other
+BESIDE = 3  # rows up to which metrics stand below each other, and methods beside each other
 
 
 class Table(NamedTuple):
@@ -23,16 +25,18 @@ class Table(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A metric as tables and plots show it.
+    """A metric as tables, plots and verdicts show it.
 
     Attributes:
-        key: its name among a run's numbers.
-        title: in tables.
-        digits: behind the point.
-        panel: title in the plot of curves; None leaves it out there.
-        scale: of that plot.
-        test: how seeds are compared: a paired "t" test, with "wilcoxon" the signed-rank test as well, a "ratio" with a
-            t test of its logarithm, or "none".
+        key: name of the metric among a run's numbers.
+        title: name of the metric in tables; "{target}" in it stands for the target accuracy.
+        digits: number of digits behind the point.
+        panel: title in the plot of curves; None leaves it out of that plot.
+        scale: scale of the metric's axis in plots.
+        test: how rows are compared, seed by seed: "t" by a paired t test, "wilcoxon" by that and the signed-rank test,
+            "ratio" by a t test of the ratio's logarithm, "none" not at all.
+        words: what a row with a smaller value and a row with a larger value is called in the verdict, ("sooner",
+            "later") for instance; None leaves the metric out of the verdict.
     """
 
     key: str
@@ -41,6 +45,12 @@ class Column:
     panel: str | None = None
     scale: Literal["linear", "log"] = "linear"
     test: Literal["t", "wilcoxon", "ratio", "none"] = "t"
+    words: tuple[str, str] | None = None
+
+
+def named(columns: Sequence[Column], target: float) -> list[Column]:
+    """Return metrics with the target accuracy, a share, written into their titles."""
+    return [dataclasses.replace(one, title=one.title.format(target=f"{100 * target:g} %")) for one in columns]
 
 
 def comparison_tables(
@@ -48,68 +58,100 @@ def comparison_tables(
     columns: Sequence[Column],
     baseline: str | None,
     *,
+    what: str = "",
     interval: bool = False,
 ) -> list[Table]:
     """Lay out what the seeds of each row reached, and how the rows differ from one of them.
 
     Args:
-        results: by row and metric, a number per seed.
-        columns: which metrics to show, those that no row has left out.
+        results: a number per seed, by row and metric.
+        columns: the metrics to show; those that no row has are left out.
         baseline: the row that the others are compared with, seed by seed; None compares nothing.
+        what: what was trained, for the title.
         interval: show 95 % intervals of the mean instead of standard deviations.
 
     Returns:
-        One table of metrics below each other for up to `WIDE` rows; else a table with a line per row, and one of the
-        differences.
+        A table of values; a table of differences where there is a baseline, and one of ratios where metrics are
+        compared by those. Tables that are wider than a terminal are cut into several.
     """
     show = mean_and_interval if interval else mean_and_sd
     columns = [column for column in columns if any(column.key in values for values in results.values())]
     others = [label for label in results if label != baseline] if baseline in results else []
+    seeds = max((len(numbers) for values in results.values() for numbers in values.values()), default=0)
+    over = f"over {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    spread = "half width of its 95 % interval" if interval else "standard deviation"
 
-    def cell(label: str, column: Column) -> str:
+    def value(label: str, column: Column) -> str:
         values = results[label].get(column.key)
         return "-" if values is None else show(values, column.digits)
 
     def difference(label: str, column: Column) -> str:
         assert baseline is not None, "there are others"
         ours, theirs = results[baseline].get(column.key), results[label].get(column.key)
-        if column.test == "none" or ours is None or theirs is None:
-            return ""
+        if ours is None or theirs is None:
+            return "-"
         if column.test == "ratio":
             return paired_ratio(theirs, ours)
         return paired_difference(ours, theirs, column.digits, wilcoxon=column.test == "wilcoxon")
 
-    if len(results) <= WIDE:
-        # Ratios are those of the others' numbers to the baseline's: how many times as many steps they take.
-        tests = {column.test for column in columns} - {"none"}
-        heading = (
-            (lambda label: f"{label} / {baseline}") if tests == {"ratio"} else (lambda label: f"{baseline} - {label}")
-        )
-        names = ["", *results, *map(heading, others)]
-        lines = [
-            [column.title, *(cell(label, column) for label in results), *(difference(one, column) for one in others)]
-            for column in columns
-        ]
-        return [Table("", names, lines)]
-    names = ["", *(column.title for column in columns)]
-    tables = [Table("", names, [[label, *(cell(label, column) for column in columns)] for label in results])]
-    if others:
-        tested = [column for column in columns if column.test != "none"]
-        ranks = ", of Wilcoxon's" if any(column.test == "wilcoxon" for column in tested) else ""
-        title = f"{baseline} less the other: difference (p of the paired t test{ranks})"
-        lines = [[label, *(difference(label, column) for column in tested)] for label in others]
-        tables.append(Table(title, ["", *(column.title for column in tested)], lines))
+    title = f"{what}: mean ± {spread} {over}" if seeds > 1 else f"{what}, {seeds} seed"
+    tables = _laid_out(title, list(results), columns, value)
+    tested = [column for column in columns if column.test in ("t", "wilcoxon")]
+    if others and tested:
+        ranks = ", then of Wilcoxon's signed-rank test" if any(c.test == "wilcoxon" for c in tested) else ""
+        title = f"{baseline} less the other, seed by seed: mean difference {over}"
+        if seeds > 1:
+            title += f" (p of a two-sided paired t test{ranks}; not corrected for the number of tests)"
+        tables += _laid_out(title, others, tested, difference)
+    ratios = [column for column in columns if column.test == "ratio"]
+    if others and ratios:
+        title = f"The other over {baseline}, seed by seed: mean ratio {over} (p of a paired t test of its logarithm)"
+        tables += _laid_out(title, others, ratios, difference)
     return tables
+
+
+def _laid_out(title: str, labels: Sequence[str], columns: Sequence[Column], cell) -> list[Table]:
+    """Return a table of metrics below each other for up to `BESIDE` rows, else of rows below each other."""
+    if len(labels) <= BESIDE:
+        lines = [[column.title, *(cell(label, column) for label in labels)] for column in columns]
+        return fitted(Table(title, ["", *labels], lines))
+    lines = [[label, *(cell(label, column) for column in columns)] for label in labels]
+    return fitted(Table(title, ["", *(column.title for column in columns)], lines))
+
+
+def fitted(table: Table, width: int = WIDTH) -> list[Table]:
+    """Cut a table into several that are no wider than a terminal; each repeats the first column.
+
+    Example:
+        >>> [part.columns for part in fitted(Table("", ["", "a" * 9, "b" * 9], []), width=20)]
+        [['', 'aaaaaaaaa'], ['', 'bbbbbbbbb']]
+    """
+    sizes = [max(map(len, column)) + 3 for column in zip(table.columns, *table.rows, strict=True)]
+    parts: list[list[int]] = [[]]
+    for place in range(1, len(sizes)):
+        if parts[-1] and 1 + sizes[0] + sum(sizes[other] for other in parts[-1]) + sizes[place] > width:
+            parts.append([])
+        parts[-1].append(place)
+    return [
+        Table(
+            table.title if number == 0 else f"{table.title} (continued)",
+            [table.columns[place] for place in [0, *part]],
+            [[row[place] for place in [0, *part]] for row in table.rows],
+        )
+        for number, part in enumerate(parts)
+    ]
 
 
 def show_table(table: Table) -> None:
     """Print a table on the terminal."""
-    shown = RichTable(title=table.title, title_justify="left")
+    shown = RichTable()
     for index, column in enumerate(table.columns):
         shown.add_column(column, justify="left" if index == 0 else "right")
     for row in table.rows:
         shown.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160).print(shown)
+    if table.title:
+        print("\n" + textwrap.fill(table.title, WIDTH))
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(shown)
 
 
 def markdown_table(table: Table) -> str:

@@ -20,6 +20,7 @@ from nc_jax.optim import on_manifold
 from nc_jax.streams import Stream, steps_per_epoch
 from nc_jax.study.backbones import BackboneOptions, loader, make_backbone, slower_parts
 from nc_jax.study.data import Data, DataOptions, load
+from nc_jax.study.planning import Plan
 from nc_jax.study.settings import Comparison, Group, expand
 from nc_jax.training import StepOptions, Trainer, agd_init, make_optimizer, scaled_rate
 
@@ -30,8 +31,8 @@ def make_trainer(group: Group, data: Data, *, rate: float | None = None) -> tupl
     """Return the compiled steps of a group, and its stream.
 
     Args:
-        group: see there.
-        data: what to train on.
+        group: the group (row of the table) to train.
+        data: the data set to train on.
         rate: learning rate; None is that of the settings.
 
     Raises:
@@ -111,27 +112,32 @@ def check(config: Comparison) -> None:
             )
 
 
-def plan(config: Comparison) -> str:
+def plan(config: Comparison) -> Plan:
     """Say how many runs and steps a comparison takes."""
     groups = [group for case in expand(config).values() for group in case]
     runs = sum(group.settings.seeds for group in groups)
     judged = sum(len(group.settings.rates) * SPLITS for group in groups)
-    steps = 0
-    for group in groups:
-        epoch_steps = steps_per_epoch(len(data_of(group.settings).train), group.settings.loop.batch_size)
-        count = group.settings.seeds + len(group.settings.rates) * SPLITS * 3 / 4
-        steps += round(count * epoch_steps * group.settings.loop.epochs)
-    rates = f", and {judged} to choose learning rates" if judged else ""
-    return f"{runs} runs of {len(groups)} rows{rates}: {steps:,} training steps"
+
+    def steps() -> float:
+        total = 0.0
+        for group in groups:
+            epoch_steps = steps_per_epoch(len(data_of(group.settings).train), group.settings.loop.batch_size)
+            # A learning rate is judged after training on three quarters of the training set.
+            count = group.settings.seeds + len(group.settings.rates) * SPLITS * 3 / 4
+            total += count * epoch_steps * group.settings.loop.epochs
+        return float(round(total))
+
+    rates = f" and {judged} short ones to choose learning rates" if judged else ""
+    return Plan(f"{runs} runs{rates}", steps, "training steps")
 
 
 def on_heads(optimizer: optax.GradientTransformation, head: Head, params: Any) -> optax.GradientTransformation:
     """Keep parameters of a head that live on a manifold there, whatever the optimiser does.
 
     Args:
-        optimizer: of all parameters of a `Classifier`.
-        head: of it.
-        params: of the classifier, or their shapes.
+        optimizer: optimiser of all parameters of a `Classifier`.
+        head: head of the classifier.
+        params: parameters of the classifier, or their shapes.
     """
     if not head.manifolds:
         return optimizer

@@ -41,7 +41,7 @@ def test_turns_are_taken_and_compilation_is_apart(monkeypatch):
 
     monkeypatch.setattr(harness, "SHORT_CALL", 0.0)
     times = harness.compare({"slow": slow, "fast": fast}, repeats=5)
-    # The first calls, the warm-up, and then the turns.
+    # First one call of each, then the warm-up, then calls in turns.
     assert calls == ["slow", "fast"] * 7
     assert {name: timing.repeats for name, timing in times.items()} == {"slow": 5, "fast": 5}
     for timing in times.values():
@@ -74,7 +74,7 @@ def test_a_wrong_answer_gets_no_time():
 
 
 def prepare_product(size: int):
-    """For the memory meter: a product whose result and intermediate are known."""
+    """A product whose result and intermediate have known sizes, for the test of the memory meter."""
     matrix = jnp.ones((size, size))
     program = jax.jit(lambda x: (x @ x) @ x)
     return partial(program.lower(matrix).compile(), matrix)
@@ -84,7 +84,7 @@ def test_the_memory_meter_sees_a_known_product():
     size, matrix = 1500, 4 * 1500**2
     memory = harness.peak_memory(prepare_product, size)
     assert memory.planned == pytest.approx(2 * matrix, rel=0.01)
-    # Above the plan come the products' packing buffers and pages that are touched for the first time.
+    # The peak may exceed the plan by the packing buffers of matrix products and by pages touched for the first time.
     assert 1.9 * matrix < memory.peak < 2 * matrix + 20e6
 
 
@@ -138,7 +138,7 @@ def test_exponents_are_slopes():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_benchmark_writes_what_it_measured(name, tmp_path):
-    """Its smoke preset, as the command line runs it."""
+    """Run the smoke preset of a benchmark as the command line does."""
     module = MODULES[name]
     harness.main(module.run, module.PRESETS, ["smoke", "--results", str(tmp_path)])
     (path,) = tmp_path.glob(f"{name}-smoke-cpu-*.json")
@@ -207,7 +207,7 @@ def test_a_result_is_never_overwritten(tmp_path, monkeypatch):
 
 
 def test_a_preset_without_flags_needs_neither_the_training_stack_nor_the_peers():
-    """So it runs on a borrowed accelerator, where little is installed."""
+    """The module must run on a rented accelerator, where few packages are installed."""
     needless = (
         "grain",
         "orbax",

@@ -1,4 +1,4 @@
-"""The benchmarks of training: they run, they refuse wrong answers, they say what they extrapolated."""
+"""The benchmarks of training run, refuse wrong answers, and mark extrapolated numbers."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ def test_train_step_reports_the_share_of_the_head(tmp_path):
     assert 0 < row["solve_share"] == row["solve_seconds"] / row["nearest_seconds"]
     assert row["frame_error"] < 1e-5
     assert row["solve_status"] == 0
-    # On several devices nothing is timed alone, and nothing is claimed.
+    # On several devices, the head is not timed separately, and there are no claims.
     missing = dict.fromkeys(["head_seconds", "head_share", "learned_head_seconds", "solve_seconds", "solve_share"])
     two = row | {"devices": 2, "virtual_devices": True} | missing
     document = train_step.report(dataclasses.replace(config, results=tmp_path / "two"), [row, two])
@@ -134,7 +134,7 @@ def test_throughput_reports_images_per_second_and_the_share_outside(tmp_path):
 
 
 def test_pytorch_has_the_same_network():
-    """The peer of the benchmark starts from our loss, and a wrong one is found out."""
+    """The peer starts with the same loss as our network, and the benchmark detects a peer with another loss."""
     pytest.importorskip("torch")
     config = dataclasses.replace(throughput.PRESETS["smoke"], epochs=0)
     ours, eager = throughput.time_steps(config, "float32")

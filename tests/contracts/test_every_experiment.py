@@ -1,4 +1,4 @@
-"""What every experiment promises: a header, presets that can be saved, built and run, and a run that resumes."""
+"""Every experiment has a header, presets that can be saved, built and run, and runs that resume."""
 
 import dataclasses
 import importlib
@@ -31,7 +31,7 @@ def test_its_header_says_what_it_claims_and_writes(name):
     assert places == sorted(places)
     assert min(places) > 0
     assert f"python -m experiments.{name}" in header
-    assert {"default", "smoke"} <= MODULES[name].PRESETS.keys()
+    assert {"default", "smoke"} <= MODULES[name].PRESETS.keys() == MODULES[name].ABOUT.keys()
 
 
 @pytest.mark.parametrize(("name", "preset"), PRESETS)
@@ -54,12 +54,30 @@ def test_a_preset_of_a_comparison_names_what_there_is(name, preset):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_help_shows_the_header_and_the_presets(name, capsys):
+    module = MODULES[name]
     with pytest.raises(SystemExit) as stop:
-        main(run_of(MODULES[name]), MODULES[name].PRESETS, ["--help"])
+        main(run_of(module), module.PRESETS, ["--help"], about=module.ABOUT, plan=module.plan)
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert MODULES[name].__doc__.strip() in shown
-    assert all(preset in shown for preset in MODULES[name].PRESETS)
+    assert module.__doc__.strip() in shown
+    lines = shown.splitlines()
+    for preset, about in module.ABOUT.items():
+        (line,) = [line for line in lines if line.startswith(f"  {preset} ")]
+        assert line.removeprefix(f"  {preset}").strip().startswith(about.what[:20])
+    # Each description makes sense alone: --help shows it without its neighbours.
+    for words in ("as there", "likewise", "see there", "the next", "as of"):
+        assert words not in shown
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_dry_run_says_how_many_runs_and_how_long(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    module = MODULES[name]
+    main(run_of(module), module.PRESETS, ["smoke", "--dry-run"], about=module.ABOUT, plan=module.plan)
+    said = capsys.readouterr().out
+    assert said.startswith(module.plan(module.PRESETS["smoke"]).parts)
+    assert "about" in said or "no time has been measured" in said
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -76,7 +94,7 @@ def test_its_smoke_preset_runs_and_resumes(name, tmp_path, digits_dir, capsys):
     summary = json.loads((directory / "summary.json").read_text())
     if not (directory / "results.jsonl").exists():
         return
-    # As a crash leaves it: the last result lost, the line before it torn.
+    # The state after a crash: the last result is missing, and the line before it is cut short.
     ledger = directory / "results.jsonl"
     lines = ledger.read_bytes().splitlines(keepends=True)
     ledger.write_bytes(b"".join(lines[:-2]) + lines[-2][:20])
@@ -87,7 +105,7 @@ def test_its_smoke_preset_runs_and_resumes(name, tmp_path, digits_dir, capsys):
 
 
 def without_times(value):
-    """A summary without what the machine decides, and NaN, which equals nothing, as a string."""
+    """A summary without values that depend on the machine, and with strings for NaN, which does not equal itself."""
     if isinstance(value, dict):
         timed = ("seconds", "milliseconds")
         return {name: without_times(inner) for name, inner in value.items() if not name.startswith(timed)}
@@ -96,9 +114,10 @@ def without_times(value):
     return str(value) if value != value else value
 
 
-def test_plans_say_how_long(digits_dir):
+def test_a_plan_counts_runs_and_steps(digits_dir):
     nearest = MODULES["nearest_etf"].PRESETS
     config = dataclasses.replace(
         nearest["default"], data=dataclasses.replace(nearest["default"].data, data_dir=digits_dir)
     )
-    assert plan(config) == "24 runs of 3 rows: 2,880 training steps"
+    planned = plan(config)
+    assert (planned.parts, planned.work()) == ("24 runs", 2880)

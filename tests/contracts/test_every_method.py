@@ -1,4 +1,4 @@
-"""What every method of the table promises: its head and its loss in one program. A new row is tested by being there."""
+"""Properties of every method in the table: its head and its loss in one program. New rows are tested automatically."""
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,13 @@ SETTING = Setting(
     num_classes=K, epochs=2, epoch_steps=3, num_examples=N, class_counts=(N // K,) * K, tree=hierarchies.load("digits")
 )
 F32 = 2e-5  # sums in another order; the nearest head's derivative has a condition of about ten
-# Their class vectors are no parameters, and there are no others.
+# These heads have no parameters: their class vectors are part of the state.
 WITHOUT_PARAMETERS = {"fixed", "nearest", "barz-denzler", "etf", "haframe-ce", "shuffled", "haframe", "nearest-haframe"}
 WITHOUT_PARAMETERS |= {"random"}
 
 
 class Found:
-    """A step of head and loss on a batch: whole, with padding behind it, and split between devices."""
+    """One step of head and loss on a batch: as it is, followed by padding, and split between devices."""
 
     def __init__(self, name: str):
         self.method = METHODS[name]
@@ -52,7 +52,7 @@ class Found:
         def run(features, params):
             mask = jnp.ones(N, bool)
             whole = step(features, params, labels, mask)
-            # Padding with features that would show, and a label that is no class.
+            # Padding with large features, which would change the result, and with a label that is not a class.
             longer = jnp.concatenate([features, jnp.full((PADDING, DIM), 50.0)])
             more_labels = jnp.concatenate([labels, jnp.full(PADDING, -1)])
             padded = step(longer, params, more_labels, jnp.arange(N + PADDING) < N)

@@ -1,4 +1,4 @@
-"""Every method through the one Trainer: killed and resumed, it ends as the unbroken run, bit for bit."""
+"""Every method is trained, killed and resumed: the final state equals that of an unbroken run, bit for bit."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 class KilledError(Exception):
-    """What a test kills a run with."""
+    """The exception with which a test kills a run."""
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,4 +1,4 @@
-"""What `LabelledArrays` accepts, refuses (with which sentence) and counts."""
+"""What `LabelledArrays` accepts and counts, and what it refuses, with which message."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""Augmentation: what it keeps, what it changes, keys, transformations, refusals."""
+"""Augmentation: what it keeps and changes, random keys, jit and vmap, and what is refused."""
 
 import re
 from functools import partial

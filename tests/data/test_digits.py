@@ -59,7 +59,7 @@ def test_the_split_is_stratified(prepared):
 
 
 def test_the_split_never_changes(prepared):
-    # Measured once. Another answer means that results no longer compare: then the version must change, not this test.
+    # A stored result. If it changes, results on the digits are not comparable: change the version, not this test.
     assert [example["id"] for example in raw_examples(prepared, "test")][:8] == [2, 10, 12, 13, 25, 26, 31, 38]
 
 

@@ -1,4 +1,4 @@
-"""Folders of images that people bring: what is read, and what is said when they are not as they should be."""
+"""Folders of images: what is read, and the error messages for folders with a wrong layout."""
 
 import re
 
@@ -50,7 +50,7 @@ def test_images_of_one_size_come_into_memory(birds, tmp_path):
 
 
 def test_a_stretched_image_is_the_whole_one():
-    # Halves of two colours, off the centre: a crop of the middle has another share of each.
+    # Two colours that meet away from the centre: a central crop contains other shares of them than the whole image.
     image = np.zeros((64, 128, 3), np.uint8)
     image[:, :16] = 255
     source = ImageSource([{"image": image, "label": 0}], 3, 1, ("all",))

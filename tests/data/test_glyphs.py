@@ -146,7 +146,7 @@ def test_class_means_are_means_of_the_undistorted_faces():
 
 
 def test_the_nearest_class_mean_classifies_most():
-    """No network, but a floor: a rendering fault would show."""
+    """The accuracy of a nearest-mean classifier is that once measured; a fault of the rendering would change it."""
     test = glyphs.load("test")
     train = glyphs.load("train")
     means = np.stack([train.inputs[train.labels == label].mean(0).ravel() for label in range(100)])

@@ -1,4 +1,4 @@
-"""The door to the data sets: prepared folders in TFDS's format, crops, and what is said when something is missing."""
+"""Data sets by name: prepared folders in TFDS's format, crops, and the error messages when something is missing."""
 
 import json
 import re
@@ -45,7 +45,7 @@ SHAPES = [(40, 60), (90, 30), (24, 24)]
 
 @pytest.fixture
 def imagenet(tmp_path):
-    """ImageNet with three images of different sizes, of which one is grey and one CMYK."""
+    """ImageNet with three images of different sizes: one colour image, one grey and one CMYK."""
     modes = [None, "L", "CMYK"]
     examples = [(encoded(smooth(*shape), "jpeg", mode), 7) for shape, mode in zip(SHAPES, modes, strict=True)]
     return written(

@@ -41,7 +41,7 @@ def test_severities_and_shares_of_a_run_fit_each_other_and_its_backbone_can_be_t
         np.testing.assert_allclose(values["ahd@1"], expected, rtol=1e-5)
     assert "of the distance of random ones in the tree digits" in " ".join(summary["notes"][""])
 
-    # Its backbone goes into another run, from the command line.
+    # Another run starts from the backbone of this run, on the command line.
     checkpoint = tmp_path / "run" / "checkpoints" / "ce-seed0"
     flags += ["--backbone.checkpoint", str(checkpoint), "--methods", "haframe", "--seeds", "1"]
     haframe.run_comparison(config_of(*flags, "--workdir", str(tmp_path / "taken")))

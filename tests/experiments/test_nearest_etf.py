@@ -1,4 +1,4 @@
-"""The main job, as a user starts it: killed and resumed, on eight devices, with a class missing, diverging."""
+"""The main experiment, started as by a user: killed and resumed, on eight devices, with a missing class, diverging."""
 
 import json
 import signal
@@ -96,7 +96,7 @@ def test_a_short_run_says_what_is_missing_and_who_is_confused_with_whom(tmp_path
     assert rows_of(directory)[-1]["train/num_present"] == 9
     assert rows_of(directory)[-1]["train/accuracy"] > 0.8
     (accuracy,) = summary["class_accuracy"][""]["nearest"]
-    assert accuracy[3] == 0  # nobody has ever told the network what a three is
+    assert accuracy[3] == 0  # the network has never seen a three with its label
     (line,) = (directory / "results.jsonl").read_text().splitlines()
     confusion = np.array(json.loads(line)["found"]["confusion"])
     assert confusion.sum() == 360

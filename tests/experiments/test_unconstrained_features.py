@@ -25,7 +25,7 @@ def config_of(*flags: str) -> Config:
 
 @pytest.mark.parametrize(("num_classes", "dim"), [(3, 2), (4, 5)])
 def test_no_features_and_class_vectors_have_a_smaller_loss(num_classes, dim):
-    """Against a minimiser that knows nothing of frames."""
+    """Compare with a general minimiser that does not use frames."""
 
     def loss(flat):
         vectors = flat.reshape(2, num_classes, dim)

@@ -1,4 +1,4 @@
-"""Random class vectors: of unit length, uniform on the sphere, and each by itself."""
+"""Random class vectors: unit length, uniform on the sphere, independent of each other."""
 
 import jax
 import jax.numpy as jnp

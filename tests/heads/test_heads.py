@@ -40,7 +40,7 @@ WEIGHTS = jnp.asarray(np.random.default_rng(1).normal(size=(INPUTS, DIM)), jnp.f
 
 
 def compiled(function):
-    """`jax.jit` for what runs once: without optimisation it compiles in 60 % of the time."""
+    """`jax.jit` for functions that run once: without optimisation, compilation takes 60 % of the time."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -53,7 +53,7 @@ def stepped(tree, slopes):
 
 
 def losses_in_plain_jax(head, start, apply=None):
-    """Train a linear layer below a head by gradient descent; return the losses, and what has become of the head."""
+    """Train a linear layer below a head by gradient descent; return the losses and the final head."""
     apply = apply or partial(head.apply, train=True)
 
     def step(carry, batch):

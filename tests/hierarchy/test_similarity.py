@@ -44,12 +44,12 @@ def test_real_hierarchies_have_the_published_similarities(name, facts, published
         found = hierarchy.similarity(distances, float(gamma), exact)
         for distance, cosine in case["similarity_by_distance"].items():
             one, other = np.argwhere(distances == int(distance))[0]
-            assert abs(found[one, other] - cosine) < 2e-2  # the golden ones are of the grid's s, a step of 0.01 away
+            assert abs(found[one, other] - cosine) < 2e-2  # golden values: s of the grid, up to a step of 0.01 away
     assert abs(hierarchy.max_separation(hierarchy.kernel(distances, published[0])) - published[1]) < 5e-7
 
 
 def grown(draws):
-    """A tree in which every node hangs below an earlier one."""
+    """A tree in which the parent of every node has a smaller number."""
     edges = [(f"n{int(draw * node)}", f"n{node}") for node, draw in enumerate(draws, start=1)]
     return hierarchy.LabelTree.from_edges(edges)
 

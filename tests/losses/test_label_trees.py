@@ -72,7 +72,7 @@ def test_a_leaf_below_the_root_has_a_finite_loss_and_gradient():
 def test_conditional_probabilities_of_a_tree():
     golden = GOLDEN["yolo_v2_4class"]
     places = [golden["classes"].index(node) for node in TREE.nodes[1:]]
-    logits = jnp.asarray(golden["logits"], jnp.float32)[:, places]  # the root's is a softmax of one
+    logits = jnp.asarray(golden["logits"], jnp.float32)[:, places]  # no logit for the root, which has no siblings
     found = tree_log_softmax(logits, TREE)
     np.testing.assert_allclose(jnp.exp(found), golden["leaf_probs"], rtol=1e-5)
     for alpha, name in ((0.0, "loss_alpha0"), (0.4, "loss_alpha0_4")):

@@ -46,7 +46,7 @@ def gaussian_classes(sizes, dim, seed=0, dtype=jnp.float64):
 
 @jax.jit
 def measure(stats, frame, bias):
-    """Compute every metric in every form: compiled once per shape, which is what the tests' time goes into."""
+    """Compute every metric in every form in one program per shape, because compilation takes most of the time."""
     means, mask = stats.centred_means(), stats.present
     found = dict(collapse_metrics(stats, frame, bias))
     found["difference"] = self_duality(frame, stats, "difference")
@@ -134,7 +134,8 @@ def test_nc1_in_float32_for_nearly_dependent_means(condition):
     stats = ClassStatistics(
         jnp.ones(6, jnp.int32), jnp.asarray(means), jnp.asarray(scatter), jnp.full(6, np.trace(scatter) / 6)
     )
-    # The smallest singular value is off by eps * condition of itself; by eigh of a Gram matrix, at 1e4, by all of it.
+    # The smallest singular value has a relative error of eps * condition. From eigh of a Gram matrix, at a condition of
+    # 1e4, its relative error would be of order one.
     expected = np.sum(np.sum((basis.T @ scatter) * basis.T, axis=1) / 6 * np.geomspace(1, condition, 5) ** 2)
     np.testing.assert_allclose(within_class_collapse(stats), expected, rtol=1e-7 * condition + 1e-5)
 
@@ -230,7 +231,7 @@ def test_agreement_counts_what_a_loop_counts(x64):
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_the_nearest_centre_as_a_linear_rule_agrees_with_itself(offset):
-    """The centre with the least ||h - mu|| is the one with the largest mu^T h - ||mu||^2 / 2, wherever they are."""
+    """The centre with the least ||h - mu|| has the largest mu^T h - ||mu||^2 / 2, wherever the centres are."""
     features, labels, *_ = gaussian_classes((20, 30, 10), dim=4, dtype=jnp.float32)
     means = from_batch(features, labels, 3).means
     agreed = agreement(features, means, -jnp.sum(means**2, axis=0) / 2, means).compute()
@@ -264,7 +265,7 @@ def test_undefined_metrics_are_nan_and_never_raise(features, labels):
     metrics = measure(stats, jnp.eye(3), None)
     for name in ("nc1", "pinv_sample", "quotient_balanced", "quotient_sample"):
         assert jnp.isnan(metrics[name]), name
-    if not stats.centred_means().any():  # a distance of rounding has a direction
+    if not stats.centred_means().any():  # even a distance that is only rounding has a direction
         for name in ("nc2_means", "nc3", "equinorm_means", "equiangle_means", "difference"):
             assert jnp.isnan(metrics[name]), name
     for name in ("nc2_classifier", "equinorm_classifier", "equiangle_classifier"):
@@ -303,7 +304,7 @@ def test_bfloat16_classifiers_are_measured_in_float32():
         np.testing.assert_allclose(metrics[name], same[name])
 
 
-# The sentences, without the shape checks that the tests install around every function.
+# The library's own error messages, without the shape checks that the tests install around every function.
 def test_errors_say_what_was_expected_and_what_came():
     stats, frame = ClassStatistics.init(4, 3), jnp.ones((3, 4))
     with pytest.raises(ValueError, match="variant must be one of pinv, quotient, cdnv; got 'svd'"):

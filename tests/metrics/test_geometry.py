@@ -62,7 +62,7 @@ def test_index_equals_its_definition(x64, case, centre):
     assert 0.05 < expected < 0.95
     stats = from_batch(jnp.array(features), jnp.array(labels), len(case["sizes"]))
     np.testing.assert_allclose(collapse_index(stats, centre), expected, rtol=1e-9)
-    # A class without examples is as if it did not exist.
+    # A class without examples must not change the result.
     wide = from_batch(jnp.array(features), 2 * jnp.array(labels) + 1, 2 * len(case["sizes"]))
     np.testing.assert_allclose(collapse_index(wide, centre), expected, rtol=1e-9)
 
@@ -133,7 +133,7 @@ def test_nearly_dependent_means_in_float32(spread):
     root = spread * rng.normal(size=(25, 25)) / 5
     scatter = np.float32(210 * root @ root.T)
     stats = ClassStatistics(jnp.full(21, 10), jnp.asarray(means), jnp.asarray(scatter), jnp.zeros(21))
-    # Of what float32 holds; the mean's direction, which centring empties, is rounding.
+    # The oracle uses the float32 values, without the direction of the mean, which centring reduces to rounding errors.
     between, within = np.cov(means.astype(np.float64), bias=True), scatter.astype(np.float64) / 210
     ratios = scipy.linalg.eigh(between, within, eigvals_only=True)[-20:]
     np.testing.assert_allclose(collapse_index(stats, "sample"), np.mean(1 / (1 + ratios)), rtol=2e-4)
@@ -144,7 +144,8 @@ def test_a_small_index_keeps_its_digits_in_float32(width):
     features, labels = gaussian_classes((60, 50, 40, 70), dim=16, width=width)
     features = jnp.asarray(features, jnp.float32)
     found = collapse_index(from_batch(features, jnp.array(labels), 4), "sample")
-    # The definition cancels in float64, too. With Sigma_W = I, Sigma_B = diag(g) the index is the mean of 1 / (1 + g).
+    # The definition suffers cancellation in float64, too. For Sigma_W = I and Sigma_B = diag(g), the index is the mean
+    # of 1 / (1 + g).
     within, between = covariances(features, labels)
     expected = np.mean(1 / (1 + scipy.linalg.eigh(between, within, eigvals_only=True)[-3:]))
     assert expected < 100 * width**2
@@ -156,7 +157,7 @@ def test_the_extremes_of_the_index(x64):
     labels = jnp.array([0, 0, 0, 1, 2, 2])
     points = 3 * simplex_etf(3, 4, key=jax.random.key(0), dtype=jnp.float64).T[labels] + 10
     np.testing.assert_allclose(collapse_index(from_batch(points, labels, 3), "sample"), 0, atol=1e-14)
-    # Means a millionth of the width apart are lost in the noise.
+    # Class means that differ by a millionth of the width are smaller than the noise.
     features, labels = gaussian_classes((500, 500), dim=3)
     noise = features - np.stack([features[labels == k].mean(axis=0) for k in (0, 1)])[labels]
     stats = from_batch(jnp.array(noise + 1e-6 * labels[:, None]), jnp.array(labels), 2)
@@ -316,7 +317,7 @@ def test_a_small_distance_keeps_its_digits_in_float32(size):
 
 
 def test_the_hand_computed_distances(x64):
-    # All in one place: no part of it is centred. Two of three vectors opposite, one zero: singular values (1, 0).
+    # All vectors equal: the centred part is zero. Two of three vectors opposite, one zero: singular values (1, 0).
     np.testing.assert_allclose(etf_distance(jnp.ones((3, 3))), np.sqrt(2), rtol=1e-12)
     line = jnp.array([[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]])
     np.testing.assert_allclose(etf_distance(line), np.sqrt(2 - np.sqrt(2)), rtol=1e-12)
@@ -339,7 +340,7 @@ def test_absent_columns_are_as_if_they_did_not_exist(x64):
     np.testing.assert_allclose(etf_distance(wide, present), etf_distance(vectors), rtol=1e-12)
     part = simplex_etf(7, 6, dtype=jnp.float64)
     assert etf_distance(part) < 1e-14
-    assert etf_distance(part, present) > 0.1  # a part of a simplex is none: its mean is not zero
+    assert etf_distance(part, present) > 0.1  # a part of a simplex is not a simplex: its mean is not zero
 
 
 def test_undefined_distances_are_nan():
@@ -369,7 +370,7 @@ def test_distance_has_gradients_also_where_a_class_is_absent(x64):
     np.testing.assert_allclose(jnp.vdot(gradient, direction), (ahead - behind) / 2e-6, rtol=1e-6)
 
 
-# The sentences, without the shape checks that the tests install around every function.
+# The library's own error messages, without the shape checks that the tests install around every function.
 def test_errors_say_what_was_expected_and_what_came():
     for rank in RANKS:
         with pytest.raises(ValueError, match=r"a matrix with at least one row and one column; got shape \(3,\)"):

@@ -14,7 +14,7 @@ from_batch = jax.jit(MarginSums.from_batch)
 
 
 def random_problem(num_examples=40, dim=6, num_classes=5, seed=0):
-    """Features, a frame and labels, of which every seventh is padding."""
+    """Features, a frame and labels; every seventh label is padding."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(num_classes, size=num_examples)
     labels[::7] = -1
@@ -22,7 +22,7 @@ def random_problem(num_examples=40, dim=6, num_classes=5, seed=0):
 
 
 def loop_margins(scores, labels):
-    """Margins of the examples that are no padding."""
+    """Margins of the examples, without padding."""
     rows = [(list(row), label) for row, label in zip(scores, labels, strict=True) if label >= 0]
     return np.array([row[label] - max(row[:label] + row[label + 1 :]) for row, label in rows])
 
@@ -192,7 +192,7 @@ def test_cosine_margins_have_a_gradient_that_keeps_the_length():
     np.testing.assert_allclose(jnp.sum(gradient * features, axis=1), 0, atol=1e-5)
 
 
-# The sentences, without the shape checks that the tests install around every function.
+# The library's own error messages, without the shape checks that the tests install around every function.
 def test_errors_say_what_was_expected_and_what_came():
     cosine, logit = inspect.unwrap(cosine_margins), inspect.unwrap(logit_margins)
     labels = jnp.zeros(4, int)

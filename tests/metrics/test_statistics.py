@@ -242,7 +242,7 @@ def test_vmap_over_runs(x64):
         assert_same(jax.tree.map(lambda leaf, index=index: leaf[index], stacked), from_batch(*run))
 
 
-# The sentences, without the shape checks that the tests install around every function.
+# The library's own error messages, without the shape checks that the tests install around every function.
 def test_errors_say_what_was_expected_and_what_came():
     stats = ClassStatistics.init(NUM_CLASSES, DIM)
     update = inspect.unwrap(ClassStatistics.update)

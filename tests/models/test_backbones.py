@@ -1,4 +1,4 @@
-"""The other backbones: published sizes, promised shapes and dtypes, padding left out, the same on eight devices."""
+"""All backbones but ResNet: published sizes, shapes and dtypes, padding left out, the same on eight devices."""
 
 import math
 from collections.abc import Mapping
@@ -111,7 +111,7 @@ def drawn_images(side):
 
 
 def drawn_variables(model, side):
-    """What `init` gives in shapes, drawn by NumPy: compiling the initialisation would take longer than the test."""
+    """Variables with the shapes of `init`, drawn by NumPy: compiling `init` would take longer than the test."""
     generator = np.random.default_rng(0)
 
     def draw(path, shape):
@@ -124,7 +124,7 @@ def drawn_variables(model, side):
 
 
 def compiled(function):
-    """`jax.jit` for what runs a few times only: without optimisation it compiles in half the time."""
+    """`jax.jit` for functions that run a few times only: without optimisation, compilation takes half the time."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -147,7 +147,7 @@ def train_pass(model):
 
 @pytest.fixture(scope="module", params=CASES)
 def tiny(request):
-    """A tiny network, variables, images, its compiled training pass and what that gives."""
+    """A tiny network, its variables, images, its compiled training pass, and the result of this pass."""
     case = CASES[request.param]
     model = case.backbone(**case.options)
     variables = drawn_variables(model, case.side)
@@ -178,7 +178,7 @@ def test_batch_statistics_change_in_training_only(tiny):
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), updated, {k: variables[k] for k in updated})
     assert all(jax.tree.leaves(moved))
     assert ("batch_stats" in variables) == (case.backbone is not ViT)
-    # Evaluation cannot change what it may not: Flax would raise on a write to an immutable collection.
+    # Evaluation changes no variable: Flax would raise on a write to an immutable collection.
     jax.eval_shape(case.backbone(**case.options).apply, variables, images)
 
 

@@ -264,9 +264,10 @@ def test_the_state_keeps_its_dtypes(x64, dtype):
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(variables)} == {"float32", "int32"}
 
 
-# --- What the rotation is drawn to. ---
+# --- The proximal point. ---
 
-# So heavy that the rotation stays where it is drawn to, but for what float32 has left of the data term.
+# A proximal weight so large that the rotation stays at the proximal point, up to the part of the data term that float32
+# can still represent.
 HEAVY = 1e6
 DRAWN = 1e-4
 
@@ -292,7 +293,7 @@ def test_a_random_initial_rotation_is_the_keys():
 
 
 def test_without_an_initial_point_the_first_step_is_drawn_to_nothing():
-    """However heavy the proximal term, the first frame is the nearest to the means alone."""
+    """Even with a very large proximal weight, the first frame is the nearest one to the class means alone."""
     heavy, light = (run(NearestHead(K, prox_weight=weight), BATCHES[:1])[0].frame for weight in (HEAVY, 0.0))
     np.testing.assert_array_equal(heavy, light)
 
@@ -301,7 +302,7 @@ def test_without_an_initial_point_the_first_step_is_drawn_to_nothing():
 @pytest.mark.parametrize("prox_point", ["previous", "initial"])
 def test_later_steps_are_drawn_to_the_proximal_point(initial, prox_point):
     """Every step's rotation solves the Procrustes problem, in NumPy, with the proximal point that the options name."""
-    delta = 1.0  # about as heavy as the data term: either point leaves its mark
+    delta = 1.0  # about as large as the data term, so the choice of the proximal point changes the result
     template = np.asarray(simplex_template(K), float) / np.sqrt(K - 1)
     head = NearestHead(K, initial=initial, prox_point=prox_point, prox_weight=delta)
     variables = init(head)

@@ -17,7 +17,7 @@ from nc_jax.models import BatchNorm, Classifier, LearnedHead, ResNet
 from nc_jax.training import AXIS, create_state, data_parallel, make_train_step
 
 TINY = {"depth": 18, "stem": "cifar", "width_multiplier": 1 / 16}  # four channels after the stem
-KEY = jax.random.key(0, impl="rbg")  # compiled for twenty kernels in 4 s, where the default takes 18 on two busy cores
+KEY = jax.random.key(0, impl="rbg")  # compiles for twenty kernels in 4 s on two cores; the default generator takes 18 s
 
 
 def shapes_of(model, size=32):

@@ -1,4 +1,4 @@
-"""The transformation layer against the released program's numbers, and what stands around it."""
+"""The transformation layer against the released program's numbers, and the other necks."""
 
 import json
 from pathlib import Path

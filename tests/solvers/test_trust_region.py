@@ -88,7 +88,7 @@ def test_given_derivatives_take_the_same_path(x64):
 
 
 def test_the_end_is_quadratic(x64):
-    """From four digits to all fifteen in two iterations."""
+    """Quadratic convergence: from four correct digits to fifteen in two iterations."""
     problem = brockett(6, 1)
     rough = minimise(start(problem), *problem, options=TrustRegionOptions(relative_tolerance=1e-4))
     assert minimise(start(problem), *problem).iterations <= rough.iterations + 2
@@ -119,7 +119,7 @@ def test_float32_ends_at_its_rounding():
 
 
 def eigenvector_plus_cliff(point, matrix, weights):
-    """NaN everywhere but near the start: no step is ever good."""
+    """A cost that is NaN everywhere except near the start, so no step is accepted."""
     near = jnp.linalg.norm(point - jnp.eye(*point.shape)) < 1e-18
     return jnp.where(near, cost(point, matrix, weights), jnp.nan)
 
@@ -157,7 +157,7 @@ def test_a_wrong_gradient_does_not_converge(x64):
 
 @pytest.mark.parametrize("max_inner_iterations", [None, 63])
 def test_a_converged_solve_has_a_small_gradient(x64, max_inner_iterations):
-    """Also where conjugate gradients are cut off: at a condition of 1e5, as many as dimensions (63) are few."""
+    """Also if conjugate gradients are cut off: at a condition of 1e5, 63 iterations (the dimension) are too few."""
     rng = np.random.default_rng(0)
     lefts, rights = np.linalg.qr(rng.normal(size=(20, 12, 9)))[0], np.linalg.qr(rng.normal(size=(20, 9, 9)))[0]
     matrices = lefts * np.logspace(0, -5, 9) @ np.swapaxes(rights, 1, 2)

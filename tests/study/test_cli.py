@@ -3,15 +3,17 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from experiments import nearest_etf
-from nc_jax.study import RunOptions, cli, main
+from nc_jax.study import About, Plan, RunOptions, cli, main, progress
 from nc_jax.training import NonFiniteError, PreemptedError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,8 +48,15 @@ def _in_its_own_folder(tmp_path, monkeypatch):
     found.clear()
 
 
+ABOUT = {"default": About("three seeds", 6.0, "nothing"), "small": About("one seed")}
+
+
 def call(*words, run=run):
-    main(run, PRESETS, list(words), header="Does it parse?", plan=lambda config: f"{config.seeds} runs")
+    main(run, PRESETS, list(words), about=ABOUT, plan=plan)
+
+
+def plan(config):
+    return Plan(f"{config.seeds} runs", lambda: 10.0 * config.seeds, "steps")
 
 
 def test_a_run_has_the_presets_settings_and_the_flags():
@@ -71,8 +80,35 @@ def test_saved_settings_are_given_back_by_type():
 
 def test_a_dry_run_writes_nothing(capsys):
     call("small", "--dry-run")
-    assert capsys.readouterr().out == "1 runs\n"
+    said = capsys.readouterr().out
+    assert said.startswith("1 runs: 10 steps; no time has been measured for this preset")
     assert not list(Path.cwd().iterdir())
+
+
+def test_a_dry_run_says_about_how_long_in_proportion_to_the_steps(capsys):
+    call("--dry-run")
+    assert capsys.readouterr().out == "3 runs: 30 steps; about 6 min on two CPU cores\n"
+    call("--seeds", "12", "--dry-run")
+    said = capsys.readouterr().out
+    assert said.startswith("12 runs: 120 steps; about 24 min on two CPU cores if a step takes as long")
+
+
+def test_help_lists_presets_with_runs_time_and_numbers(capsys):
+    with pytest.raises(SystemExit) as stop:
+        call("small", "--help")
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: python -m {__name__} [PRESET] [--setting value ...]\n\nThe command line")
+    assert "default  three seeds; 3 runs, 6 min; nothing\n" in said
+    assert "Settings, with their values in the preset small:" in said
+    assert "--inner.rate FLOAT" in said
+    assert said.count("usage:") == 1
+
+
+def test_pictures_of_a_run_can_be_made_anew_in_another_format():
+    call("--workdir", "one")
+    call("--resume", "one", "--picture-format", "pdf")
+    assert [config.picture_format for _, config in found] == [None, "pdf"]
 
 
 MISTAKES = {
@@ -176,24 +212,48 @@ def test_python_m_experiments_lists_what_there_is():
     )
     assert "python -m experiments.nearest_etf\n    Does the nearest simplex ETF train faster" in done.stdout
     assert "paper-cifar10-resnet18" in done.stdout
+    assert re.search(r"small MLP, 20 epochs; 24 runs, 1 min", " ".join(done.stdout.split()))
+
+
+def test_a_log_file_shows_life_while_nothing_comes_to_an_end(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "QUIET", 0.01)
+    with progress.Heartbeat(lambda: "outer"), progress.Progress(10, "epochs") as bar:
+        bar.advance(4, "nearest-seed0")
+        deadline = time.monotonic() + 60
+        while "nearest-seed0" not in (said := said_so_far(capsys)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "4 of 10 epochs" in said
+    assert "about" in said
+    assert "outer" not in said.split("0 of 10 epochs")[1]  # only the innermost one speaks
+
+
+def said_so_far(capsys, kept=[""]):  # noqa: B006
+    kept[0] += capsys.readouterr().err
+    return kept[0]
+
+
+# A line of standard error, and how the sentence goes on that Ctrl-C gives after it.
+MOMENTS = {
+    "while modules are imported": ("jax._src", "no run had begun, so start again with the same command"),
+    "in a run": ("0 of ", "go on with: python -m experiments.landscape --resume {directory}"),
+}
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_real_process_is_one_sentence(tmp_path):
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_ctrl_c_in_a_real_process_is_one_sentence(moment, tmp_path):
+    line, ending = MOMENTS[moment]
+    command = [sys.executable, *(["-X", "importtime"] if "imported" in moment else []), "-m", "experiments.landscape"]
+    command += ["--workdir", str(tmp_path / "run")]
     # A shell that started the tests in the background has told them, and so their children, to ignore Ctrl-C.
-    program = (
-        "import runpy, signal\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "runpy.run_module('experiments.landscape', run_name='__main__', alter_sys=True)\n"
-    )
-    command = [sys.executable, "-c", program, "--workdir", str(tmp_path / "run")]
+    hear = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, **pipes)
+    process = subprocess.Popen([sys.executable, "-c", hear, *command], cwd=ROOT, **pipes)
     assert process.stderr is not None
-    assert process.stderr.readline().startswith("0 of ")  # the run has begun
+    while line not in process.stderr.readline():
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
-    last = said.strip().splitlines()[-1]
-    assert last == f"interrupted; go on with: python -m experiments.landscape --resume {tmp_path / 'run'}"
+    assert said.strip().splitlines()[-1] == "interrupted; " + ending.format(directory=tmp_path / "run")
     assert "Traceback" not in said

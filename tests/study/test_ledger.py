@@ -1,4 +1,4 @@
-"""What is done is done once, whatever a crash has left."""
+"""Every part of a run is done once, whatever state a crash has left."""
 
 import math
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from nc_jax.methods import METHODS
 from nc_jax.study import heat_maps, landscape_plots, plots
 
 RNG = np.random.default_rng(0)
@@ -39,9 +40,32 @@ def test_curves_have_a_panel_per_metric_and_a_colour_per_method(tmp_path, drawn)
     assert (tmp_path / "a.png").stat().st_size > 0
 
 
-def test_every_method_has_a_colour_and_unknown_ones_differ():
-    assert plots.colour_of("nearest", 5) == plots.NEAREST
-    assert len({plots.colour_of(f"variant {place}", place) for place in range(10)}) == 10
+def test_every_method_has_a_colour_of_its_own():
+    titles = [method.title for method in METHODS.values()]
+    assert set(titles) <= plots.COLOURS.keys()
+    assert len(set(plots.COLOURS.values())) == len(plots.COLOURS)
+
+
+def test_variants_are_shades_of_one_method_and_dashes_of_several():
+    one = plots.looks({"weight 1": ("weight 1", "nearest"), "weight 2": ("weight 2", "nearest")})
+    assert one["weight 1"] == plots.Look("#000000")
+    assert one["weight 2"].colour not in plots.COLOURS.values()
+    several = plots.looks({f"{v}, {m}": (v, m) for v in ("d = K", "d = 64") for m in ("fixed", "nearest")})
+    assert several["d = 64, nearest"] == plots.Look(plots.NEAREST, "--")
+    assert several["d = K, nearest"] == plots.Look(plots.NEAREST, "-")
+
+
+def test_an_axis_of_few_decades_has_plain_numbers(tmp_path, drawn):
+    plots.curves(tmp_path / "a.png", ROWS, GROUPS, [("b", "loss", "log")])
+    labels = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
+    assert "0.5" in labels
+    assert not any("10" in label for label in labels)
+
+
+def test_a_state_far_from_the_others_is_left_out_of_a_linear_axis(tmp_path, drawn):
+    rows = [row | {"a": 0.9 + 0.01 * row["epoch"] if row["epoch"] else 0.1} for row in ROWS]
+    plots.curves(tmp_path / "a.png", rows, GROUPS, [("a", "accuracy", "linear")])
+    assert [line.get_xdata().tolist() for line in drawn[0].axes[0].lines] == [[1, 2], [1, 2]]
 
 
 def test_matrices_name_their_classes(tmp_path, drawn):
@@ -51,15 +75,36 @@ def test_matrices_name_their_classes(tmp_path, drawn):
     assert "cat" in texts(drawn[0])
     heat_maps.cosine_matrices(tmp_path / "b.png", {"nearest": np.eye(3) * 1.5 - 0.5}, -0.5, ("a", "b", "c"))
     assert "nearest: -0.500 ± 0.000" in texts(drawn[1])
-    heat_maps.wanted_cosines(tmp_path / "c.png", np.eye(3), {"ce": np.eye(3), "none": np.zeros((0, 0))})
-    assert "ce: 0.000" in texts(drawn[2])
+    found = {"ce": np.eye(3), "none": np.zeros((0, 0))}
+    heat_maps.wanted_cosines(tmp_path / "c.png", np.eye(3), found, {"ce": 0.25}, ("a", "b", "c"))
+    assert "ce\nmean error 0.250" in texts(drawn[2])
+    assert "none" not in " ".join(texts(drawn[2]))
+    assert {"a", "b", "c"} <= set(texts(drawn[2]))
     heat_maps.heat_maps(tmp_path / "d.png", {"top-1": np.arange(4.0).reshape(2, 2)}, (1, 2), (3, 4), ("g", "a"))
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def test_points_have_a_row_per_name_and_an_interval_of_the_mean(tmp_path, drawn):
+    values = {"HAFrame": [1.0, 2.0, 3.0], "cross-entropy": [float("nan"), 4.0, 5.0]}
+    look = plots.looks({name: ("", name) for name in values})
+    plots.points(tmp_path / "a.png", {"severity": values}, look=look)
+    (axis,) = drawn[0].axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == list(values)
+    faint, mean = axis.lines[0], axis.lines[1]
+    assert faint.get_xdata().tolist() == [1, 2, 3]
+    assert (mean.get_xdata()[0], mean.get_color()) == (2, plots.HAFRAME)
+    (bar,) = axis.collections[0].get_segments()
+    np.testing.assert_allclose(bar[:, 0], [2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5], rtol=1e-6)
+
+
+def test_margins_are_named_by_their_set(tmp_path, drawn):
+    look = plots.looks({"nearest": ("", "nearest")})
+    percentiles = {"nearest": np.linspace(-1, 1, 101).tolist()}
+    plots.quantiles(tmp_path / "a.png", {"training": percentiles, "test": percentiles}, look)
+    assert [axis.get_title() for axis in drawn[0].axes] == ["training set", "test set"]
+
+
 def test_the_others_are_drawn(tmp_path):
-    plots.quantiles(tmp_path / "a.png", {"test": {"nearest-seed0": np.linspace(-1, 1, 101).tolist()}})
-    plots.severity(tmp_path / "b.png", {"HAFrame": [[0.9, 0.05, 0.05]] * 2, "cross-entropy": [[0.8, 0.1, 0.1]] * 2})
     along = np.linspace(-1, 1, 5).tolist()
     gaps = np.abs(np.linspace(-1, 1, 5))[:, None] + np.linspace(0.1, 1, 5)
     landscape_plots.slice_of_a_landscape(tmp_path / "c.png", along, along, gaps.tolist())

@@ -8,6 +8,8 @@ from scipy import stats
 
 from nc_jax.study import Column, comparison_tables
 from nc_jax.study.statistics import mean_and_interval, mean_and_sd, paired_difference, paired_p, paired_ratio
+from nc_jax.study.tables import show_table
+from nc_jax.study.verdict import verdicts
 
 
 @pytest.mark.parametrize(
@@ -68,13 +70,17 @@ def rows(count):
     return {f"m{place}": {"a": [1.0 + place, 2.0 + place, 4.5], "time": [1.0, 1.0, 1.0]} for place in range(count)}
 
 
-def test_few_rows_stand_beside_each_other():
-    (table,) = comparison_tables(rows(2), COLUMNS, "m1")
-    assert table.columns == ["", "m0", "m1", "m1 - m0"]
-    assert [line[0] for line in table.rows] == ["A", "time"]
-    assert table.rows[0][1] == mean_and_sd([1.0, 2.0, 4.5], 1)
-    assert table.rows[0][3] == paired_difference([2.0, 3.0, 4.5], [1.0, 2.0, 4.5], 1)
-    assert table.rows[1][3] == ""
+def test_few_rows_stand_beside_each_other_with_their_differences():
+    values, differences = comparison_tables(rows(2), COLUMNS, "m1", what="digits")
+    assert values.title == "digits: mean ± standard deviation over 3 seeds"
+    assert values.columns == ["", "m0", "m1"]
+    assert [line[0] for line in values.rows] == ["A", "time"]
+    assert values.rows[0][1] == mean_and_sd([1.0, 2.0, 4.5], 1)
+    assert differences.columns == ["", "m0"]
+    assert differences.rows == [["A", paired_difference([2.0, 3.0, 4.5], [1.0, 2.0, 4.5], 1)]]
+    assert differences.title.startswith(
+        "m1 less the other, seed by seed: mean difference over 3 seeds (p of a two-sided"
+    )
 
 
 def test_many_rows_stand_below_each_other_with_their_differences():
@@ -83,6 +89,47 @@ def test_many_rows_stand_below_each_other_with_their_differences():
     assert [line[0] for line in first.rows] == [f"m{place}" for place in range(5)]
     assert second.columns == ["", "A"]
     assert [line[0] for line in second.rows] == [f"m{place}" for place in range(1, 5)]
-    assert second.title.startswith("m0 less the other")
     (alone,) = comparison_tables(rows(5), COLUMNS, None)
     assert len(alone.rows) == 5
+
+
+def test_ratios_have_a_table_of_their_own():
+    columns = (Column("a", "A", 1, test="ratio"), Column("time", "time", 0))
+    _, differences, ratios = comparison_tables(rows(2), columns, "m0")
+    assert [line[0] for line in differences.rows] == ["time"]
+    assert ratios.rows == [["A", paired_ratio([2.0, 3.0, 4.5], [1.0, 2.0, 4.5])]]
+
+
+def test_a_wide_table_is_cut_for_a_terminal(capsys):
+    columns = [Column("a", f"a metric with a long name, number {place}", 4) for place in range(8)]
+    tables = comparison_tables(rows(5), columns, None, what="digits")
+    assert sum(len(table.columns) - 1 for table in tables) == 8
+    assert [table.columns[0] for table in tables] == [""] * len(tables)
+    for table in tables:
+        show_table(table)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
+
+
+def test_a_verdict_says_what_differs_and_what_does_not():
+    columns = (
+        Column("epochs", "epochs to 95 %", 1, words=("sooner", "later")),
+        Column("accuracy", "accuracy", 2, words=("less accurate", "more accurate")),
+        Column("loss", "loss", 2),
+    )
+    found = {
+        "nearest": {"epochs": [2.0, 3.0, 2.0, 3.0], "accuracy": [0.9, 0.8, 0.9, 0.8], "loss": [1.0] * 4},
+        "learned": {"epochs": [4.0, 5.5, 4.0, 5.0], "accuracy": [0.8, 0.9, 0.91, 0.8], "loss": [2.0] * 4},
+    }
+    (said,) = verdicts(found, columns, "nearest", ["learned"])
+    p = stats.ttest_rel([2, 3, 2, 3], [4, 5.5, 4, 5]).pvalue
+    assert said.startswith(f"nearest against learned: sooner (epochs to 95 %: 2.5 against 4.6, p = {p:.2g}); ")
+    assert "no significant difference in accuracy (0.85 against 0.85, p = " in said
+    assert "loss" not in said
+    (said,) = verdicts(found, columns, "learned", ["nearest"])
+    assert said.startswith("learned against nearest: later (")
+    two = {row: {name: numbers[:2] for name, numbers in values.items()} for row, values in found.items()}
+    (said,) = verdicts(two, columns, "nearest", ["learned"])
+    assert said == (
+        "nearest against learned: not tested (fewer than 3 seeds, or no spread): "
+        "epochs to 95 % (2.5 against 4.8), accuracy (0.85 against 0.85)."
+    )

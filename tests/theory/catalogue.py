@@ -33,7 +33,7 @@ def golden_problem(name):
 
 
 def minimised(problem, *, starts=4, per_class=True):
-    """The best point that SciPy's L-BFGS finds from random starts: knows nothing of the theory."""
+    """The best point that SciPy's L-BFGS finds from random starts, without use of the theory."""
     first = problem.random_point(jax.random.key(0), per_class=per_class)
     unravel = ravel_pytree(first)[1]
     slope = jax.jit(jax.value_and_grad(lambda flat: objective(problem, unravel(flat))))

@@ -101,13 +101,13 @@ def test_the_optimum_is_certified_and_nothing_leads_down(name):
 @pytest.mark.parametrize("dim", [3, 4])
 @pytest.mark.parametrize("options", [{}, {"bias_decay": 0.02}, {"loss": "mse"}], ids=str)
 def test_minima_of_lower_rank_are_strict_saddles(rank, dim, options):
-    """Minimised in fewer dimensions and put into more: critical, and never certified."""
+    """Minima in fewer dimensions, embedded into more: critical points that are never certified."""
     settings = {"weight_decay": 0.01, "feature_decay": 0.004} | options
     low = UnconstrainedFeatures.balanced(4, 2, dim=rank, **settings)
     problem = UnconstrainedFeatures.balanced(4, 2, dim=dim, **settings)
     _, found = minimised(low, starts=1)
     found = found._replace(features=jnp.repeat(found.features, 2, axis=0))
-    # Turned at random: zeros in the last rows would be no test of the null vector.
+    # Rotated at random, because with zeros in the last rows the null vector would be trivial.
     turn = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (dim, dim)))[0][:, :rank]
     point = found._replace(frame=turn @ found.frame, features=found.features @ turn.T)
     assert certificate(problem, point).is_critical
@@ -170,7 +170,7 @@ def test_unequal_counts_reach_the_golden_minimum_with_a_certificate(name):
     value, point = minimised(problem, starts=2)
     np.testing.assert_allclose(value, golden["f"], **FLOAT64)
     assert duality_gap(problem, point) < 1e-8
-    # L-BFGS leaves the root of the rounding of the value in the point, there and here.
+    # The error of a point by L-BFGS is about the root of the rounding error of the value, in the golden file and here.
     close = {"rtol": 1e-6, "atol": 1e-6}
     np.testing.assert_allclose(jnp.linalg.norm(point.frame, axis=0), golden["w_norms"], **close)
     np.testing.assert_allclose(jnp.linalg.norm(point.features, axis=1), golden["h_norms"], **close)

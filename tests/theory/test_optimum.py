@@ -1,4 +1,4 @@
-"""The closed forms against golden values, against the objective at the point, and against a blind minimiser."""
+"""The closed forms against golden values, the objective at the point, and a minimiser that does not use the theory."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What can be asked, and in which shapes."""
+"""Which problems are allowed, and their shapes."""
 
 import jax
 import jax.numpy as jnp

@@ -18,7 +18,7 @@ F32_SUMS = 1e-5  # sums over a hundred examples, in another order
 def state(one_device, train_set):
     state = one_device.init(train_set, seed=0)
     rng = np.random.default_rng(0)
-    # The initial frame is a simplex; another one has a distance to the nearest. The global mean has to matter, too.
+    # Replace the initial frame, whose distance to the nearest simplex is zero. Centring must matter, too.
     frame = rng.normal(size=state.variables["nearest"]["head"]["frame"].shape)
     return state.replace(
         variables={

@@ -1,4 +1,4 @@
-"""Extensions and streams in the one step: on one device and eight, with padding, killed and resumed."""
+"""Extensions and streams in a training step: on one device and eight, with padding, killed and resumed."""
 
 import dataclasses
 
@@ -64,7 +64,7 @@ def test_eight_devices_are_one(kind):
 
 
 class KilledError(Exception):
-    """What a test kills a run with."""
+    """The exception with which a test kills a run."""
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_a_killed_run_resumes_bit_for_bit_with_its_extensions(kind, resident, tm
     broken, unbroken = (fit(trainer, TRAIN, TEST, tmp_path / name, stream=stream) for name in ("broken", "unbroken"))
     chex.assert_trees_all_equal(jax.device_get(broken.state), jax.device_get(unbroken.state))
     assert (unbroken.state.extensions is not None) == (kind == "continual")
-    # Evaluation has left the state alone, and is masked where training was.
+    # Evaluation has not changed the state, and masks the same classes as training.
     again = trainer.evaluate(unbroken.state, trainer._source(TEST))
     assert again.metrics["accuracy"] == unbroken.test.metrics["accuracy"] > 0.3
 
@@ -160,7 +160,7 @@ def test_a_reservoir_holds_every_earlier_example_alike():
 
 
 def test_a_round_of_clients_has_the_type_of_a_step():
-    """Clients are vmapped inside a device, and their sums are taken over clients and devices together."""
+    """Clients are vmapped inside a device; sums run over clients and devices together."""
     model, optimizer = Classifier(MLP((), 6), LearnedHead(NUM_CLASSES)), optax.sgd(0.1)
     state = create_state(model, optimizer, jax.random.key(0), TRAIN.inputs[:1])
     local = make_train_step(model, optimizer)

@@ -1,4 +1,4 @@
-"""Weight decay on features: on the raw ones, over a stated number of examples, on any number of devices."""
+"""Weight decay on raw features: every reduction over examples, on any number of devices."""
 
 import itertools
 
@@ -164,7 +164,7 @@ def test_line_searches_see_the_penalty(train_set):
 
 
 class HeadOnly(nn.Module):
-    """A model that keeps its raw features to itself."""
+    """A model whose output has no raw features."""
 
     @nn.compact
     def __call__(self, inputs, labels=None, *, train=False, mask=None):

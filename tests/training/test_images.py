@@ -1,4 +1,4 @@
-"""Image sets prepared in TFDS's format train through the door of the real ones: PNG in memory, JPEG decoded as read."""
+"""Training on image sets in TFDS's format, loaded by name like the real ones: PNG in memory, JPEG decoded on demand."""
 
 import os
 import signal
@@ -60,7 +60,7 @@ def test_a_png_set_trains_on_the_device_and_streamed_alike(folder, tmp_path):
     chex.assert_trees_all_close(found[0], found[1], rtol=0, atol=FLOAT32_TRAINING)
     last = rows_of(tmp_path / "True")[-1]
     assert last["test/accuracy"] > 0.9
-    # Of the test features, too, the collapse is known; NC4 asks for the centres of the training features.
+    # The test features have collapse metrics, too; their NC4 uses the class means of the training features.
     assert {"test/nc1", "test/nc2_means", "test/nc3", "test/nc4", "train/nc1"} <= last.keys()
     assert last["test/nc1"] != last["train/nc1"]
 

@@ -100,12 +100,13 @@ def test_options_are_checked(name):
 
 @pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
 def test_each_program_is_compiled_once(train_set, test_set, tmp_path, caplog, resident):
-    """A state that lies elsewhere than steps leave it, or is of a weak type, has them compiled again, seed by seed."""
+    """Steps compile once for all seeds. A first state with another placement or a weak type would compile them anew."""
     trainer = make_trainer(1, resident=resident)
     with jax.log_compiles():
         for seed in (0, 1):
             fit(trainer, train_set, test_set, tmp_path, seed=seed, run=f"run{seed}")
     compiled = [message.split()[1] for message in caplog.messages if message.startswith("Compiling jit(")]
     assert compiled.count("jit(init)") == 1
-    # The step, and two passes of evaluation; of resident sets the latter know the number of batches, so twice.
+    # One program for the step and one for each of the two passes of evaluation. For resident sets, each pass is
+    # compiled twice, because its program depends on the number of batches.
     assert compiled.count("jit(_fun)") == (5 if resident else 3)

@@ -16,7 +16,7 @@ SCHEDULES = {
     "step": ({"period": 4.0}, [0.5] * 4 + [0.05] * 4 + [0.005] * 2),
     "multistep": ({"milestones": (2.0, 9.0), "factor": 0.5}, [0.5] * 2 + [0.25] * 7 + [0.125]),
     "cosine": ({}, [0.25 * (1 + np.cos(np.pi * epoch / 10)) for epoch in range(10)]),
-    # Five steps up, linearly, then the schedule over what is left; milestones count from the start of training.
+    # Five steps of linear warm-up, then the schedule over the remaining steps; milestones count from the start.
     "cosine, warm-up": (
         {"warmup": 5.0},
         [0.0, 0.1, 0.2, 0.3, 0.4] + [0.25 * (1 + np.cos(np.pi * i / 5)) for i in range(5)],

@@ -51,7 +51,7 @@ def test_eight_devices_evaluate_as_one(one_device, train_set):
 
 
 def test_shard_map_gives_the_same_step(one_device, train_set):
-    """The step does not depend on pmap: a later move to shard_map changes one file."""
+    """The step does not depend on pmap: replacing it by shard_map would change one file."""
     model, optimizer = one_device.model, one_device.optimizer
     step = make_train_step(model, optimizer, axis_name=AXIS)
     mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
@@ -66,7 +66,7 @@ def test_shard_map_gives_the_same_step(one_device, train_set):
 
 
 def test_gradients_cross_devices_through_the_class_means(train_set):
-    """Dropping the cotangents that come from other devices' losses would go unseen in the values of one step."""
+    """If cotangents from the losses of other devices were dropped, the values of a single step would not show it."""
     with_gradient, without = (
         train(make_trainer(8, stop_gradient=stop), train_set, 2)[0].params for stop in (False, True)
     )
@@ -80,7 +80,7 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 
 def test_a_first_batch_without_some_class_starts_all_device_counts_alike(train_set):
-    """It leaves the rotation open; were rounding to choose it, frames would differ by the order of one."""
+    """A missing class leaves the rotation undetermined. If rounding chose it, frames would differ by order one."""
     batch = next(batches(train_set.subset(train_set.labels != 2), 24, seed=0, num_steps=1))
     frames = []
     for num_devices in (1, 8):

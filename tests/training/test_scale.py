@@ -53,7 +53,7 @@ def test_eight_devices_train_a_resident_set_as_one(train_set, test_set, tmp_path
 
 
 def test_parts_of_a_batch_add_up_to_its_gradient(train_set):
-    """Without anything that couples examples the step is the same, however the batch is cut."""
+    """If nothing couples the examples, the step does not depend on how the batch is cut."""
     model, optimizer = Classifier(MLP((16,), 8), LearnedHead(4)), optax.sgd(0.1)
     batch = next(batches(train_set, 24, seed=0, start_step=4, num_steps=1))  # mostly padding
     found = []
@@ -65,7 +65,7 @@ def test_parts_of_a_batch_add_up_to_its_gradient(train_set):
 
 
 def test_parts_hold_the_same_examples_on_any_number_of_devices(train_set):
-    """The nearest head and BatchNorm see parts, so what a part holds must not depend on the devices."""
+    """The nearest head and BatchNorm see parts, so the examples of a part must not depend on the number of devices."""
     options = StepOptions(accumulate=3)
     states = [run_steps(make_trainer(n, step=options, backbone=NormalisedMLP()), train_set) for n in (1, 8)]
     chex.assert_trees_all_close(states[0], states[1], rtol=0, atol=FLOAT32_TRAINING)
@@ -127,7 +127,7 @@ def test_options_are_checked(settings, sentence):
 
 @pytest.mark.parametrize("resident", [True, False])
 def test_a_run_that_was_told_to_stop_ends_as_the_unbroken_one(train_set, test_set, tmp_path, resident):
-    """A resident set stops after an epoch, a streamed one in its middle; the log, too, is the unbroken run's."""
+    """Training stops after an epoch (resident set) or within it (streamed set); after resuming, the log is complete."""
     trainer = make_trainer(1, resident=resident, checkpoint_every=100, backbone=NormalisedMLP())
     unbroken = fit(trainer, train_set, test_set, tmp_path / "unbroken")
     taken, original = [], trainer.step

@@ -32,7 +32,7 @@ def test_step_is_sgd_on_the_mean_cross_entropy(learned, train_set):
 
     loss, gradients = jax.value_and_grad(mean_loss)(state.params)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradients)
-    # Four rows of padding, with inputs and labels that would show.
+    # Four rows of padding, with inputs and labels that would change the result.
     batch = Batch(
         inputs=np.concatenate([inputs, np.full((4, 6), 1e3, np.float32)]),
         labels=np.concatenate([labels, np.full(4, 1, np.int32)]),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def main(index: int, count: int, port: str, directory: Path) -> None:
-    # Four devices in all, however many processes share them. Read when JAX is first imported.
+    # Four devices in total, shared by all processes. JAX reads this flag when it is first imported.
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={4 // count}"
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax

@@ -1,0 +1,148 @@
+"""Finished runs read back, to be set beside each other: what differs in their settings, and in their results."""
+
+import importlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nc_jax.methods import METHODS
+from nc_jax.study.ledger import Ledger
+from nc_jax.study.tables import Column, Table, comparison_tables, named
+from nc_jax.study.verdict import verdicts
+
+IGNORED = ("workdir", "resume", "config", "dry_run", "distributed", "picture_format", "preset")  # where, not what
+Row = tuple[str, str, str]  # case, variant of the settings, method
+
+
+class Saved(NamedTuple):
+    """A run on disk.
+
+    Attributes:
+        name: name of the run beside other runs.
+        directory: directory of the run.
+        experiment: name of the run's experiment.
+        settings: values by dotted name, with the version of the code and of JAX and the device.
+        results: the numbers of each row of the table, by seed.
+    """
+
+    name: str
+    directory: Path
+    experiment: str
+    settings: dict[str, Any]
+    results: dict[Row, dict[int, dict[str, Any]]]
+
+
+def load(directories: Sequence[Path]) -> list[Saved]:
+    """Read runs back.
+
+    Args:
+        directories: directories of the runs.
+
+    Raises:
+        FileNotFoundError: if a directory has no config.json or no results.jsonl.
+        ValueError: if a run has no results by method and seed, or two directories are the same.
+    """
+    if len({path.resolve() for path in directories}) < len(directories):
+        raise ValueError(f"the runs must be in different directories; got {', '.join(map(str, directories))}")
+    alone = len({path.name for path in directories}) == len(directories)
+    return [_load(path, path.name if alone else str(path)) for path in directories]
+
+
+def _load(directory: Path, name: str) -> Saved:
+    for file in ("config.json", "results.jsonl"):
+        if not (directory / file).is_file():
+            raise FileNotFoundError(f"a run that can be compared has a {file}; got {directory}, without")
+    document = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    settings = dict(_flat(document["config"], ""))
+    about = document.get("environment", {})
+    settings |= {"code": about.get("commit"), "jax": about.get("versions", {}).get("jax")}
+    settings["device"] = about.get("device", {}).get("kind")
+    results: dict[Row, dict[int, dict[str, Any]]] = {}
+    for key, found in Ledger(directory / "results.jsonl").items():
+        if "method" not in key or "seed" not in key:
+            continue
+        if key.get("run", f"-seed{key['seed']}").endswith(f"-seed{key['seed']}"):  # others choose a learning rate
+            row = (str(key["case"]), str(key.get("variant", "")), str(key["method"]))
+            results.setdefault(row, {})[int(key["seed"])] = found
+    if not results:
+        raise ValueError(f"a run that can be compared has results by method and seed; got {directory}, without")
+    return Saved(name, directory, document["experiment"], settings, results)
+
+
+def _flat(settings: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if not path and name in IGNORED:
+            continue
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def settings_table(runs: Sequence[Saved]) -> Table:
+    """Return the settings in which runs differ, a row each."""
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    rows = [
+        [name, *(json.dumps(run.settings.get(name)) for run in runs)]
+        for name in names
+        if any(run.settings.get(name) != runs[0].settings.get(name) for run in runs)
+    ]
+    title = "Settings that differ" if rows else "No setting differs."
+    return Table(title, ["", *(run.name for run in runs)], rows)
+
+
+def columns_of(runs: Sequence[Saved], names: Sequence[str]) -> list[Column]:
+    """Return the metrics to compare: those that are named, or the experiment's own, or all numbers.
+
+    Args:
+        runs: the runs to compare.
+        names: names of metrics; empty leaves the choice to the experiment.
+
+    Raises:
+        ValueError: if a metric is in none of the runs.
+    """
+    there = dict.fromkeys(
+        name
+        for run in runs
+        for seeds in run.results.values()
+        for found in seeds.values()
+        for name, value in found.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    )
+    unknown = [name for name in names if name not in there]
+    if unknown:
+        raise ValueError(f"metrics must be among {', '.join(there)}; got {', '.join(unknown)}")
+    own = getattr(importlib.import_module(f"experiments.{runs[0].experiment}"), "COLUMNS", ())
+    known = {column.key: column for column in named(own, runs[0].settings.get("target_accuracy") or 0)}
+    return [known.get(name, Column(name, name, 4)) for name in names or (known or there)]
+
+
+def compared(runs: Sequence[Saved], row: Row, columns: Sequence[Column]) -> tuple[list[str], list[Table]]:
+    """Compare a row of the table between runs, seed by seed.
+
+    Args:
+        runs: the first is what the others are compared with.
+        row: a row that all runs have.
+        columns: the metrics.
+
+    Returns:
+        Sentences and tables.
+    """
+    seeds = sorted(set.intersection(*(set(run.results[row]) for run in runs)))
+    results = {
+        run.name: {c.key: [float(run.results[row][seed].get(c.key, float("nan"))) for seed in seeds] for c in columns}
+        for run in runs
+    }
+    first, *others = results
+    if len({repr(values) for values in results.values()}) == 1:
+        return [f"{label(row)}: the runs agree in every number of their {len(seeds)} common seeds."], []
+    said = [f"{label(row)}: {line}" for other in others for line in verdicts(results, columns, other, [first])]
+    return said, comparison_tables(results, columns, first, what=label(row))
+
+
+def label(row: Row) -> str:
+    """Return the name of a row."""
+    case, variant, method = row
+    title = METHODS[method].title if method in METHODS else method
+    return ", ".join(filter(None, (case, variant, title)))

@@ -1,0 +1,88 @@
+"""What a preset is for, how much work it is, and about how long it takes: said before anything is run."""
+
+import dataclasses
+import textwrap
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from nc_jax.study.progress import duration
+
+MACHINE = "two CPU cores"  # on which the minutes of presets have been measured
+WIDTH = 100  # columns of a terminal
+_WHERE = ("workdir", "resume", "config", "dry_run", "distributed", "picture_format", "preset")  # not what is computed
+
+
+class About(NamedTuple):
+    """What a person wants to know about a preset before choosing it.
+
+    Attributes:
+        what: what the preset trains or computes, in one line.
+        minutes: how long it takes on `MACHINE`: measured, or in proportion to the steps of a measured preset with the
+            same networks. None if neither is known.
+        expect: the main numbers that it gives; "" if nobody has measured them.
+    """
+
+    what: str
+    minutes: float | None = None
+    expect: str = ""
+
+
+class Plan(NamedTuple):
+    """The amount of work that some settings ask for.
+
+    Attributes:
+        parts: number of runs, in words.
+        work: () -> how many units of work they are. Counting may read the data set.
+        unit: name of the unit; its time is what all presets of an experiment have in common.
+    """
+
+    parts: str
+    work: Callable[[], float]
+    unit: str
+
+
+def forecast(plan: Callable[[Any], Plan], config: Any, preset: Any, about: About | None) -> str:
+    """Say how many runs and steps some settings are, and about how long they take.
+
+    Args:
+        plan: settings -> their work.
+        config: the settings.
+        preset: the settings of the preset that they started from.
+        about: what is known about that preset.
+    """
+    planned = plan(config)
+    work = planned.work()
+    text = f"{planned.parts}: {work:,.0f} {planned.unit}"
+    if about is None or about.minutes is None:
+        return f"{text}; no time has been measured for this preset, but a run says soon how much is left"
+    same = {name: getattr(preset, name) for name in _WHERE if hasattr(preset, name)}
+    if dataclasses.replace(config, **same) == preset:
+        return f"{text}; about {duration(60 * about.minutes)} on {MACHINE}"
+    minutes = about.minutes * work / plan(preset).work()
+    return (
+        f"{text}; about {duration(60 * minutes)} on {MACHINE} if a step takes as long as in the preset, which takes "
+        f"{duration(60 * about.minutes)}"
+    )
+
+
+def describe_presets(
+    presets: Mapping[str, Any], about: Mapping[str, About], plan: Callable[[Any], Plan] | None, *, indent: str = "  "
+) -> str:
+    """List presets: what each is for, its runs, its time, and the numbers to expect.
+
+    Args:
+        presets: settings by name.
+        about: what is known about them, by name.
+        plan: settings -> their work; None leaves it out.
+        indent: text in front of each line.
+    """
+    longest = max(map(len, presets))
+    lines = []
+    for name, settings in presets.items():
+        known = about.get(name, About(""))
+        runs = "" if plan is None else plan(settings).parts
+        time = "" if known.minutes is None else duration(60 * known.minutes)
+        words = "; ".join(filter(None, (known.what, ", ".join(filter(None, (runs, time))), known.expect)))
+        front = f"{indent}{name:<{longest}}  "
+        lines += textwrap.wrap(words, WIDTH, initial_indent=front, subsequent_indent=" " * len(front)) or [front]
+    return "\n".join(lines)
