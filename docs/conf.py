@@ -9,7 +9,14 @@ author = "The nc_jax authors"
 copyright = "The nc_jax authors"
 release = version = importlib.metadata.version("nc_jax")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx-mathjax-offline",  # formulas render without a network
+    "sphinx.ext.viewcode",
+]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"nc_jax {release}"
@@ -19,12 +26,16 @@ myst_heading_anchors = 3
 
 autodoc_default_options = {"members": True, "member-order": "bysource", "special-members": "__call__"}
 autodoc_preserve_defaults = True
+autosummary_generate = False  # the lists at the top of the pages link to what stands below them
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 100
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
-# Signatures as they were written, without what Linen adds to them.
+# Signatures as a person would write them: shapes as FloatArray[dim, classes], and without what Linen adds to them.
+ARRAY = re.compile(
+    r"(Float|Int|Bool|Integer|Inexact|Shaped|Num)\[(?:Array|ndarray|np\.ndarray|numpy\.ndarray), '([^']*)'\]"
+)
 WRITTEN = [
     (
         r"Key\[jaxlib._jax.Array, ''\] \| UInt32\[jaxlib._jax.Array, '2'\] \| UInt32\[jaxlib._jax.Array, '4'\]",
@@ -43,10 +54,14 @@ MARKUP = re.compile(
 )
 
 
+def shaped(match):
+    return f"{match[1].replace('Integer', 'Int')}Array[{', '.join(match[2].split()) or '()'}]"
+
+
 def as_written(text):
     for found, written in WRITTEN:
         text = text and re.sub(found, written, text)
-    return text
+    return text and ARRAY.sub(shaped, text)
 
 
 def process_signature(app, what, name, obj, options, signature, returns):
@@ -56,6 +71,22 @@ def process_signature(app, what, name, obj, options, signature, returns):
 def process_docstring(app, what, name, obj, options, lines):
     text = as_written("\n".join(lines))
     lines[:] = MARKUP.sub(lambda match: f"\\{match[0]}" if match["bare"] else match[0], text).split("\n")
+    if what == "module":
+        lines += contents(obj)
+
+
+def contents(module):
+    """List what a module documents, with one line about each."""
+    public = getattr(module, "__all__", None) or [
+        key
+        for key, value in vars(module).items()
+        if not key.startswith("_")
+        and (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__ == module.__name__
+    ]
+    listed = [key for key in public if getattr(vars(module).get(key), "__doc__", None) and callable(vars(module)[key])]
+    names = [f"   {key}" for key in listed]
+    return ["", ".. autosummary::", "   :nosignatures:", "", *names, ""] if len(names) > 1 else []
 
 
 def skip_member(app, what, name, obj, skip, options):

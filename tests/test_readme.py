@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from nc_jax.methods import METHODS
+
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
 COMMANDS = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
@@ -16,6 +18,17 @@ COMMANDS = [line for language, block in BLOCKS if language == "bash" for line in
 def test_the_blocks_are_the_ones_that_the_tests_know():
     assert {language for language, _ in BLOCKS} == {"python", "bash"}
     assert [shlex.split(command, comments=True)[:2] for command in COMMANDS][:2] == [["make", "demo"], ["make", "test"]]
+
+
+def test_every_method_is_in_its_table():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("## The methods") : text.index("## Running experiments")]
+    assert set(re.findall(r"`([a-z-]+)`", table)) >= METHODS.keys()
+    for command in re.findall(r"`(python -m [^`]+)`", table):
+        program, _, name, flag, *methods = command.split()
+        assert (program, flag) == ("python", "--methods")
+        assert (ROOT / f"{name.replace('.', '/')}.py").is_file()
+        assert set(methods) <= METHODS.keys()
 
 
 @pytest.mark.slow
