@@ -25,6 +25,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks import harness
+from benchmarks.memory import peak_memory
 from nc_jax.frames import simplex_etf
 from nc_jax.metrics import ClassStatistics, collapse_metrics
 
@@ -237,14 +238,14 @@ def check_complete(config: Config, stats: ClassStatistics) -> None:
 
 
 def prepare_update(config: Config, size: int) -> Callable[[], Any]:
-    """Return a compiled update with its arguments. `harness.peak_memory` runs this in a new process."""
+    """Return a compiled update with its arguments. `benchmarks.memory.peak_memory` runs this in a new process."""
     stats = jax.block_until_ready(ClassStatistics.init(config.num_classes, config.dim))
     arguments = (stats, *jax.block_until_ready(make_batch(config, size)(0)))
     return functools.partial(update.lower(*arguments).compile(), *arguments)
 
 
 def prepare_metrics(config: Config) -> Callable[[], Any]:
-    """Return the compiled metrics with their arguments. `harness.peak_memory` runs this in a new process."""
+    """Return the compiled metrics with their arguments. `benchmarks.memory.peak_memory` runs this in a new process."""
     arguments = some_statistics(config), simplex_etf(config.num_classes, config.dim)
     return functools.partial(metrics_of.lower(*arguments).compile(), *arguments)
 
@@ -272,10 +273,10 @@ def run(config: Config) -> dict[str, Any]:
     rows = [time_batches(config, size) for size in config.batch_sizes]
     stats, frame = some_statistics(config), simplex_etf(config.num_classes, config.dim)
     metrics = harness.measure(metrics_of, stats, frame, repeats=config.repeats, budget=config.budget)
-    metrics_memory = harness.peak_memory(prepare_metrics, config)
+    metrics_memory = peak_memory(prepare_metrics, config)
     accumulator = sum(leaf.nbytes for leaf in stats)
     for row in rows:
-        memory = harness.peak_memory(prepare_update, config, row["batch"])
+        memory = peak_memory(prepare_update, config, row["batch"])
         row |= {
             "peak_bytes": memory.peak,
             "planned_bytes": memory.planned,

@@ -14,7 +14,7 @@ Checked   against float64: every gradient to 1e-3. A peer that misses this gets 
 Backward  is a separate program. It receives a cotangent and the residuals of the forward pass (for our solvers: the
           solution, and the decomposition that shows whether it is unique). The dense formula receives the solution.
           The time of forward + backward in one program shows that no work was moved from one to the other.
-Memory    peak of one forward + backward in a new process (`harness.peak_memory`), including results.
+Memory    peak of one forward + backward in a new process (`benchmarks.memory.peak_memory`), including results.
 """
 
 import dataclasses
@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import harness, ours
 from benchmarks.declarative import dense_backward, needed_bytes
+from benchmarks.memory import peak_memory
 from benchmarks.problems import Problem, make_problem
 from nc_jax.arrays import matmul, transpose
 from nc_jax.manifolds import Stiefel
@@ -45,7 +46,7 @@ Frame = Callable[..., jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(harness.Options):
+class Config(harness.SolverOptions):
     """Settings of the benchmark.
 
     Attributes:
@@ -55,12 +56,7 @@ class Config(harness.Options):
         dense_limit: largest memory in GB for which the dense formula is run.
         whole_limit: largest d (K - 1) for which the dense formula is run with the whole Hessian.
         memory: names in `METHODS`, or that of the dense formula, whose memory is measured.
-        precisions: precisions of matrix products, see `jax.default_matmul_precision`.
         conditions: condition numbers at which exactness is checked, too.
-        repeats: timed calls of each program.
-        budget: seconds after which a program gets no more timed calls, if it has had `minimum` of them.
-        minimum: least number of timed calls of each program.
-        seed: random seed of the problems.
     """
 
     sizes: tuple[tuple[int, int], ...] = ((64, 10), (128, 10), (512, 10), (512, 100), (2048, 1000))
@@ -75,12 +71,8 @@ class Config(harness.Options):
     dense_limit: float = 6.0  # (512, 100) takes 2.1 GB
     whole_limit: int = 1200  # (128, 10) has 1152
     memory: tuple[str, ...] = (*methods, DENSE)
-    precisions: tuple[str, ...] = ("highest",)
     conditions: tuple[float, ...] = (1.0, 1e3)  # 1: collapsed means, with equal singular values; 1e3: end of the claim
-    repeats: int = 20
     budget: float = 10.0
-    minimum: int = 2
-    seed: int = 0
 
 
 PRESETS = {
@@ -237,9 +229,7 @@ def time_methods(problem: Problem, dense: bool, config: Config) -> list[dict[str
             rows[name] |= {"refused": str(error), "error": harness.relative_error(result, problem.gradient)}
         return "refused" not in rows[name]
 
-    timings = harness.compare(
-        functions, repeats=config.repeats, budget=config.budget, minimum=config.minimum, check=check
-    )
+    timings = config.compare(functions, check)
     for name, row in rows.items():
         parts = {part: timing for (other, part), timing in timings.items() if other == name}
         if "refused" in row or not parts:
@@ -250,7 +240,7 @@ def time_methods(problem: Problem, dense: bool, config: Config) -> list[dict[str
         for method in config.memory:
             name = ours.label(method, precision, config.precisions)
             if method in config.methods or (method, "backward") in functions:
-                memory = harness.peak_memory(prepare, problem, method, precision)
+                memory = peak_memory(prepare, problem, method, precision)
                 rows[name] |= {f"memory_{key}": value for key, value in memory._asdict().items()}
     return list(rows.values())
 
@@ -299,7 +289,7 @@ def pull_back(residuals: Any, cotangent) -> jax.Array:
 
 
 def prepare(problem: Problem, method: str, precision: str) -> Callable[[], Any]:
-    """Return one compiled forward + backward (dense formula: backward only), for `harness.peak_memory`."""
+    """Return one compiled forward + backward (dense formula: backward only), for `benchmarks.memory.peak_memory`."""
     if method == DENSE:
         return dense_backward(problem, problem.rotation.astype(np.float32))
     inputs = (jnp.asarray(problem.cotangent), *ours.inputs_of(problem))

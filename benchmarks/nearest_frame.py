@@ -41,7 +41,7 @@ STOP = 10 * float(np.finfo(np.float32).eps)  # the default of TrustRegionOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(harness.Options):
+class Config(harness.SolverOptions):
     """Settings of the benchmark.
 
     Attributes:
@@ -50,12 +50,7 @@ class Config(harness.Options):
         peers: names in `peers.PEERS`.
         geojax_limit: largest K for geojax, whose retraction needs the exponential of a 2 K x 2 K matrix.
         cold_peer_limit: largest K at which the peers also solve from a cold start; at 1000 this takes minutes.
-        precisions: precisions of matrix products, see `jax.default_matmul_precision`.
         condition: condition number at which exactness is checked, too.
-        repeats: timed calls of each program.
-        budget: seconds after which a program gets no more timed calls, if it has had `minimum` of them.
-        minimum: least number of timed calls of each program.
-        seed: random seed of the problems.
     """
 
     sizes: tuple[tuple[int, int], ...] = ((64, 10), (128, 10), (512, 10), (512, 100), (2048, 1000))
@@ -63,12 +58,7 @@ class Config(harness.Options):
     peers: tuple[str, ...] = tuple(PEERS)
     geojax_limit: int = 100
     cold_peer_limit: int = 100
-    precisions: tuple[str, ...] = ("highest",)
     condition: float = 1e3
-    repeats: int = 20
-    budget: float = 15.0
-    minimum: int = 2
-    seed: int = 0
 
 
 PRESETS = {
@@ -132,9 +122,7 @@ def time_solvers(problem: Problem, start: str, peers: list[str], config: Config)
             return False
         return True
 
-    timings = harness.compare(
-        functions, repeats=config.repeats, budget=config.budget, minimum=config.minimum, check=check
-    )
+    timings = config.compare(functions, check)
     for name, timing in timings.items():
         rows[name] |= timing.row()
     return list(rows.values())

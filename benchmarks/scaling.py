@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from benchmarks import harness, ours
+from benchmarks.memory import Memory, peak_memory
 from benchmarks.problems import Problem, make_problem
 from nc_jax.nearest import NearestFrame
 
@@ -35,7 +36,7 @@ BOTH = "forward + backward"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(harness.Options):
+class Config(harness.SolverOptions):
     """Settings of the benchmark.
 
     Attributes:
@@ -45,11 +46,6 @@ class Config(harness.Options):
         dims: the values of d for this K.
         fit_from: smallest d and smallest K that are used to fit the exponents.
         memory: pairs (d, K) at which peak memory is measured.
-        precisions: precisions of matrix products, see `jax.default_matmul_precision`.
-        repeats: timed calls of each program.
-        budget: seconds after which a program gets no more timed calls, if it has had `minimum` of them.
-        minimum: least number of timed calls of each program.
-        seed: random seed of the problems.
     """
 
     dim: int = 2048
@@ -58,11 +54,7 @@ class Config(harness.Options):
     dims: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192)
     fit_from: tuple[int, int] = (512, 100)
     memory: tuple[tuple[int, int], ...] = (KEY_SIZE,)
-    precisions: tuple[str, ...] = ("highest",)
-    repeats: int = 20
-    budget: float = 15.0
     minimum: int = 3
-    seed: int = 0
 
 
 PRESETS = {
@@ -109,7 +101,7 @@ def time_size(problem: Problem, config: Config) -> list[dict[str, Any]]:
     """Return one row per program at one size, all timed in turns with the product."""
     rows: dict[str, dict[str, Any]] = {}
     functions: dict[str, Callable[[], Any]] = {}
-    memory: dict[str, harness.Memory] = {}
+    memory: dict[str, Memory] = {}
     inputs, cotangent = ours.inputs_of(problem), jnp.asarray(problem.cotangent)
     means = inputs[0]
     for precision in config.precisions:
@@ -121,7 +113,7 @@ def time_size(problem: Problem, config: Config) -> list[dict[str, Any]]:
                 precision, forward_and_backward, solver, cotangent, *inputs
             )
             if (problem.dim, problem.num_classes) in config.memory:
-                memory[label(f"{solver}: {BOTH}")] = harness.peak_memory(prepare, problem, solver, precision)
+                memory[label(f"{solver}: {BOTH}")] = peak_memory(prepare, problem, solver, precision)
     for name in functions:
         rows[name] = {"d": problem.dim, "K": problem.num_classes, "program": name}
 
@@ -129,9 +121,7 @@ def time_size(problem: Problem, config: Config) -> list[dict[str, Any]]:
         rows[name] |= check_result(name, problem, result)
         return True
 
-    timings = harness.compare(
-        functions, repeats=config.repeats, budget=config.budget, minimum=config.minimum, check=check
-    )
+    timings = config.compare(functions, check)
     for name, timing in timings.items():
         product = timings[PRODUCT + name[len(name.partition(", ")[0]) :]]  # at the same precision
         rows[name] |= timing.row() | {"products": harness.ratio(timing, product)}
@@ -163,7 +153,7 @@ def forward_and_backward(solver: ours.SolverName, cotangent, means, *rest) -> tu
 
 
 def prepare(problem: Problem, solver: ours.SolverName, precision: str) -> Callable[[], Any]:
-    """Return one compiled forward + backward, for `harness.peak_memory`."""
+    """Return one compiled forward + backward, for `benchmarks.memory.peak_memory`."""
     inputs = (jnp.asarray(problem.cotangent), *ours.inputs_of(problem))
     with jax.default_matmul_precision(precision):
         return partial(forward_and_backward.lower(solver, *inputs).compile(), *inputs)

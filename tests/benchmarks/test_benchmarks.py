@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks import declarative, harness, implicit_gradient, nearest_frame, peers, problems, scaling, table
+from benchmarks.memory import peak_memory
 
 pytestmark = pytest.mark.benchmark
 
@@ -82,7 +83,7 @@ def prepare_product(size: int):
 
 def test_the_memory_meter_sees_a_known_product():
     size, matrix = 1500, 4 * 1500**2
-    memory = harness.peak_memory(prepare_product, size)
+    memory = peak_memory(prepare_product, size)
     assert memory.planned == pytest.approx(2 * matrix, rel=0.01)
     # The peak may exceed the plan by the packing buffers of matrix products and by pages touched for the first time.
     assert 1.9 * matrix < memory.peak < 2 * matrix + 20e6
