@@ -3,10 +3,6 @@
 from nc_jax.metrics.collapse import (
     bias_collapse,
     collapse_metrics,
-    equiangle,
-    equinorm,
-    etf_distance,
-    maximal_angle,
     nearest_centre_agreement,
     self_duality,
     within_class_collapse,
@@ -21,6 +17,7 @@ from nc_jax.metrics.geometry import (
 )
 from nc_jax.metrics.hierarchy import HierarchyStatistics, similarity_errors
 from nc_jax.metrics.margins import MarginSummary, MarginSums, cosine_margins, logit_margins
+from nc_jax.metrics.simplex import equiangle, equinorm, etf_distance, maximal_angle
 from nc_jax.metrics.statistics import Agreement, Centre, ClassMoments, ClassStatistics
 
 __all__ = [

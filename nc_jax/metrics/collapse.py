@@ -32,7 +32,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
+from nc_jax.arrays import at_least_float32, matmul, transpose
+from nc_jax.metrics.simplex import checked_vectors, distance_to_simplex, equiangle, equinorm, etf_distance
 from nc_jax.metrics.statistics import Agreement, Centre, ClassStatistics
 
 Variability = Literal["pinv", "quotient", "cdnv"]
@@ -105,36 +106,6 @@ def within_class_collapse(
     return jnp.where(jnp.any(kept), jnp.sum(ratios), jnp.nan)
 
 
-def etf_distance(
-    vectors: Float[Array, "dim classes"], present: Bool[Array, " classes"] | None = None
-) -> Float[Array, ""]:
-    r"""NC2: distance of class vectors from a simplex equiangular tight frame (ETF) of any size and orientation.
-
-    .. math:: \left\| \frac{W^\top W}{\|W^\top W\|_F} - \frac{I - 1 1^\top / K}{\sqrt{K - 1}} \right\|_F
-
-    The distance compares Gram matrices of unit Frobenius norm. W holds the class vectors as columns.
-
-    Args:
-        vectors: class vectors as columns, shape (d, K): the frame of a classifier, or `stats.centred_means()`.
-        present: True for columns that count, shape (K,); None: all columns count.
-
-    Returns:
-        A number in [0, sqrt(2)] without unit; 0 for a simplex ETF, which requires d >= K - 1. NaN if fewer than two
-        columns count or if all of them are zero.
-
-    Raises:
-        ValueError: if `vectors` is not a matrix with at least two columns, or `present` does not have shape (K,).
-
-    Example:
-        >>> float(etf_distance(jnp.array([[1.0, -0.5, -0.5], [0.0, 0.75**0.5, -(0.75**0.5)]]))) < 1e-6
-        True
-
-    Reference: Zhu et al. (2021), released program (ETF_metric); on centred means, the NC2 of rhubarbwu/neural-collapse.
-    """
-    vectors, present = _checked(vectors, present)
-    return _distance_to_simplex(matmul(transpose(vectors), vectors), present)
-
-
 def self_duality(
     frame: Float[Array, "dim classes"],
     stats: ClassStatistics,
@@ -171,10 +142,10 @@ def self_duality(
     if form not in get_args(Duality):
         raise ValueError(f"form must be one of {', '.join(get_args(Duality))}; got {form!r}")
     _check_frame(frame, stats)
-    frame, present = _checked(frame, stats.present)
+    frame, present = checked_vectors(frame, stats.present)
     centred = stats.centred_means(centre)
     if form == "product":
-        return _distance_to_simplex(matmul(transpose(frame), centred), present)
+        return distance_to_simplex(matmul(transpose(frame), centred), present)
     return jnp.linalg.norm(frame / jnp.linalg.norm(frame) - centred / jnp.linalg.norm(centred))
 
 
@@ -224,7 +195,7 @@ def nearest_centre_agreement(
         )
     if labels is not None and labels.shape != features.shape[:1]:
         raise ValueError(f"labels must have shape {features.shape[:1]} like the features; got {labels.shape}")
-    means, present = _checked(class_means, present)
+    means, present = checked_vectors(class_means, present)
     features = at_least_float32(features)
     logits = matmul(features, at_least_float32(frame)) + _checked_bias(bias, frame)
     # ||h - mu||^2 without ||h||^2, which is the same for all classes. Features and means are shifted by the mean of the
@@ -264,86 +235,6 @@ def bias_collapse(
     if global_mean.shape != frame.shape[:1]:
         raise ValueError(f"global_mean must have shape {frame.shape[:1]} like the frame; got {global_mean.shape}")
     return jnp.linalg.norm(matmul(global_mean, at_least_float32(frame)) + _checked_bias(bias, frame))
-
-
-def equinorm(
-    vectors: Float[Array, "dim classes"],
-    present: Bool[Array, " classes"] | None = None,
-    ddof: int = 0,  # the K classes are all classes, not a sample; the released program of FNO uses 1 (torch.std)
-) -> Float[Array, ""]:
-    """NC2: standard deviation of the norms of class vectors, divided by their mean. 0 if all have the same norm.
-
-    Args:
-        vectors: class vectors as columns, shape (d, K): the frame of a classifier, or `stats.centred_means()`.
-        present: True for columns that count, shape (K,); None: all columns count.
-        ddof: the variance divides by the number of columns minus ddof. 0: population variance; 1: sample variance.
-
-    Returns:
-        A ratio >= 0 without unit. NaN if all vectors are zero, or if at most ddof columns count.
-
-    Raises:
-        ValueError: if `vectors` is not a matrix with at least two columns, or `present` does not have shape (K,).
-
-    Reference: Papyan, Han and Donoho (2020).
-    """
-    vectors, present = _checked(vectors, present)
-    norms = safe_norm(vectors, axis=0)[0]
-    return _masked_std(norms, present, ddof) / jnp.mean(norms, where=present)
-
-
-def equiangle(
-    vectors: Float[Array, "dim classes"],
-    present: Bool[Array, " classes"] | None = None,
-    ddof: int = 0,  # the pairs are all pairs, not a sample; the released program of FNO uses 1 (torch.std)
-) -> Float[Array, ""]:
-    """NC2: standard deviation of the cosines of all pairs of class vectors. 0 if all pairs have the same angle.
-
-    Args:
-        vectors: class vectors as columns, shape (d, K): the frame of a classifier, or `stats.centred_means()`.
-        present: True for columns that count, shape (K,); None: all columns count.
-        ddof: the variance divides by the number of pairs minus ddof. 0: population variance; 1: sample variance.
-
-    Returns:
-        A difference of cosines, in [0, 1] for ddof=0. NaN if a vector that counts is zero, or if at most ddof pairs
-        count.
-
-    Raises:
-        ValueError: if `vectors` is not a matrix with at least two columns, or `present` does not have shape (K,).
-
-    Reference: Papyan, Han and Donoho (2020).
-    """
-    cosines, pairs = _pair_cosines(*_checked(vectors, present))
-    return _masked_std(cosines, pairs, ddof)
-
-
-def maximal_angle(
-    vectors: Float[Array, "dim classes"],
-    present: Bool[Array, " classes"] | None = None,
-    target: float | None = None,  # None: -1/(K-1), the cosine of the widest common angle that K vectors can have
-    signed: bool = False,  # as Papyan, Han and Donoho (2020); the released program of FNO uses the signed mean
-) -> Float[Array, ""]:
-    r"""NC2: mean over pairs of class vectors of :math:`|\cos(w_i, w_j) - \text{target}|`. 0 means perfect collapse.
-
-    Args:
-        vectors: class vectors as columns, shape (d, K): the frame of a classifier, or `stats.centred_means()`.
-        present: True for columns that count, shape (K,); None: all columns count.
-        target: cosine that every pair should have. None: -1/(K-1), that of a simplex. 0.0: that of an orthogonal frame.
-        signed: average the differences without the absolute value. Positive and negative differences then cancel, so a
-            value of 0 does not prove collapse.
-
-    Returns:
-        A difference of cosines, in [0, 2] ([-2, 2] if signed). NaN if a vector that counts is zero, or if fewer than
-        two count.
-
-    Raises:
-        ValueError: if `vectors` is not a matrix with at least two columns, or `present` does not have shape (K,).
-
-    Reference: Papyan, Han and Donoho (2020). The released program of Liang and Davis (2023) applies it to class means.
-    """
-    vectors, present = _checked(vectors, present)
-    cosines, pairs = _pair_cosines(vectors, present)
-    gaps = cosines - (-1 / (jnp.sum(present.astype(cosines.dtype)) - 1) if target is None else target)
-    return jnp.mean(gaps if signed else jnp.abs(gaps), where=pairs)
 
 
 def collapse_metrics(
@@ -396,17 +287,6 @@ def collapse_metrics(
     }
 
 
-def _checked(vectors: Array, present: Array | None) -> tuple[Array, Array]:
-    """Return the vectors in at least float32, with zero columns where they do not count, and the mask."""
-    if vectors.ndim != 2 or vectors.shape[1] < 2:
-        raise ValueError(f"class vectors must have shape (dim, classes) with classes >= 2; got {vectors.shape}")
-    if present is None:
-        return at_least_float32(vectors), jnp.ones(vectors.shape[1], bool)
-    if present.shape != vectors.shape[1:]:
-        raise ValueError(f"present must have shape {vectors.shape[1:]}, one entry per class; got {present.shape}")
-    return jnp.where(present, at_least_float32(vectors), 0), present
-
-
 def _check_frame(frame: Array, stats: ClassStatistics) -> None:
     if frame.shape != stats.means.shape:
         raise ValueError(f"frame must have shape {stats.means.shape} like the class means; got {frame.shape}")
@@ -418,25 +298,6 @@ def _checked_bias(bias: Array | None, frame: Array) -> Array | float:
     if bias.shape != frame.shape[1:]:
         raise ValueError(f"bias must have shape {frame.shape[1:]}, one entry per class; got {bias.shape}")
     return bias
-
-
-def _distance_to_simplex(product: Array, present: Array) -> Array:
-    """Frobenius distance between a K x K product and the present classes' simplex Gram matrix, both normalised."""
-    mask = present.astype(product.dtype)
-    num_present = jnp.sum(mask)
-    simplex = (jnp.diag(mask) - jnp.outer(mask, mask) / num_present) / jnp.sqrt(num_present - 1)
-    return jnp.linalg.norm(product / jnp.linalg.norm(product) - simplex)
-
-
-def _pair_cosines(vectors: Array, present: Array) -> tuple[Array, Array]:
-    """Return all cosines, shape (K, K), and the mask of the pairs i < j that count."""
-    directions = vectors / jnp.where(present, safe_norm(vectors, axis=0), 1)
-    return matmul(transpose(directions), directions), jnp.triu(jnp.outer(present, present), 1)
-
-
-def _masked_std(values: Array, mask: Array, ddof: int) -> Array:
-    squares = jnp.sum(jnp.where(mask, values - jnp.mean(values, where=mask), 0) ** 2)
-    return jnp.sqrt(squares / jnp.maximum(jnp.sum(mask) - ddof, 0))
 
 
 def _pairwise_variance_ratio(stats: ClassStatistics) -> Array:
