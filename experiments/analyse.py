@@ -10,6 +10,7 @@ Data      directories of runs of other experiments, runs/nearest_etf/20261126-13
 """
 
 import dataclasses
+import importlib
 import re
 import statistics
 import sys
@@ -93,7 +94,8 @@ def run(config: Config) -> dict[str, Any]:
 
 def _compare(config: Config) -> dict[str, Any]:
     runs = load(config.runs)
-    columns = columns_of(runs, config.metrics)
+    own = getattr(importlib.import_module(f"experiments.{runs[0].experiment}"), "COLUMNS", ())
+    columns = columns_of(runs, config.metrics, own)
     rows = [row for row in runs[0].results if all(row in run.results for run in runs)]
     if not rows:
         has = "; ".join(f"{run.name} has ({'), ('.join(map(label, list(run.results)[:4]))}), ..." for run in runs)
@@ -126,16 +128,12 @@ def _curves(
         lines = read_metrics(path) if path.is_file() else []
         log += [line | {"run": f"{run.name}/{line['run']}"} for line in lines]
         there = {line["run"] for line in lines}
-        for case, variant, method in rows:
-            title = METHODS[method].title if method in METHODS else method
-            row_name = ", ".join(filter(None, (variant, title, run.name)))
-            # Comparisons name their runs by safe characters, other experiments by the case as it is.
-            names = dict.fromkeys(
-                "-".join(filter(None, parts)) for parts in ((slug(case), slug(variant), method), (case, method))
-            )
-            found = [f"{name}-seed{seed}" for name in names for seed in run.results[case, variant, method]]
-            groups[row_name] = [f"{run.name}/{name}" for name in found if name in there]
-            of[row_name] = (run.name, ", ".join(filter(None, (variant, title))))
+        for row in rows:
+            _, variant, method = row
+            title = label(("", variant, method))
+            drawn = f"{title}, {run.name}"
+            groups[drawn] = [f"{run.name}/{name}" for name in run.names[row] if name in there]
+            of[drawn] = (run.name, title)
     there = {name for line in log for name in line}
     panels = [(c.key, c.panel, c.scale) for c in columns if c.panel is not None and c.key in there] or _panels(there)
     groups = {name: names for name, names in groups.items() if names}
@@ -183,8 +181,9 @@ def _statistics(config: Config) -> dict[str, Any]:
     path = directory / f"curves.{config.picture_format}"
     plots.curves(path, log, groups, [panel for panel in panels if found[panel[0]]], config.unit, _looks(groups))
     report.picture(path)
-    report.write({"statistics": found, "directory": str(directory)})
-    return {"statistics": found, "directory": str(directory)}
+    summary = {"statistics": found, "directory": str(directory)}
+    report.write(summary)
+    return summary
 
 
 def _looks(groups: dict[str, list[str]]) -> dict[str, plots.Look]:

@@ -139,7 +139,7 @@ def run(config: Config) -> dict[str, Any]:
             bar.advance(0, f"{what} {case}")
             found[what, case] = ledger.once({"what": what, "case": case}, compute)
             bar.advance(1, f"{what} {case}")
-    pictures = [directory / f"{name}.{config.picture_format or 'png'}" for name in ("slice", "minority")]
+    pictures = [config.picture(directory, name) for name in ("slice", "minority")]
     landscape_plots.slice_of_a_landscape(pictures[0], **found["slice", ""])
     minority = found["minority", ""]
     curves = {name: minority[name] for name in ("decays", "angles", "norms")}

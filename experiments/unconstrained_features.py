@@ -179,7 +179,7 @@ def run(config: Config) -> dict[str, Any]:
     }
     for case in config.cases:
         groups = {name: [run_name(case, name, seed) for seed in range(config.seeds)] for name in config.methods}
-        plots.curves(directory / picture(config, case), rows, groups, PANELS, unit="step")
+        plots.curves(picture(config, directory, case), rows, groups, PANELS, unit="step")
     summary = {"cases": values, "steps": config.descent.steps, "directory": str(directory)}
     report(config, summary, directory)
     return summary
@@ -190,9 +190,9 @@ def run_name(case: str, name: str, seed: int) -> str:
     return f"{case}-{name}-seed{seed}"
 
 
-def picture(config: Config, case: str) -> str:
-    """Return the name of a case's plot."""
-    return f"{case.replace(':', '-')}.{config.picture_format or 'png'}"
+def picture(config: Config, directory: Path, case: str) -> Path:
+    """Return the path of a case's plot."""
+    return config.picture(directory, case.replace(":", "-"))
 
 
 def descend(config: Config, log: MetricsLog, key: dict[str, Any], descent: Descent) -> dict[str, float]:
@@ -233,7 +233,7 @@ def report(config: Config, summary: dict[str, Any], directory: Path) -> None:
             status = max(heads[base]["solve_status"])
             ended = describe(status) if math.isfinite(status) else "diverged"
             report.say([f"Inner solves of the nearest head, worst of all steps: {ended}."])
-        report.picture(directory / picture(config, case))
+        report.picture(picture(config, directory, case))
     report.write(summary)
 
 

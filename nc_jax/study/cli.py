@@ -50,7 +50,12 @@ class RunOptions:
     picture_format: Literal["png", "pdf", "svg"] | None = None
     preset: tyro.conf.Suppress[str] = "default"
 
+    def picture(self, directory: Path, name: str) -> Path:
+        """Return the path of a picture, with the suffix of its file format."""
+        return directory / f"{name}.{self.picture_format or 'png'}"
 
+
+WHERE = tuple(field.name for field in dataclasses.fields(RunOptions))  # settings that do not change what is computed
 Config = TypeVar("Config")
 
 # What a user can cause and mend, as training's NonFiniteError: it ends in one sentence and status 2. Anything else is a
@@ -96,9 +101,10 @@ def main(
             _check_run(config, start)
         if check is not None and getattr(config, "resume", None) is None:
             check(config, start)
-        if getattr(config, "dry_run", False):
+        if isinstance(config, RunOptions) and config.dry_run:
+            asked = dataclasses.replace(config, **{name: getattr(start, name) for name in WHERE})
             known = (about or {}).get(preset)
-            print("this program has no plan" if plan is None else forecast(plan, config, start, known))
+            print("this program has no plan" if plan is None else forecast(plan, asked, start, known))
             return
         if getattr(config, "distributed", False):
             jax.distributed.initialize()

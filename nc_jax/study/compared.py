@@ -1,17 +1,16 @@
 """Finished runs read back, to be set beside each other: what differs in their settings, and in their results."""
 
-import importlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nc_jax.methods import METHODS
+from nc_jax.study.cli import WHERE
 from nc_jax.study.ledger import Ledger
 from nc_jax.study.tables import Column, Table, comparison_tables, named
 from nc_jax.study.verdict import verdicts
 
-IGNORED = ("workdir", "resume", "config", "dry_run", "distributed", "picture_format", "preset")  # where, not what
 Row = tuple[str, str, str]  # case, variant of the settings, method
 
 
@@ -24,6 +23,7 @@ class Saved(NamedTuple):
         experiment: name of the run's experiment.
         settings: values by dotted name, with the version of the code and of JAX and the device.
         results: the numbers of each row of the table, by seed.
+        names: names of each row's runs in metrics.jsonl.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Saved(NamedTuple):
     experiment: str
     settings: dict[str, Any]
     results: dict[Row, dict[int, dict[str, Any]]]
+    names: dict[Row, list[str]]
 
 
 def load(directories: Sequence[Path]) -> list[Saved]:
@@ -59,20 +60,23 @@ def _load(directory: Path, name: str) -> Saved:
     settings |= {"code": about.get("commit"), "jax": about.get("versions", {}).get("jax")}
     settings["device"] = about.get("device", {}).get("kind")
     results: dict[Row, dict[int, dict[str, Any]]] = {}
+    names: dict[Row, list[str]] = {}
     for key, found in Ledger(directory / "results.jsonl").items():
         if "method" not in key or "seed" not in key:
             continue
-        if key.get("run", f"-seed{key['seed']}").endswith(f"-seed{key['seed']}"):  # others choose a learning rate
-            row = (str(key["case"]), str(key.get("variant", "")), str(key["method"]))
+        row = (str(key["case"]), str(key.get("variant", "")), str(key["method"]))
+        run = key.get("run", f"{row[0]}-{row[2]}-seed{key['seed']}")  # experiments without variants name no run
+        if run.endswith(f"-seed{key['seed']}"):  # others choose a learning rate
             results.setdefault(row, {})[int(key["seed"])] = found
+            names.setdefault(row, []).append(run)
     if not results:
         raise ValueError(f"a run that can be compared has results by method and seed; got {directory}, without")
-    return Saved(name, directory, document["experiment"], settings, results)
+    return Saved(name, directory, document["experiment"], settings, results, names)
 
 
 def _flat(settings: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
-        if not path and name in IGNORED:
+        if not path and name in WHERE:
             continue
         if isinstance(value, dict):
             yield from _flat(value, f"{path}{name}.")
@@ -92,12 +96,13 @@ def settings_table(runs: Sequence[Saved]) -> Table:
     return Table(title, ["", *(run.name for run in runs)], rows)
 
 
-def columns_of(runs: Sequence[Saved], names: Sequence[str]) -> list[Column]:
+def columns_of(runs: Sequence[Saved], names: Sequence[str], own: Sequence[Column]) -> list[Column]:
     """Return the metrics to compare: those that are named, or the experiment's own, or all numbers.
 
     Args:
         runs: the runs to compare.
         names: names of metrics; empty leaves the choice to the experiment.
+        own: the metrics of the experiment's own tables; empty if it does not say.
 
     Raises:
         ValueError: if a metric is in none of the runs.
@@ -113,7 +118,6 @@ def columns_of(runs: Sequence[Saved], names: Sequence[str]) -> list[Column]:
     unknown = [name for name in names if name not in there]
     if unknown:
         raise ValueError(f"metrics must be among {', '.join(there)}; got {', '.join(unknown)}")
-    own = getattr(importlib.import_module(f"experiments.{runs[0].experiment}"), "COLUMNS", ())
     known = {column.key: column for column in named(own, runs[0].settings.get("target_accuracy") or 0)}
     return [known.get(name, Column(name, name, 4)) for name in names or (known or there)]
 

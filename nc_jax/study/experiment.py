@@ -30,7 +30,6 @@ class Scene(NamedTuple):
         directory: directory of the pictures.
         log: lines of metrics.jsonl, of all runs.
         columns: metrics of the tables.
-        picture_format: suffix of the pictures' files.
     """
 
     case: str
@@ -38,7 +37,6 @@ class Scene(NamedTuple):
     directory: Path
     log: list[dict[str, Any]]
     columns: Sequence[Column]
-    picture_format: str = "png"
 
     @property
     def rows(self) -> dict[str, list[Found]]:
@@ -63,12 +61,11 @@ class Scene(NamedTuple):
 
     def path(self, name: str) -> Path:
         """Return the path of a picture."""
-        return self.directory / f"{name}.{self.picture_format}"
+        return self.groups[0].settings.picture(self.directory, name)
 
 
-Picture = Callable[
-    [Scene], Path | None
-]  # draws, and returns the path of what it has drawn; None where it draws nothing
+# Draws, and returns the path of what it has drawn; None where it draws nothing.
+Picture = Callable[[Scene], Path | None]
 
 
 def curves(scene: Scene) -> Path | None:
@@ -182,7 +179,7 @@ def finish(experiment: Experiment, config: Comparison, directory: Path) -> dict[
         below = directory / slug(case) if len(results.rows) > 1 else directory
         below.mkdir(exist_ok=True)
         columns = named(experiment.columns, results.groups[case][0].settings.target_accuracy)
-        scene = Scene(case, results, below, log, columns, config.picture_format or "png")
+        scene = Scene(case, results, below, log, columns)
         values, base = results.values(case), _baseline(experiment, scene)
         said = [] if base is None else verdicts(values, columns, base, _rivals(experiment, scene, base))
         notes = _usual_notes(scene) + experiment.notes(scene)

@@ -8,10 +8,9 @@ import numpy as np
 import scipy.cluster.hierarchy
 import scipy.spatial.distance
 from matplotlib import colormaps
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nc_jax.study.plots import save
+from nc_jax.study.plots import grid, save
 
 COSINES = colormaps["RdBu_r"].with_extremes(bad="0.8")  # the diagonal, which is one by definition, is grey
 MOST_NAMES = 30  # classes up to which their names fit on an axis
@@ -28,8 +27,7 @@ def cosine_matrices(
         target: the cosine that every pair of different classes should have, named in the title.
         class_names: K names, for the axes.
     """
-    figure = Figure(figsize=(4 * len(matrices), 4.1), layout="constrained")
-    axes: Any = figure.subplots(1, len(matrices), squeeze=False)
+    figure, axes = grid(len(matrices), len(matrices), (4.0, 4.1), (0.0, 0.0))
     image = None
     for axis, (name, matrix) in zip(axes.flat, matrices.items(), strict=True):
         diagonal = np.eye(len(matrix), dtype=bool)
@@ -56,10 +54,7 @@ def confusion(path: Path, matrices: Mapping[str, np.ndarray], class_names: Seque
         matrices: counts (K, K) per method, true classes in rows.
         class_names: K names, for the axes.
     """
-    columns = min(len(matrices), 4)
-    lines = -(-len(matrices) // columns)
-    figure = Figure(figsize=(3.9 * columns, 3.9 * lines + 0.4), layout="constrained")
-    axes: Any = figure.subplots(lines, columns, squeeze=False)
+    figure, axes = grid(len(matrices), 4, (3.9, 3.9))
     shares = {name: counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) for name, counts in matrices.items()}
     # Right answers are left out: beside them, the mistakes would all have the same colour.
     mistakes = {name: np.where(np.eye(len(share), dtype=bool), np.nan, share) for name, share in shares.items()}
@@ -73,8 +68,6 @@ def confusion(path: Path, matrices: Mapping[str, np.ndarray], class_names: Seque
         axis.set_xlabel("taken for", fontsize=8)
     for line in axes:
         line[0].set_ylabel("class", fontsize=8)
-    for axis in axes.flat[len(mistakes) :]:
-        axis.axis("off")
     if image is not None:
         figure.colorbar(image, ax=axes, shrink=0.8, format="{x:.1%}")
     figure.suptitle("confusions on the test set, as shares of each class", fontsize=11)
@@ -100,10 +93,7 @@ def wanted_cosines(
     shown = {"wanted": wanted} | {name: matrix for name, matrix in found.items() if matrix.size}
     # Classes in the order of a clustering, so that the tree is seen as blocks.
     order = _leaf_order(wanted)
-    columns = min(len(shown), 4)
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(3 * columns, 3.2 * rows + 0.4), layout="constrained")
-    axes: Any = figure.subplots(rows, columns, squeeze=False)
+    figure, axes = grid(len(shown), 4, (3.0, 3.2))
     # The diagonal is one by definition. Without it the wanted cosines, which are small, have colours of their own.
     pairs = ~np.eye(len(wanted), dtype=bool)
     highest = float(np.ceil(10 * np.percentile(np.abs([matrix[pairs] for matrix in shown.values()]), 99)) / 10) or 1.0
@@ -118,8 +108,6 @@ def wanted_cosines(
         else:
             axis.set_xticks([])
             axis.set_yticks([])
-    for axis in axes.flat[len(shown) :]:
-        axis.axis("off")
     if image is not None:
         figure.colorbar(image, ax=axes, shrink=0.7, extend="both")
     what = "classes in the order of the tree" if len(wanted) > MOST_NAMES else "classes clustered"
@@ -139,10 +127,9 @@ def heat_maps(
         columns: what stands below the columns.
         labels: names of the vertical and of the horizontal axis.
     """
-    width, height = 0.5 + 0.8 * len(columns), 1.0 + 0.5 * len(rows)
-    figure = Figure(figsize=(width * len(tables), height), layout="constrained")
-    axes: Any = figure.subplots(1, len(tables), squeeze=False, sharey=True)[0]
-    for axis, (title, values) in zip(axes, tables.items(), strict=True):
+    size = (0.5 + 0.8 * len(columns), 1.0 + 0.5 * len(rows))
+    figure, axes = grid(len(tables), len(tables), size, (0.0, 0.0), sharey=True)
+    for axis, (title, values) in zip(axes.flat, tables.items(), strict=True):
         axis.imshow(values, cmap="viridis", aspect="auto")
         middle = (values.min() + values.max()) / 2
         for row, column in np.ndindex(*values.shape):
@@ -152,7 +139,7 @@ def heat_maps(
         axis.set_yticks(range(len(rows)), [str(value) for value in rows])
         axis.set_xlabel(labels[1])
         axis.set_title(title, fontsize=10)
-    axes[0].set_ylabel(labels[0])
+    axes.flat[0].set_ylabel(labels[0])
     save(figure, path)
 
 

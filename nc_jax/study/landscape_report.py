@@ -101,10 +101,10 @@ def _minority(config: Any, summary: dict[str, Any]) -> Table:
     )
     chosen = np.unique(np.linspace(0, len(minority["decays"]) - 1, 7).round().astype(int))
     rows = [
-        [f"{minority['decays'][place]:.3g}", *(_angle(angles[place]) for angles in minority["angles"].values())]
+        [f"{minority['decays'][place]:.3g}", *(_known(angles[place], ".1f") for angles in minority["angles"].values())]
         for place in chosen
     ]
-    rows.append(["zero from", *(_threshold(value) for value in minority["vanishes"].values())])
+    rows.append(["zero from", *(_known(value, ".3g") for value in minority["vanishes"].values())])
     return Table(title, ["decay", *(f"n = {count}" for count in minority["angles"])], rows)
 
 
@@ -112,9 +112,5 @@ def _range(values: list[float]) -> str:
     return f"{values[0]:.4f}" if len(values) == 1 else f"{values[0]:.4f} to {values[-1]:.4f} ({len(values)})"
 
 
-def _angle(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.1f}"
-
-
-def _threshold(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+def _known(value: float | None, form: str) -> str:
+    return "-" if value is None or math.isnan(value) else format(value, form)

@@ -1,6 +1,5 @@
 """What a preset is for, how much work it is, and about how long it takes: said before anything is run."""
 
-import dataclasses
 import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,7 +8,6 @@ from nc_jax.study.progress import duration
 
 MACHINE = "two CPU cores"  # on which the minutes of presets have been measured
 WIDTH = 100  # columns of a terminal
-_WHERE = ("workdir", "resume", "config", "dry_run", "distributed", "picture_format", "preset")  # not what is computed
 
 
 class About(NamedTuple):
@@ -46,7 +44,7 @@ def forecast(plan: Callable[[Any], Plan], config: Any, preset: Any, about: About
 
     Args:
         plan: settings -> their work.
-        config: the settings.
+        config: the settings, with the preset's own directories and picture format.
         preset: the settings of the preset that they started from.
         about: what is known about that preset.
     """
@@ -55,8 +53,7 @@ def forecast(plan: Callable[[Any], Plan], config: Any, preset: Any, about: About
     text = f"{planned.parts}: {work:,.0f} {planned.unit}"
     if about is None or about.minutes is None:
         return f"{text}; no time has been measured for this preset, but a run says soon how much is left"
-    same = {name: getattr(preset, name) for name in _WHERE if hasattr(preset, name)}
-    if dataclasses.replace(config, **same) == preset:
+    if config == preset:
         return f"{text}; about {duration(60 * about.minutes)} on {MACHINE}"
     minutes = about.minutes * work / plan(preset).work()
     return (

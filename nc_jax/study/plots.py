@@ -91,10 +91,7 @@ def curves(
         look: how each row is drawn; None draws methods in their colours.
     """
     look = looks({name: ("", name) for name in groups}) if look is None else look
-    columns = min(len(panels), 3)
-    lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.1 * lines + 0.4), layout="constrained")
-    axes: Any = figure.subplots(lines, columns, squeeze=False)
+    figure, axes = grid(len(panels), 3, (4.2, 3.1))
     for axis, (metric, title, scale) in zip(axes.flat, panels, strict=False):
         drawn = {name: _by_run(rows, runs, metric, unit) for name, runs in groups.items()}
         if scale == "linear" and _far_off_at_first(drawn):
@@ -115,8 +112,6 @@ def curves(
         axis.set_xlabel(unit)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axis.grid(alpha=0.3)
-    for axis in axes.flat[len(panels) :]:
-        axis.axis("off")
     _legend_below(figure, axes.flat[0])
     save(figure, path)
 
@@ -139,13 +134,9 @@ def points(
         scales: "linear" or "log", by title; "linear" where it is not given.
     """
     rows = list(dict.fromkeys(row for values in panels.values() for row in values))
-    columns = min(len(panels), 3 if len(panels) % 4 == 1 else 4)  # no panel alone in a line of four
-    lines = -(-len(panels) // columns)
-    widest = max(map(len, rows))
-    figure = Figure(
-        figsize=(2.6 * columns + 0.075 * widest, (0.24 * len(rows) + 1.0) * lines + 0.3), layout="constrained"
-    )
-    axes: Any = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    columns = 3 if len(panels) % 4 == 1 else 4  # no panel alone in a line of four
+    names = 0.075 * max(map(len, rows))
+    figure, axes = grid(len(panels), columns, (2.6, 0.24 * len(rows) + 1.0), (names, 0.3), sharey=True)
     for axis, (title, values) in zip(axes.flat, panels.items(), strict=False):
         for place, row in enumerate(rows):
             numbers = np.asarray(values.get(row, ()), float)
@@ -167,8 +158,6 @@ def points(
         axis.set_title(title, fontsize=9)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
-    for axis in axes.flat[len(panels) :]:
-        axis.axis("off")
     for line in axes:
         line[0].set_yticks(range(len(rows)), rows, fontsize=8)
     axes.flat[0].set_ylim(len(rows) - 0.5, -0.5)  # the rows of the table from above; all panels share the axis
@@ -185,8 +174,7 @@ def quantiles(path: Path, sets: Mapping[str, Mapping[str, Sequence[float]]], loo
         sets: percentiles 0 to 100 of the margins, by set and row.
         look: how each row is drawn.
     """
-    figure = Figure(figsize=(4.6 * len(sets), 3.8), layout="constrained")
-    axes: Any = figure.subplots(1, len(sets), squeeze=False, sharey=True)
+    figure, axes = grid(len(sets), len(sets), (4.6, 3.8), (0.0, 0.0), sharey=True)
     for axis, (title, rows) in zip(axes.flat, sets.items(), strict=True):
         for row, values in rows.items():
             style: Any = {"color": look[row].colour, "linestyle": look[row].dash}
@@ -198,6 +186,33 @@ def quantiles(path: Path, sets: Mapping[str, Mapping[str, Sequence[float]]], loo
     axes.flat[0].set_ylabel("cosine margin")
     _legend_below(figure, axes.flat[0])
     save(figure, path)
+
+
+def grid(
+    count: int,
+    columns: int,
+    size: tuple[float, float],
+    around: tuple[float, float] = (0.0, 0.4),
+    *,
+    sharey: bool = False,
+) -> tuple[Figure, Any]:
+    """Return a figure of panels in lines, and their axes as a matrix; places without a panel stay empty.
+
+    Args:
+        count: number of panels.
+        columns: the most panels in a line.
+        size: width and height of a panel, in inches.
+        around: width and height to leave for what stands beside and below all of them, in inches.
+        sharey: let all panels have one vertical axis.
+    """
+    columns = min(count, columns)
+    lines = -(-count // columns)
+    inches = (size[0] * columns + around[0], size[1] * lines + around[1])
+    figure = Figure(figsize=inches, layout="constrained")
+    axes: Any = figure.subplots(lines, columns, squeeze=False, sharey=sharey)
+    for axis in axes.flat[count:]:
+        axis.axis("off")
+    return figure, axes
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -18,11 +18,10 @@ class Report:
     Args:
         directory: directory of the run.
         title: heading of the text.
-        name: name of the files, without a suffix.
     """
 
-    def __init__(self, directory: Path, title: str, *, name: str = "summary"):
-        self.directory, self._name, self._text = directory, name, f"# {title}\n"
+    def __init__(self, directory: Path, title: str):
+        self.directory, self._text = directory, f"# {title}\n"
 
     def heading(self, text: str) -> None:
         """Begin a part."""
@@ -47,15 +46,15 @@ class Report:
             self._text += f"\n![{path.stem}]({path.relative_to(self.directory)})\n"
 
     def write(self, summary: Mapping[str, Any]) -> None:
-        """Write both files, NAME.md and NAME.json, and say where they are.
+        """Write summary.md and summary.json, and say where they are.
 
         Args:
             summary: the numbers, as JSON can hold them.
         """
         from nc_jax.training.logging import write_atomically  # with all that training imports
 
-        write_atomically(self.directory / f"{self._name}.json", json.dumps(summary, indent=2) + "\n")
-        write_atomically(self.directory / f"{self._name}.md", self._text)
+        write_atomically(self.directory / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_atomically(self.directory / "summary.md", self._text)
         _show(print, f"tables, pictures and logs are in {self.directory}")
 
 

@@ -43,27 +43,49 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], digits: in
         digits: number of digits behind the point.
         wilcoxon: add the p value of the signed-rank test. It is exact; with n seeds it cannot fall below 2^(1 - n).
     """
-    differences = np.asarray(ours, float) - np.asarray(theirs, float)
-    differences = differences[np.isfinite(differences)]
+    differences = _differences(ours, theirs)
     if not len(differences):
         return "-"
-    mean = f"{differences.mean():+.{digits}f}"
-    if not _testable(differences, max(np.abs(differences).max(), _size(ours), _size(theirs))):
+    mean, p = f"{differences.mean():+.{digits}f}", paired_p(ours, theirs)
+    if p is None:
         return mean
-    tests: list[Any] = [stats.ttest_1samp(differences, 0)]
+    found = [p]
     if wilcoxon:
-        tests.append(stats.wilcoxon(differences))
-    return f"{mean} (p = {', '.join(f'{test.pvalue:.2g}' for test in tests)})"
+        ranks: Any = stats.wilcoxon(differences)
+        found.append(ranks.pvalue)
+    return f"{mean} (p = {', '.join(f'{value:.2g}' for value in found)})"
 
 
-def paired_p(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """Return the p value of a two-sided paired t test over seeds; None where there is nothing to test."""
-    differences = np.asarray(ours, float) - np.asarray(theirs, float)
-    differences = differences[np.isfinite(differences)]
-    if not len(differences) or not _testable(differences, max(_size(ours), _size(theirs))):
+def paired_p(ours: Sequence[float], theirs: Sequence[float], *, ratio: bool = False) -> float | None:
+    """Return the p value of a two-sided paired t test over seeds; None where there is nothing to test.
+
+    Args:
+        ours: a number per seed.
+        theirs: a number per seed, in the same order.
+        ratio: test the logarithm of the ratio instead of the difference. Seeds in which a number is not positive are
+            left out.
+    """
+    if ratio:
+        values, size = _log_ratios(theirs, ours), 1.0
+    else:
+        values = _differences(ours, theirs)
+        size = max(np.abs(values).max(initial=0), _size(ours), _size(theirs))
+    # A spread that rounding explains is none.
+    if len(values) < LEAST_SEEDS or np.ptp(values) <= RESOLUTION * max(size, 1.0):
         return None
-    test: Any = stats.ttest_1samp(differences, 0)
+    test: Any = stats.ttest_1samp(values, 0)
     return float(test.pvalue)
+
+
+def _differences(ours: Sequence[float], theirs: Sequence[float]) -> np.ndarray:
+    differences = np.asarray(ours, float) - np.asarray(theirs, float)
+    return differences[np.isfinite(differences)]
+
+
+def _log_ratios(theirs: Sequence[float], ours: Sequence[float]) -> np.ndarray:
+    pairs = np.array([theirs, ours], float)
+    pairs = pairs[:, np.all(np.isfinite(pairs) & (pairs > 0), axis=0)]
+    return np.log(pairs[0] / pairs[1])
 
 
 def _size(values: Sequence[float]) -> float:
@@ -71,24 +93,14 @@ def _size(values: Sequence[float]) -> float:
     return float(finite[np.isfinite(finite)].max(initial=0))
 
 
-def _testable(values: np.ndarray, size: float) -> bool:
-    """Whether there are seeds enough, and a spread that rounding does not explain."""
-    return len(values) >= LEAST_SEEDS and bool(np.ptp(values) > RESOLUTION * max(size, 1.0))
-
-
 def paired_ratio(theirs: Sequence[float], ours: Sequence[float]) -> str:
     """Return the geometric mean of theirs / ours over seeds with the p value of a paired t test of its logarithm.
 
     Seeds in which one of the two is not a number are left out, and counted.
     """
-    pairs = np.array([theirs, ours], float)
-    pairs = pairs[:, np.all(np.isfinite(pairs) & (pairs > 0), axis=0)]
-    if not pairs.size:
+    logarithms = _log_ratios(theirs, ours)
+    if not logarithms.size:
         return "-"
-    logarithms = np.log(pairs[0] / pairs[1])
     missing = f" ({len(logarithms)} of {len(ours)})" if len(logarithms) < len(ours) else ""
-    ratio = f"{np.exp(logarithms.mean()):.3g}"
-    if not _testable(logarithms, 1.0):
-        return f"{ratio}{missing}"
-    test: Any = stats.ttest_1samp(logarithms, 0)
-    return f"{ratio} (p = {test.pvalue:.2g}){missing}"
+    ratio, p = f"{np.exp(logarithms.mean()):.3g}", paired_p(ours, theirs, ratio=True)
+    return f"{ratio}{missing}" if p is None else f"{ratio} (p = {p:.2g}){missing}"

@@ -65,7 +65,8 @@ def _judge(column: Column, ours: Values, theirs: Values) -> _Judged | None:
         return None
     mean, other = pair.mean(axis=1)
     numbers = f"{mean:.{column.digits}f} against {other:.{column.digits}f}"
-    p = paired_p(*(np.log(pair) if column.test == "ratio" and (pair > 0).all() else pair).tolist())
+    # A row that is there at step 0 has no ratio, and its difference still says who was sooner.
+    p = paired_p(*pair.tolist(), ratio=column.test == "ratio" and bool((pair > 0).all()))
     if p is None:
         return _Judged(column.title, "untested", f"{column.title} ({numbers})")
     if p >= LEVEL:

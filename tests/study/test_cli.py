@@ -219,17 +219,13 @@ def test_a_log_file_shows_life_while_nothing_comes_to_an_end(monkeypatch, capsys
     monkeypatch.setattr(progress, "QUIET", 0.01)
     with progress.Heartbeat(lambda: "outer"), progress.Progress(10, "epochs") as bar:
         bar.advance(4, "nearest-seed0")
-        deadline = time.monotonic() + 60
-        while "nearest-seed0" not in (said := said_so_far(capsys)) and time.monotonic() < deadline:
+        said, deadline = "", time.monotonic() + 60
+        while "nearest-seed0" not in said and time.monotonic() < deadline:
             time.sleep(0.01)
+            said += capsys.readouterr().err
     assert "4 of 10 epochs" in said
     assert "about" in said
     assert "outer" not in said.split("0 of 10 epochs")[1]  # only the innermost one speaks
-
-
-def said_so_far(capsys, kept=[""]):  # noqa: B006
-    kept[0] += capsys.readouterr().err
-    return kept[0]
 
 
 # A line of standard error, and how the sentence goes on that Ctrl-C gives after it.
