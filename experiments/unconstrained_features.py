@@ -199,7 +199,7 @@ def descend(config: Config, log: MetricsLog, key: dict[str, Any], descent: Desce
     """Descend once and log a line per step; return thresholds and final values, all NaN if a loss was not finite."""
     name = run_name(key["case"], key["method"], key["seed"])
     values = descent(key["seed"])
-    log.drop_after(name, -1)
+    log.rewind(name, -1)
     for step in range(len(values["loss_gap"])):
         log.write(name, step, step, {metric: float(series[step]) for metric, series in values.items()})
     found = {"steps to NC3": first_below(values["nc3"], config.nc3_target)}

@@ -167,7 +167,8 @@ def open_run(experiment: str, config: Any) -> tuple[Path, Any]:
         FileNotFoundError: if there is no run to resume.
         ValueError: if the directory is another experiment's, or its settings do not exist any more.
     """
-    from nc_jax.training.logging import create_run_directory, write_atomically  # with all that training imports
+    from nc_jax.training.files import write_atomically  # with all that training imports
+    from nc_jax.training.logging import create_run_directory
 
     if config.resume is not None:
         saved = read_config(config.resume / "config.json", experiment, config)

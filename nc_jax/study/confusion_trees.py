@@ -16,7 +16,7 @@ from nc_jax.study.data import Data
 from nc_jax.study.settings import Comparison, Group
 from nc_jax.study.trainers import SPLITS, data_of, make_trainer
 from nc_jax.training import ResidentSet
-from nc_jax.training.logging import write_atomically
+from nc_jax.training.files import write_atomically
 
 SEED = 1000  # of the classifiers whose confusions are counted: none that a comparison uses
 

@@ -51,7 +51,7 @@ class Report:
         Args:
             summary: the numbers, as JSON can hold them.
         """
-        from nc_jax.training.logging import write_atomically  # with all that training imports
+        from nc_jax.training.files import write_atomically  # with all that training imports
 
         write_atomically(self.directory / "summary.json", json.dumps(summary, indent=2) + "\n")
         write_atomically(self.directory / "summary.md", self._text)

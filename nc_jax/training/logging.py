@@ -1,8 +1,6 @@
 """Run directories and logs. A new run never overwrites an old one; a crash loses at most the line being written."""
 
-import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,12 +8,18 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
+from nc_jax.training.files import append_line, read_lines, sync
+
+FILE = "metrics.jsonl"
+
 
 class MetricsLog:
-    """Metrics as JSON lines and as TensorBoard events.
+    """Metrics as JSON lines and as TensorBoard events. Several processes may log different runs into one directory.
 
     Every line is a JSON object with "run" (name of a run in this directory), "step", "epoch" and the metrics. A number
-    that is not finite is written as null.
+    that is not finite is written as null. Lines are only ever added: a line {"run": ..., "rewind": step} says that the
+    run began again after that step, so that its earlier lines of later steps no longer count. `read_metrics` leaves
+    both out.
 
     Args:
         directory: directory of the log, created if it does not exist. The files metrics.jsonl and tensorboard/ in it
@@ -24,15 +28,17 @@ class MetricsLog:
 
     def __init__(self, directory: Path):
         directory.mkdir(parents=True, exist_ok=True)
-        self.path = directory / "metrics.jsonl"
+        self.path = directory / FILE
+        self.path.touch()
         self._events = directory / "tensorboard"
         self._writers: dict[str, SummaryWriter] = {}
-        self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, run: str, step: int, epoch: int, metrics: dict[str, float]) -> None:
-        """Append one line to metrics.jsonl and the same numbers to the TensorBoard events; flush the line."""
-        self._file.write(_json_line({"run": run, "step": step, "epoch": epoch, **metrics}))
-        self._file.flush()
+        """Append one line to metrics.jsonl and the same numbers to the TensorBoard events."""
+        row = {"run": run, "step": step, "epoch": epoch, **metrics}
+        append_line(
+            self.path, {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        )
         if run not in self._writers:
             # After a resume, hide older events from this step on, so that TensorBoard shows the newest attempt only.
             self._writers[run] = SummaryWriter(str(self._events / run), purge_step=step)
@@ -40,16 +46,17 @@ class MetricsLog:
         values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()]
         self._writers[run]._get_file_writer().add_summary(Summary(value=values), step)
 
-    def drop_after(self, run: str, step: int) -> None:
-        """Remove the lines of a run after a step, because the run resumes at that step and will write them again."""
-        kept = [row for row in read_metrics(self.path) if row["run"] != run or row["step"] <= step]
-        self._file.close()
-        write_atomically(self.path, "".join(_json_line(row) for row in kept))
-        self._file = self.path.open("a", encoding="utf-8")
+    def rewind(self, run: str, step: int) -> None:
+        """Say that a run goes on after `step`: its lines of later steps, if there are any, no longer count."""
+        if any(row["run"] == run and row["step"] > step for row in read_metrics(self.path)):
+            append_line(self.path, {"run": run, "rewind": step})
+
+    def sync(self) -> None:
+        """Wait until all lines are on the disk, so that they survive the end of the machine."""
+        sync(self.path)
 
     def close(self) -> None:
-        """Close metrics.jsonl and the TensorBoard events."""
-        self._file.close()
+        """Close the TensorBoard events."""
         for writer in self._writers.values():
             writer.close()
 
@@ -61,32 +68,27 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of metrics.jsonl as dicts, with NaN for null. Skip a last line that a crash cut short.
+    """Read the lines of a log that count, as dicts, with NaN for null. A last line that a crash cut short does not.
 
     Args:
-        path: the file; if it does not exist, the result is empty.
+        path: directory of a run, or its file metrics.jsonl. If the file does not exist, the result is empty.
 
     Raises:
-        ValueError: if a line other than the last is not JSON.
+        ValueError: if a line is no JSON object, or lacks "run" or "step".
     """
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path} must hold one JSON object a line; line {number} is {line[:40]!r}") from None
-        rows.append({name: math.nan if value is None else value for name, value in row.items()})
+    path = path / FILE if path.is_dir() else path
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(read_lines(path), start=1):
+        row = {name: math.nan if value is None else value for name, value in line.items()}
+        if "run" in row and "rewind" in row:
+            rows = [old for old in rows if old["run"] != row["run"] or old["step"] <= row["rewind"]]
+        elif "run" in row and "step" in row:
+            rows.append(row)
+        else:
+            raise ValueError(
+                f'{path} must hold lines with "run" and "step"; line {number} has {", ".join(row) or "nothing"}'
+            )
     return rows
-
-
-def _json_line(row: dict[str, Any]) -> str:
-    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-    return json.dumps(clean) + "\n"
 
 
 def create_run_directory(experiment: str, preset: str, *, root: Path = Path("runs"), path: Path | None = None) -> Path:
@@ -101,13 +103,3 @@ def create_run_directory(experiment: str, preset: str, *, root: Path = Path("run
     except FileExistsError:
         raise FileExistsError(f"a new run needs a directory that does not exist yet; got {path}") from None
     return path
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that it holds either the whole old or the whole new text, even if the machine crashes."""
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

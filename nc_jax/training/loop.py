@@ -195,7 +195,7 @@ class Trainer:
                 state = resumed
             if writer is not None:
                 # A run that was killed before its first checkpoint starts again: remove all the lines that it wrote.
-                writer.drop_after(run, -1 if resumed is None else int(state.step))
+                writer.rewind(run, -1 if resumed is None else int(state.step))
             evaluations = None
             if int(state.step) in (0, total_steps):
                 epoch = 0 if int(state.step) == 0 else segments
