@@ -146,7 +146,8 @@ def show_table(table: Table) -> None:
     """Print a table on the terminal."""
     shown = RichTable()
     for index, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if index == 0 else "right")
+        # A name that is too long goes on in the next line; rich would cut it off.
+        shown.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in table.rows:
         shown.add_row(*row)
     if table.title:
