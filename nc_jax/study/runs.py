@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -75,7 +76,8 @@ def new_directory(experiment: str, name: str, config: Any) -> Path:
     if os.path.lexists(path):
         raise _exists(path)
     document = {"experiment": experiment, "config": to_json(config), "environment": environment()}
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    # Not by the number of the process, which in a container is that of the one that was killed.
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     part.mkdir(parents=True)
     try:
         write_atomically(part / SETTINGS, json.dumps(document, indent=2) + "\n")
