@@ -78,14 +78,14 @@ def new_directory(experiment: str, name: str, config: Any) -> Path:
     document = {"experiment": experiment, "config": to_json(config), "environment": environment()}
     # Not by the number of the process, which in a container is that of the one that was killed.
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    part.mkdir(parents=True)
     try:
+        part.mkdir(parents=True)
         write_atomically(part / SETTINGS, json.dumps(document, indent=2) + "\n")
         part.rename(path)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process was quicker
             raise _exists(path) from None
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return path
