@@ -126,10 +126,10 @@ def parse(default: Config, arguments: Sequence[str]) -> Config:
         if stop.code in (0, None):  # --help
             raise
         # Tyro draws a box around several lines; a sentence is easier to read and to search for.
-        plain = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue())
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue()).partition("For full helptext")[0]
         # The first line is the box's title; the box itself is drawn or typed, depending on the terminal.
         lines = [line.strip("│|╭╮╰╯─- ") for line in plain.splitlines()]
-        _, *said = [line for line in lines if re.search(r"\w", line) and not line.startswith("For full helptext")]
+        _, *said = [line for line in lines if re.search(r"\w", line)]
         fail(f"the command line must name settings that exist and values that fit; {' '.join(said)}")
 
 
