@@ -105,6 +105,8 @@ def test_descent_within_a_saddle_s_dimensions_stays_there_unless_it_is_kicked():
         (["--cases", "ce:2:5:2"], "the slice needs a first case of at least 3 classes; got 'ce:2:5:2'"),
         (["--weight-decay", "-1"], "weight_decay must be positive and finite"),
         (["--starts", "0"], "starts must be at least 1; got 0"),
+        (["--cases", "ce:3:2:3", "ce:3:2:3"], "cases must differ, in lower case too, and none may be empty; got"),
+        (["--optimizers", "gd", "gd"], "optimizers must differ, in lower case too, and none may be empty; got"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_written(tmp_path, flags, sentence):

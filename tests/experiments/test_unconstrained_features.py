@@ -79,6 +79,9 @@ def test_the_summary_holds_what_the_log_says(tmp_path):
         (["--cases", "ten:8"], "a case is \"K:d\", classes and dimensions; got 'ten:8'"),
         (["--cases", "10:8"], "a simplex ETF of 10 classes needs dim >= 9; got dim=8"),
         (["--seeds", "0"], "at least one case, method and seed are needed"),
+        (["--cases", "5:8", "5:8"], "cases must differ, in lower case too, and none may be empty; got '5:8', '5:8'"),
+        (["--methods", "fixed", "fixed"], "methods must differ"),
+        (["--gap-targets", "0.01", "0.0100000001"], "gap_targets must differ"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_written(tmp_path, flags, sentence):
