@@ -71,6 +71,16 @@ class ImageSource:
         size = "stored sizes" if self.size is None else f"{self.size}x{self.size}"
         return f"ImageSource({len(self)} images of {size}, {self.channels} channels, {self.num_classes} classes)"
 
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the examples: see `nc_jax.training.fingerprint`."""
+        fields = [field.name for field in dataclasses.fields(self) if field.name != "records"]
+        settings = {name: getattr(self, name) for name in fields}
+        if hasattr(self.records, "fingerprint"):
+            return settings | {"records": self.records.fingerprint()}  # pyright: ignore[reportAttributeAccessIssue]
+        info = getattr(self.records, "dataset_info", None)  # of a set that TFDS reads
+        named = {} if info is None else {"name": info.full_name, "split": str(getattr(self.records, "split", None))}
+        return settings | named | {"images": len(self)}
+
     def take(self, indices: Integer[np.ndarray, " chosen"], seed: int = 0) -> Batch:
         """Decode a batch.
 

@@ -5,7 +5,16 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from nc_jax.data import ExampleSource, LabelledArrays, digits, glyphs, hierarchies, sources, take_per_class
+from nc_jax.data import (
+    ExampleSource,
+    LabelledArrays,
+    class_names_of,
+    digits,
+    glyphs,
+    hierarchies,
+    sources,
+    take_per_class,
+)
 from nc_jax.data.augment import AUGMENTATIONS, make, make_preprocess
 from nc_jax.data.images import ImageSource
 from nc_jax.hierarchy import LabelTree, from_nested
@@ -71,8 +80,7 @@ class Data(NamedTuple):
     @property
     def class_names(self) -> tuple[str, ...]:
         """K names."""
-        names = getattr(self.train, "class_names", ())
-        return tuple(names) or tuple(str(label) for label in range(self.num_classes))
+        return class_names_of(self.train)
 
     @property
     def absent_classes(self) -> tuple[int, ...]:

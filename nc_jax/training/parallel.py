@@ -10,6 +10,7 @@ from functools import wraps
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 AXIS = "devices"  # name of the mapped axis along which steps and heads sum over devices
@@ -84,6 +85,37 @@ def replicate(tree: Any, devices: Devices = None) -> Any:
         return tree
     mesh = jax.sharding.Mesh(np.array(jax.local_devices() if devices is None else list(devices)), (AXIS,))
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+class UnequalDevicesError(RuntimeError):
+    """Devices hold different values of what should be one state."""
+
+
+def check_equal_on_devices(tree: Any) -> None:
+    """Compare the copies that the local devices hold of every array of a replicated tree.
+
+    `jax.pmap` returns the copy of one device and does not compare. Copies differ where a module needs a sum over
+    devices and has none.
+
+    Raises:
+        UnequalDevicesError: if copies differ by more than rounding. It names the array that differs most.
+    """
+    worst, name = 0.0, ""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if not isinstance(leaf, jax.Array) or not jnp.issubdtype(leaf.dtype, jnp.number):
+            continue
+        first, *others = (np.asarray(shard.data).astype(np.float64) for shard in leaf.addressable_shards)
+        scale = np.max(np.abs(first), initial=np.finfo(np.float64).tiny)
+        # Infinities and NaN are training's to report.
+        apart = max((float(np.nan_to_num(np.max(np.abs(one - first), initial=0))) for one in others), default=0.0)
+        tolerance = float(jnp.finfo(leaf.dtype).eps) ** 0.5 if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0.0
+        if apart > tolerance * scale and apart / scale > worst:
+            worst, name = apart / scale, jax.tree_util.keystr(path, simple=True, separator="/")
+    if name:
+        raise UnequalDevicesError(
+            f"all devices must hold the same state after a step; their copies of {name} differ by {worst:.2g} of its "
+            "size (sum over devices with nc_jax.collective.all_sum whatever a module learns from a batch)"
+        )
 
 
 def check_divisible(batch_size: int, num_devices: int) -> None:
