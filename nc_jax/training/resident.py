@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nc_jax.checks import PADDING_LABEL
 from nc_jax.data import Batch, LabelledArrays
-from nc_jax.data.batch import PADDING_LABEL, rows_with
+from nc_jax.data.batch import rows_with
 from nc_jax.streams import Epochs, Plan, local_rows
 from nc_jax.training.parallel import Devices, data_parallel, replicate
 
