@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax.arrays import at_least_float32
@@ -19,6 +20,7 @@ PADDING_LABEL = -1  # not a class number, so code that forgets the mask does not
 # Plain names for the type Any: shapes and dtypes come from the user, so they are checked below and not by annotations.
 Reals = Any  # real numbers, in an array
 Labels = Any  # class numbers of examples, in an array of integers
+Mask = Any  # True for examples, False for padding, in an array of booleans
 
 
 def as_array(value: Any, name: str) -> Array | np.ndarray:
@@ -113,7 +115,7 @@ def checked_labels(
     check_label_shape(array)
     if rows is not None and len(array) != rows:
         raise ValueError(f"labels must have shape ({rows},), one label for each row of {of}; got shape {array.shape}")
-    if not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True):
+    if not isinstance(array, Tracer) and getattr(array, "is_fully_addressable", True):
         check_label_range(np.asarray(array), num_classes)
     return jnp.asarray(array if isinstance(array, jax.Array) else array.astype(np.int32)).astype(jnp.int32)
 
@@ -128,6 +130,14 @@ def checked_scores(logits: Reals, labels: Labels) -> tuple[Float[Array, "batch c
     if logits.ndim != 2 or not logits.shape[1]:
         raise ValueError(f"logits must have shape (batch, classes); got {logits.shape}")
     return logits, checked_labels(labels, logits.shape[1], rows=len(logits), of="logits")
+
+
+def checked_mask(mask: Mask, rows: int) -> Bool[Array, " batch"]:
+    """Return the mask as a JAX array, once it is boolean and has shape (rows,)."""
+    mask = as_array(mask, "mask")
+    if mask.shape != (rows,) or mask.dtype != bool:
+        raise ValueError(f"mask must be booleans of shape ({rows},); got {mask.dtype} of shape {mask.shape}")
+    return jnp.asarray(mask)
 
 
 def check_label_shape(labels: Array | np.ndarray) -> None:
