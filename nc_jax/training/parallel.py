@@ -86,17 +86,19 @@ def replicate(tree: Any, devices: Devices = None) -> Any:
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
-def check_divisible(batch_size: int, num_devices: int) -> None:
-    """Raise a ValueError unless the devices can share a batch equally."""
-    if batch_size % num_devices:
-        raise ValueError(f"the batch size must be a multiple of the {num_devices} devices; got {batch_size}")
+def check_divisible(batch_size: int, num_devices: int, parts: int = 1) -> None:
+    """Raise a ValueError unless the devices can share each part of a batch equally."""
+    if batch_size % (num_devices * parts):
+        times = f" times accumulate={parts}" if parts > 1 else ""
+        devices = "1 device" if num_devices == 1 else f"{num_devices} devices"
+        raise ValueError(f"the batch size must be a multiple of the {devices}{times}; got {batch_size}")
 
 
 def _split(array: Any, num_devices: int, axis: int, parts: int) -> Any:
     """Split an axis into two: the devices, and each device's share of the axis."""
     array = np.asarray(array) if not isinstance(array, jax.Array) else array
     size = array.shape[axis]
-    check_divisible(size, num_devices * parts)
+    check_divisible(size, num_devices, parts)
     before, after = array.shape[:axis], array.shape[axis + 1 :]
     if parts == 1:
         return array.reshape(*before, num_devices, size // num_devices, *after)
