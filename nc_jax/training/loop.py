@@ -127,7 +127,7 @@ class Trainer:
         self.initialise = initialise
         self.devices = list(local[: options.devices] if devices is None else devices)
         parts, total = step.accumulate, len(self.devices) * jax.process_count()
-        check_divisible(options.batch_size, total * parts)
+        check_divisible(options.batch_size, total, parts)
         self.model, self.optimizer, self.options, self.step_options = model, optimizer, options, step
         self._init = jax.jit(model.init)
         pure_step = make_train_step(model, optimizer, axis_name=AXIS, options=step)

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nc_jax.checks import PADDING_LABEL
 from nc_jax.data import Batch, LabelledArrays
-from nc_jax.data.batch import PADDING_LABEL, rows_with
+from nc_jax.data.batch import rows_with
 from nc_jax.streams import Epochs, Plan, local_rows
 from nc_jax.training.parallel import Devices, data_parallel, replicate
 

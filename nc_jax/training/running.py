@@ -155,8 +155,10 @@ class Running:
         if not trained["finite"]:
             self._reset_totals()
             self._save()
+            lacking = trained["without_class"]
+            met = f"{lacking} labels that are no class" if lacking else "a NaN or an infinity"
             raise NonFiniteError(
-                f"training needs finite numbers; {self.run} met a NaN or an infinity in epoch {epoch}, "
+                f"training needs finite numbers and labels that are classes; {self.run} met {met} in epoch {epoch}, "
                 f"and the last good state (step {self.step}) is in {self.folder}"
             )
         return trained
