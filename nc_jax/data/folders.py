@@ -132,6 +132,8 @@ def load(root: Path, split: str, *, test_share: float | None = None) -> ImageSou
         tested = _held_out(labels, tuple(classes), test_share)
         chosen = np.flatnonzero(tested if split == "test" else ~tested)
         files, labels = [files[index] for index in chosen], labels[chosen]
+        if split == "test":  # said once, of the training images
+            left_out.clear()
     headers = [read_header(file) for file in files]
     nested = sum(file.parent.parent != folder for file in files)
     said = _said(left_out, headers, nested, classes)

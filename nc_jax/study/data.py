@@ -10,6 +10,7 @@ from nc_jax.data import ExampleSource, LabelledArrays, digits, glyphs, hierarchi
 from nc_jax.data.augment import AUGMENTATIONS, make, make_preprocess
 from nc_jax.data.images import ImageSource
 from nc_jax.hierarchy import LabelTree, from_nested
+from nc_jax.hierarchy.tree import Parents
 from nc_jax.study.progress import say
 from nc_jax.training.step import Augment, Preprocess
 
@@ -25,6 +26,10 @@ class DataOptions:
             `nc_jax.data.sources.load` knows, or the path of a folder of images.
         tree: label tree of the classes: a name that `nc_jax.data.hierarchies.load` knows, or the path of a file. "flat"
             puts all classes at the same distance. None is no tree, for methods that need none.
+        tree_parents: what becomes of a node with several parents in a tree's file: "one" refuses it, "shallowest" keeps
+            the parent that is nearest to the root.
+        tree_inner: what becomes of a class that is an inner node of the tree: "refuse" it, or give it a "leaf" of its
+            own below that node.
         num_classes: number of glyph classes, 2 to 1000. None takes the preset's. Other data sets have a fixed number.
         per_class: number of training images to keep of each class. None keeps all.
         without_class: label of a class to leave out of the training set. None leaves out none.
@@ -43,6 +48,8 @@ class DataOptions:
 
     name: str = "digits"
     tree: str | None = None
+    tree_parents: Parents = "one"
+    tree_inner: hierarchies.Inner = "refuse"
     num_classes: int | None = None
     per_class: int | None = None
     without_class: int | None = None
@@ -163,16 +170,16 @@ def load(options: DataOptions, *, flat: bool = False, seed: int = 0) -> Data:
         augment=None if named or options.augmentation == "none" else make(options.augmentation),
         preprocess=None if named else make_preprocess(name),
         size=shape[0],
-        tree=_tree(options.tree, train.class_names),
+        tree=_tree(options, train.class_names),
     )
 
 
-def _tree(name: str | None, class_names: tuple[str, ...]) -> LabelTree | None:
-    if name is None:
+def _tree(options: DataOptions, class_names: tuple[str, ...]) -> LabelTree | None:
+    if options.tree is None:
         return None
-    if name == "flat":
+    if options.tree == "flat":
         return from_nested({"root": list(class_names)}).ordered(class_names)
-    return hierarchies.load(name, class_names)
+    return hierarchies.load(options.tree, class_names, parents=options.tree_parents, inner=options.tree_inner)
 
 
 def _centred_digits(data_dir: str | None, shape: tuple[int, ...]) -> tuple[LabelledArrays, LabelledArrays]:

@@ -77,6 +77,22 @@ def test_a_folder_of_images_is_shared_and_brought_to_one_size(photographs, capsy
         load(dataclasses.replace(photographs, test_share=None))
 
 
+def test_trees_that_people_have_are_taken_if_asked(photographs, tmp_path):
+    (tmp_path / "tree.csv").write_text("parent,child\nany,pet\nany,cat\npet,cat\ncat,dog\n", encoding="utf-8")
+    asked = dataclasses.replace(photographs, tree=str(tmp_path / "tree.csv"))
+    with pytest.raises(
+        ValueError, match=r"\(parents='shallowest', or --data.tree-parents shallowest, .*'cat' has a second"
+    ):
+        load(asked)
+    asked = dataclasses.replace(asked, tree_parents="shallowest")
+    with pytest.raises(
+        ValueError, match=r"\(inner='leaf', or --data.tree-inner leaf, gives .*; 'cat' is an inner node$"
+    ):
+        load(asked)
+    tree = load(dataclasses.replace(asked, tree_inner="leaf")).tree
+    assert (tree.classes, tree.nodes) == (("cat", "dog"), ("any", "cat (all)", "dog", "cat"))
+
+
 def test_a_training_set_alone_says_how_to_share_it(photographs, tmp_path):
     (tmp_path / "pets").rename(tmp_path / "train")
     with pytest.raises(ValueError, match=r"\(--data.test-share 0.2 tests on a fifth of each class\); got train$"):
