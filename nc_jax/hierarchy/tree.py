@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 
 DistanceRule = Literal["depth", "height"]
 Parents = Literal["one", "shallowest"]
-_NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and halves of characters
+# Control characters, halves of characters, and the mark at the beginning of a file that was joined to another one.
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufeff]")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
