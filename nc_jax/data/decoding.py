@@ -42,7 +42,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     Raises:
         ValueError: if the file is not an image that `decode` takes, with its name and the reason.
     """
-    with readable(path):
+    with readable(f"image {path}"):
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
             raise ValueError("no regular file")
         with _opened(path) as image:
@@ -53,16 +53,16 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 @contextlib.contextmanager
-def readable(name: object) -> Iterator[None]:
-    """Turn whatever goes wrong with an image into a ValueError of one sentence.
+def readable(what: str) -> Iterator[None]:
+    """Turn whatever goes wrong with a file into a ValueError of one sentence.
 
     Args:
-        name: the image's file, or words for it.
+        what: "image" and its path, for instance.
     """
     try:
         yield
     except Exception as error:  # on damaged bytes, PIL raises whatever its decoders meet
-        raise ValueError(f"image {name} must be readable; got {_because(error)}") from error
+        raise ValueError(f"{what} must be readable; got {_because(error)}") from error
 
 
 def decode(stored: bytes | np.ndarray, channels: int) -> PIL.Image.Image:

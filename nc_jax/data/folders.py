@@ -43,7 +43,7 @@ class FolderRecords(Sequence[dict[str, Any]]):
 
     def __getitem__(self, index: Any) -> Any:
         file = self.files[index]
-        with readable(file):
+        with readable(f"image {file}"):
             return {"image": file.read_bytes(), "label": self.labels[index], "file": str(file)}
 
 
@@ -171,8 +171,13 @@ def _classes_in(root: Path, test_share: float | None) -> Path:
     return train if test_share is None or (train.is_dir() and _names(train)) else root
 
 
+def _inside(folder: Path) -> list[Path]:
+    with readable(f"folder {folder}"):
+        return sorted(folder.iterdir())
+
+
 def _names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not _hidden(path.name))
+    return [path.name for path in _inside(folder) if path.is_dir() and not _hidden(path.name)]
 
 
 def _folders(folder: Path) -> dict[str, str]:
@@ -198,7 +203,7 @@ def _found(folder: Path, classes: Iterable[str], left_out: Counter[str]) -> dict
             similar = next((f" (did you mean {other!r}?)" for other in found if other.lower() == name.lower()), "")
             raise ValueError(f"every class of {folder} must be one of train; {name!r} is none{similar}")
         found[name] = _images(folder / there[name], left_out, ())
-    for path in folder.iterdir():
+    for path in _inside(folder):
         if not path.is_dir():
             left_out["beside the classes' folders"] += not _hidden(path.name)
         elif _hidden(path.name):
@@ -212,7 +217,7 @@ def _images(folder: Path, left_out: Counter[str], above: tuple[Path, ...]) -> li
     if here in above:
         raise ValueError(f"a link must not lead back to a folder above it; got {folder}")
     found = []
-    for path in sorted(folder.iterdir()):
+    for path in _inside(folder):
         named_image = path.suffix.lower() in ENDINGS
         if _hidden(path.name):
             left_out["hidden"] += 1

@@ -197,7 +197,7 @@ class ImageSource:
         return {"image": _pixels(image, self.channels), "label": int(record["label"])}
 
     def _decoded(self, record: Any, index: int) -> PIL.Image.Image:
-        with readable(_name(record, index)):
+        with readable(f"image {_name(record, index)}"):
             return decode(record["image"], self.channels)
 
 

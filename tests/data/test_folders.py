@@ -1,6 +1,8 @@
 """Folders of images: what is read, and the error messages for folders with a wrong layout."""
 
+import errno
 import os
+import pathlib
 import re
 import shutil
 import struct
@@ -264,6 +266,16 @@ MISTAKES = [
 def test_a_mistake_is_one_sentence(birds, call, sentence):
     with pytest.raises(ValueError, match=f"^{re.escape(sentence.format(root=birds))}"):
         call(birds)
+
+
+def test_a_folder_that_may_not_be_read_is_named(birds, monkeypatch):
+    def iterdir(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(pathlib.Path, "iterdir", iterdir)
+    sentence = f"folder {birds} must be readable; got the error 'Permission denied' of the file system"
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        folders.load(birds, "train")
 
 
 def test_a_folder_without_splits_says_what_to_do(birds):

@@ -86,7 +86,7 @@ def test_matrices_name_their_classes(tmp_path, drawn):
 
 @pytest.mark.parametrize("count", [2, 3, 4, 10, 31, 100])
 def test_ticks_are_classes(tmp_path, drawn, count):
-    names = [f"${number}$ {'x' * number}" for number in range(count)] if count <= 30 else ()
+    names = [rf"$\a{{{number}$" for number in range(count)] if count <= 30 else ()  # no formula
     matrix = np.eye(count) + 0.1
     heat_maps.confusion(tmp_path / "a.png", {"nearest": matrix}, names)
     heat_maps.confusion(tmp_path / "b.png", {"nearest": matrix})
