@@ -14,7 +14,8 @@ def matmul(left: Float[Array, "..."], right: Float[Array, "..."]) -> Float[Array
     accurate orthogonality and Gram matrices, so it requests full precision.
     """
     product = functools.partial(jnp.matmul, precision="highest")
-    tall = left.ndim == right.ndim == 2 and left.shape[0] >= _TALL * max(*right.shape, 1) and max(right.shape) <= _SMALL
+    sized = left.ndim == right.ndim == 2 and isinstance(left.shape[0], int)  # jax.export may leave a size open
+    tall = sized and left.shape[0] >= _TALL * max(*right.shape, 1) and max(right.shape) <= _SMALL
     if not (tall and jax.default_backend() == "cpu"):
         return product(left, right)
     # XLA's loops for small products run along the rows of the result. They are six times faster along its long side
