@@ -23,7 +23,7 @@ def _end_on_ctrl_c() -> None:
     def wait() -> None:
         while signal.SIGINT not in os.read(come, 1):
             pass  # another signal, which has a handler of its own
-        study = sys.modules.get("nc_jax.study.cli")
+        study = sys.modules.get("nc_jax.study.ends")
         go_on = getattr(study, "way_to_go_on", lambda: "no run had begun, so start again with the same command")()
         cursor = "\x1b[?25h\n" if sys.stderr.isatty() else ""  # which a progress bar hides
         os.write(sys.stderr.fileno(), f"{cursor}interrupted; {go_on}\n".encode())

@@ -5,7 +5,8 @@ Command   python -m experiments.analyse RUN                 (statistics over see
           python -m experiments.analyse RUN OTHER_RUN ...   (differences of settings and of results, seed by seed)
 Expected  of one run a table of statistics; of several first the settings that differ, then a sentence and tables for
           each method with a paired test over the seeds that the runs have in common
-Writes    runs/analyse/<time>-<name>/, or --workdir: summary.md, summary.json, and the curves; the runs stay as they are
+Writes    runs/analyse/<time>-<name>/, or --workdir: config.json, summary.md, summary.json, curves; the runs stay as
+          they are
 Data      directories of runs of other experiments, runs/nearest_etf/20261126-130000-default for instance.
 """
 
@@ -23,13 +24,14 @@ import tyro
 
 from nc_jax.methods import METHODS
 from nc_jax.study import Table, plots
-from nc_jax.study.cli import one_sentence, parse
+from nc_jax.study.cli import parse
 from nc_jax.study.compared import Row, Saved, columns_of, compared, label, load, settings_table
+from nc_jax.study.ends import one_sentence
 from nc_jax.study.report import Report
+from nc_jax.study.runs import new_directory, read_document
 from nc_jax.study.settings import slug
 from nc_jax.study.tables import Column
 from nc_jax.training import read_metrics
-from nc_jax.training.logging import create_run_directory
 
 # What is drawn where the log has it: name without "train/" or "test/", title, scale.
 PANELS = [
@@ -48,6 +50,7 @@ PANELS = [
     ("rank_means", "rank of class means", "linear"),
     ("effective_rank_means", "effective rank of class means", "linear"),
 ]
+SHOWN = 5  # directories in a sentence
 OF_THE_CLASSIFIER = ("nc2_classifier", "nearest_etf_classifier")  # the same on the training and the test set
 
 
@@ -89,6 +92,11 @@ def run(config: Config) -> dict[str, Any]:
     return _compare(config) if len(config.runs) > 1 else _statistics(config)
 
 
+def _directory(config: Config) -> Path:
+    """Make the directory of the analysis."""
+    return new_directory("analyse", slug("-".join(run.resolve().name for run in config.runs))[:80], config)
+
+
 # --- Several runs. ---
 
 
@@ -100,7 +108,7 @@ def _compare(config: Config) -> dict[str, Any]:
     if not rows:
         has = "; ".join(f"{run.name} has ({'), ('.join(map(label, list(run.results)[:4]))}), ..." for run in runs)
         raise ValueError(f"the runs must have a row (case, variant and method) in common; {has}")
-    directory = create_run_directory("analyse", slug("-".join(run.name for run in runs))[:80], path=config.workdir)
+    directory = _directory(config)
     report = Report(directory, f"{runs[0].experiment}: {' and '.join(run.name for run in runs)}")
     differ = settings_table(runs)
     report.tables([differ]) if differ.rows else report.say([differ.title])
@@ -124,8 +132,7 @@ def _curves(
     groups: dict[str, list[str]] = {}
     of: dict[str, tuple[str, str]] = {}
     for run in runs:
-        path = run.directory / "metrics.jsonl"
-        lines = read_metrics(path) if path.is_file() else []
+        lines = read_metrics(run.directory)
         log += [line | {"run": f"{run.name}/{line['run']}"} for line in lines]
         there = {line["run"] for line in lines}
         for row in rows:
@@ -149,10 +156,9 @@ def _curves(
 
 def _statistics(config: Config) -> dict[str, Any]:
     (source,) = config.runs
-    path = source / "metrics.jsonl"
-    if not path.is_file():
-        raise FileNotFoundError(f"a run's directory has a metrics.jsonl; got {source}, without")
-    log = read_metrics(path)
+    log = read_metrics(source)
+    if not log:
+        raise FileNotFoundError(_without_log(source))
     for line in log:
         for split in ("", "train/", "test/"):
             if line.get(f"{split}nc4") is not None:
@@ -168,7 +174,7 @@ def _statistics(config: Config) -> dict[str, Any]:
     for name, _, _ in panels:
         values = {group: _values(log, runs, name, config.epoch) for group, runs in groups.items()}
         found[name] = {group: describe(column) for group, column in values.items() if column}
-    directory = create_run_directory("analyse", slug(source.name), path=config.workdir)
+    directory = _directory(config)
     report = Report(directory, f"{source}")
     when = "in the last epoch" if config.epoch is None else f"in epoch {config.epoch}"
     columns = ["metric", "row", "seeds", "mean", "sd", "median", "min", "max"]
@@ -184,6 +190,18 @@ def _statistics(config: Config) -> dict[str, Any]:
     summary = {"statistics": found, "directory": str(directory)}
     report.write(summary)
     return summary
+
+
+def _without_log(source: Path) -> str:
+    """Say what to give instead of a directory that has no log of its own."""
+    below = sorted(str(path.parent) for path in source.glob("**/metrics.jsonl"))
+    if below:
+        more = ", ..." if len(below) > SHOWN else ""
+        return f"one run's directory is needed; got {source}, below which are {', '.join(below[:SHOWN])}{more}"
+    if (source / "config.json").is_file():
+        name = read_document(source / "config.json")["experiment"]
+        return f"curves need a run with a metrics.jsonl; got {source}, of {name}, which has its results in summary.md"
+    return f"the directory of a run that has curves has a metrics.jsonl; got {source}, without"
 
 
 def _looks(groups: dict[str, list[str]]) -> dict[str, plots.Look]:

@@ -51,9 +51,9 @@ from nc_jax.study import (
     summary_picture,
 )
 from nc_jax.study.backbones import BackboneOptions
-from nc_jax.study.cli import open_run
 from nc_jax.study.config import changed
 from nc_jax.study.data import DataOptions
+from nc_jax.study.runs import open_run
 from nc_jax.study.statistics import mean_and_sd
 from nc_jax.training import LoopOptions, OptimizerOptions
 
@@ -346,11 +346,11 @@ def run_comparison(config: Comparison) -> dict[str, Any]:
     if config.resume is None:
         flat = {"data.tree": "flat"} if config.data.tree == "confusion" else {}
         check(changed(config, flat))
-    directory, config = open_run(EXPERIMENT.name, config)
-    if config.data.tree == "confusion":
-        tree = confusion_trees.make(config, directory, measure=measure, score=EXPERIMENT.score)
-        config = changed(config, {"data.tree": str(tree)})
-    return finish(EXPERIMENT, config, directory)
+    with open_run(EXPERIMENT.name, config) as (directory, config):
+        if config.data.tree == "confusion":
+            tree = confusion_trees.make(config, directory, measure=measure, score=EXPERIMENT.score)
+            config = changed(config, {"data.tree": str(tree)})
+        return finish(EXPERIMENT, config, directory)
 
 
 if __name__ == "__main__":

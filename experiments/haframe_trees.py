@@ -8,6 +8,7 @@ Data      random trees of varied depth and branching.
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from nc_jax.hierarchy import LabelTree
 from nc_jax.methods import HierarchyOptions
 from nc_jax.methods.hierarchy import MAPS, wanted_cosines
 from nc_jax.study import About, Plan, RunOptions, Table, main
-from nc_jax.study.cli import open_run
 from nc_jax.study.progress import Progress
 from nc_jax.study.report import Report
+from nc_jax.study.runs import open_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,12 @@ def run(config: Config) -> dict[str, Any]:
     """
     if config.trees < 1:
         raise ValueError(f"trees must be at least 1; got {config.trees}")
-    directory, config = open_run("haframe_trees", config)
+    with open_run("haframe_trees", config) as (directory, config):
+        return _test(config, directory)
+
+
+def _test(config: Config, directory: Path) -> dict[str, Any]:
+    """Draw the trees of a run whose directory exists, and count."""
     rng = np.random.default_rng(0)
     failures = {kind: dict.fromkeys(MAPS, 0) for kind in ("depth", "height", "path")}
     maps = {name: HierarchyOptions(mapping=mapping, gamma=gamma) for name, (mapping, gamma) in MAPS.items()}

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -24,11 +25,12 @@ import numpy as np
 from jaxtyping import Array
 
 from nc_jax.study import About, Ledger, Plan, RunOptions, landscape_plots, main
-from nc_jax.study.cli import open_run
 from nc_jax.study.descent import Descended, gradient_descent, lbfgs, quick_key, random_trees, stable_rate
 from nc_jax.study.landscape import MinorityOptions, minority_collapse, slice_through
 from nc_jax.study.landscape_report import report
 from nc_jax.study.progress import Progress
+from nc_jax.study.runs import open_run
+from nc_jax.study.settings import refuse_twice
 from nc_jax.theory import (
     Certificate,
     Escape,
@@ -123,8 +125,13 @@ def run(config: Config) -> dict[str, Any]:
     """
     if config.resume is None:
         check(config)
-    directory, config = open_run("landscape", config)
-    ledger = Ledger(directory / "results.jsonl")
+    with open_run("landscape", config) as (directory, config):
+        return _explore(config, directory)
+
+
+def _explore(config: Config, directory: Path) -> dict[str, Any]:
+    """Compute the parts that a run's directory lacks; write and show what all of them say."""
+    ledger, settings = Ledger(directory / "results.jsonl"), config.fingerprint("cases")
     first = problem_of(config, config.cases[0])
     parts: dict[tuple[str, str], Callable[[], Any]] = {
         ("slice", ""): partial(slice_through, first, config.scale),
@@ -137,7 +144,7 @@ def run(config: Config) -> dict[str, Any]:
     with jax.enable_x64(True), Progress(len(parts), "parts") as bar:
         for (what, case), compute in parts.items():
             bar.advance(0, f"{what} {case}")
-            found[what, case] = ledger.once({"what": what, "case": case}, compute)
+            found[what, case] = ledger.once({"what": what, "case": case, "settings": settings}, compute)
             bar.advance(1, f"{what} {case}")
     pictures = [config.picture(directory, name) for name in ("slice", "minority")]
     landscape_plots.slice_of_a_landscape(pictures[0], **found["slice", ""])
@@ -169,6 +176,8 @@ def check(config: Config) -> None:
         raise ValueError(
             f"at least one case and optimizer are needed; got cases={config.cases}, optimizers={config.optimizers}"
         )
+    refuse_twice("cases", config.cases)
+    refuse_twice("optimizers", config.optimizers)
     for case in config.cases:
         optimal_value(problem_of(config, case))
     if len(problem_of(config, config.cases[0]).counts) < 3:

@@ -25,10 +25,11 @@ from nc_jax.heads import NearestOptions
 from nc_jax.methods import Setting, method
 from nc_jax.solvers import describe
 from nc_jax.study import About, Column, Ledger, Plan, RunOptions, comparison_tables, main, plots
-from nc_jax.study.cli import open_run
 from nc_jax.study.free_features import Descent, DescentOptions, parse
 from nc_jax.study.progress import Progress
 from nc_jax.study.report import Report
+from nc_jax.study.runs import open_run
+from nc_jax.study.settings import refuse_twice, slug
 from nc_jax.study.verdict import verdicts
 from nc_jax.training import MetricsLog, read_metrics
 
@@ -139,6 +140,9 @@ def check(config: Config) -> None:
         )
     if not config.nc3_target > 0:
         raise ValueError(f"nc3_target must be positive; got {config.nc3_target}")
+    refuse_twice("cases", config.cases)
+    refuse_twice("methods", config.methods)
+    refuse_twice("gap_targets", [f"{gap:g}" for gap in config.gap_targets])
     for case in config.cases:
         num_classes, dim = parse(case)
         for name in config.methods:
@@ -157,8 +161,14 @@ def run(config: Config) -> dict[str, Any]:
     """
     if config.resume is None:
         check(config)
-    directory, config = open_run("unconstrained_features", config)
+    with open_run("unconstrained_features", config) as (directory, config):
+        return _compare(config, directory)
+
+
+def _compare(config: Config, directory: Path) -> dict[str, Any]:
+    """Descend where a run's directory lacks a result; write and show what all descents found."""
     ledger, total = Ledger(directory / "results.jsonl"), len(config.cases) * len(config.methods) * config.seeds
+    settings = {"settings": config.fingerprint("cases", "methods", "seeds")}
     cases: dict[str, dict[str, list[dict[str, Any]]]] = {}
     with MetricsLog(directory) as log, Progress(total, "descents") as bar:
         for case in config.cases:
@@ -167,10 +177,11 @@ def run(config: Config) -> dict[str, Any]:
                 descent = Descent(config.descent, case, head_of(config, name, parse(case)[0]))
                 found = []
                 for seed in range(config.seeds):
-                    key = {"case": case, "method": name, "seed": seed}
+                    key = {"case": case, "method": name, "seed": seed, "run": run_name(case, name, seed)}
+                    key |= settings
                     found.append(ledger.once(key, lambda key=key, descent=descent: descend(config, log, key, descent)))
                     bar.advance(1, f"K:d = {case}, {name}")
-                cost = ledger.once({"case": case, "method": name, "what": "cost"}, descent.cost)
+                cost = ledger.once({"case": case, "method": name, "what": "cost"} | settings, descent.cost)
                 cases[case][name] = [run | cost for run in found]
     rows = read_metrics(directory / "metrics.jsonl")
     values = {
@@ -187,17 +198,17 @@ def run(config: Config) -> dict[str, Any]:
 
 def run_name(case: str, name: str, seed: int) -> str:
     """Return the name of a descent in the log."""
-    return f"{case}-{name}-seed{seed}"
+    return f"{slug(case)}-{name}-seed{seed}"
 
 
 def picture(config: Config, directory: Path, case: str) -> Path:
     """Return the path of a case's plot."""
-    return config.picture(directory, case.replace(":", "-"))
+    return config.picture(directory, slug(case))
 
 
 def descend(config: Config, log: MetricsLog, key: dict[str, Any], descent: Descent) -> dict[str, float]:
     """Descend once and log a line per step; return thresholds and final values, all NaN if a loss was not finite."""
-    name = run_name(key["case"], key["method"], key["seed"])
+    name = key["run"]
     values = descent(key["seed"])
     log.rewind(name, -1)
     for step in range(len(values["loss_gap"])):

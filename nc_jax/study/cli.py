@@ -1,27 +1,23 @@
-"""The command line of experiments and benchmarks: presets, nested settings, run directories, ends in a sentence."""
+"""The command line of experiments and benchmarks: presets, and nested settings."""
 
 import contextlib
 import dataclasses
 import io
-import json
-import os
 import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import tyro
-from jax.experimental import multihost_utils
 
-from nc_jax.study.config import from_json, to_json
-from nc_jax.study.environment import environment
+from nc_jax.study.config import fingerprint, to_json
+from nc_jax.study.ends import fail, one_sentence
 from nc_jax.study.planning import MACHINE, About, Plan, describe_presets, forecast
-from nc_jax.study.progress import Heartbeat, duration, say
-
-INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
+from nc_jax.study.progress import Heartbeat, duration
+from nc_jax.study.runs import read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +50,18 @@ class RunOptions:
         """Return the path of a picture, with the suffix of its file format."""
         return directory / f"{name}.{self.picture_format or 'png'}"
 
+    def fingerprint(self, *besides: str) -> str:
+        """Return a hash of the settings that decide what is computed.
+
+        Args:
+            besides: names of settings to leave out.
+        """
+        left_out = {*WHERE, *besides}
+        return fingerprint({name: value for name, value in to_json(self).items() if name not in left_out})
+
 
 WHERE = tuple(field.name for field in dataclasses.fields(RunOptions))  # settings that do not change what is computed
 Config = TypeVar("Config")
-
-# What a user can cause and mend, as training's NonFiniteError: it ends in one sentence and status 2. Anything else is a
-# bug and shows its traceback.
-USER_ERRORS = (ValueError, FileExistsError, FileNotFoundError)
-# The run that this process works on, and its module, for the sentence with which it may end.
-_OPEN: dict[str, Any] = {}
 
 
 def main(
@@ -95,8 +94,7 @@ def main(
             header = sys.modules[run.__module__].__doc__
             print(_help(name, (header or "").strip(), describe_presets(presets, about or {}, plan), start))
             raise SystemExit(0)
-        words, start = _given(words, start, name)
-        config = parse(start, words)
+        config, start = _parsed(start, words, name)
         if isinstance(config, RunOptions):
             _check_run(config, start)
         if check is not None and getattr(config, "resume", None) is None:
@@ -128,10 +126,10 @@ def parse(default: Config, arguments: Sequence[str]) -> Config:
         if stop.code in (0, None):  # --help
             raise
         # Tyro draws a box around several lines; a sentence is easier to read and to search for.
-        plain = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue())
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue()).partition("For full helptext")[0]
         # The first line is the box's title; the box itself is drawn or typed, depending on the terminal.
         lines = [line.strip("│|╭╮╰╯─- ") for line in plain.splitlines()]
-        _, *said = [line for line in lines if re.search(r"\w", line) and not line.startswith("For full helptext")]
+        _, *said = [line for line in lines if re.search(r"\w", line)]
         fail(f"the command line must name settings that exist and values that fit; {' '.join(said)}")
 
 
@@ -146,80 +144,16 @@ def _help(name: str, header: str, presets: str, start: Any) -> str:
     return "\n\n".join([usage, header, f"Presets (time on {MACHINE}):\n{presets}", values, boxes])
 
 
-def fail(sentence: str) -> NoReturn:
-    """End the program with a sentence on standard error and exit status 2."""
-    print(f"error: {sentence}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def open_run(experiment: str, config: Any) -> tuple[Path, Any]:
-    """Create the run's directory with its config.json, or read the one to resume.
-
-    Args:
-        experiment: name of the experiment.
-        config: settings with at least the fields of `RunOptions`.
-
-    Returns:
-        The directory, and the settings to use.
-
-    Raises:
-        FileExistsError: if a new run's directory exists.
-        FileNotFoundError: if there is no run to resume.
-        ValueError: if the directory is another experiment's, or its settings do not exist any more.
-    """
-    from nc_jax.training.files import write_atomically  # with all that training imports
-    from nc_jax.training.logging import create_run_directory
-
-    if config.resume is not None:
-        saved = read_config(config.resume / "config.json", experiment, config)
-        here = {"workdir": None, "resume": config.resume, "distributed": config.distributed}
-        here["picture_format"] = config.picture_format or saved.picture_format
-        _OPEN["directory"] = config.resume
-        return config.resume, dataclasses.replace(saved, **here)
-    if jax.process_index() == 0:
-        directory = create_run_directory(experiment, config.preset, path=config.workdir)
-        document = {"experiment": experiment, "config": to_json(config), "environment": environment()}
-        write_atomically(directory / "config.json", json.dumps(document, indent=2) + "\n")
-    else:
-        assert config.workdir is not None, "main has checked it"
-        directory = config.workdir
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("the run's directory exists")
-    _OPEN["directory"] = directory
-    return directory, config
-
-
-def read_config(path: Path, experiment: str, like: Config) -> Config:
-    """Read the settings of a run.
-
-    Args:
-        path: path of the run's config.json.
-        experiment: name of the experiment to which the run must belong.
-        like: settings of that experiment, for the types.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is another experiment's, or holds settings that do not exist.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"a {experiment} run has a config.json; got {path.parent}, without")
-    document = json.loads(path.read_text(encoding="utf-8"))
-    if document["experiment"] != experiment:
-        raise ValueError(f"{path} must be of a {experiment} run; got one of {document['experiment']}")
-    return from_json(like, document["config"])
-
-
-def _given(words: list[str], start: Any, name: str) -> tuple[list[str], Any]:
-    """Take `--config FILE` out of the words; return the settings to start from."""
-    if "--config" not in words or not isinstance(start, RunOptions):
-        return words, start
-    place = words.index("--config")
-    if place + 1 == len(words):
-        raise ValueError("--config needs the config.json of a run; got nothing")
-    path = Path(words[place + 1])
-    saved = read_config(path, name.rpartition(".")[2], start)
-    fresh = {"workdir": None, "resume": None, "config": path}
-    return words[:place] + words[place + 2 :], dataclasses.replace(saved, **fresh)
+def _parsed(start: Any, words: list[str], name: str) -> tuple[Any, Any]:
+    """Return the settings of a command line, and those that its flags change: a preset's, or those of --config."""
+    config = parse(start, words)
+    if not isinstance(config, RunOptions) or config.config is None:
+        return config, start
+    if start.preset != "default":
+        raise ValueError(f"--config takes all settings of a run, so it needs no preset; got {start.preset!r}")
+    saved = read_config(config.config, name.rpartition(".")[2], start)
+    start = dataclasses.replace(saved, workdir=None, resume=None)
+    return parse(start, words), start
 
 
 def _check_run(config: RunOptions, start: RunOptions) -> None:
@@ -231,46 +165,6 @@ def _check_run(config: RunOptions, start: RunOptions) -> None:
         )
     if config.distributed and config.resume is None and config.workdir is None:
         raise ValueError("--distributed needs --workdir or --resume: every process must know the run's directory")
-
-
-def way_to_go_on() -> str:
-    """Return the complete command that finishes the run on which this process works."""
-    if "directory" not in _OPEN:
-        return "no run had begun, so start again with the same command"
-    return f"go on with: python -m {_OPEN['program']} --resume {_OPEN['directory']}"
-
-
-@contextlib.contextmanager
-def one_sentence(name: str) -> Any:
-    """End in a sentence and a status where a user, or a scheduler, is the cause.
-
-    Args:
-        name: name of the module, for the command that goes on with the run.
-    """
-    _OPEN.clear()
-    _OPEN["program"] = name
-    if os.environ.get("NC_JAX_DEBUG"):
-        yield
-        return
-    try:
-        yield
-    except BaseException as error:
-        preempted, diverged, status = _ends_of_training()
-        if isinstance(error, (preempted, KeyboardInterrupt)):
-            interrupted = isinstance(error, KeyboardInterrupt)
-            say(f"{'interrupted' if interrupted else error}; {way_to_go_on()}")
-            raise SystemExit(INTERRUPTED if interrupted else status) from None
-        if isinstance(error, (*USER_ERRORS, diverged)):
-            fail(str(error))
-        raise
-
-
-def _ends_of_training() -> tuple[Any, Any, int]:
-    """Return two errors of training and the status after preemption; nothing where training is not loaded."""
-    training = sys.modules.get("nc_jax.training")
-    if training is None:
-        return (), (), 0
-    return training.PreemptedError, training.NonFiniteError, training.preemption.EXIT_STATUS
 
 
 def _module(run: Callable[..., Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from nc_jax.methods import METHODS
 from nc_jax.study.cli import WHERE
 from nc_jax.study.ledger import Ledger
+from nc_jax.study.runs import read_document
 from nc_jax.study.tables import Column, Table, comparison_tables, named
 from nc_jax.study.verdict import verdicts
 
@@ -51,10 +52,10 @@ def load(directories: Sequence[Path]) -> list[Saved]:
 
 
 def _load(directory: Path, name: str) -> Saved:
-    for file in ("config.json", "results.jsonl"):
-        if not (directory / file).is_file():
-            raise FileNotFoundError(f"a run that can be compared has a {file}; got {directory}, without")
-    document = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    document = read_document(directory / "config.json")
+    if not (directory / "results.jsonl").is_file():
+        kind = f"{directory}, of {document['experiment']}"
+        raise FileNotFoundError(f"runs that can be compared have a results.jsonl; got {kind}, without")
     settings = dict(_flat(document["config"], ""))
     about = document.get("environment", {})
     settings |= {"code": about.get("commit"), "jax": about.get("versions", {}).get("jax")}
@@ -70,7 +71,8 @@ def _load(directory: Path, name: str) -> Saved:
             results.setdefault(row, {})[int(key["seed"])] = found
             names.setdefault(row, []).append(run)
     if not results:
-        raise ValueError(f"a run that can be compared has results by method and seed; got {directory}, without")
+        kind = f"{directory}, of {document['experiment']}"
+        raise ValueError(f"runs that can be compared have results by method and seed; got {kind}, without")
     return Saved(name, directory, document["experiment"], settings, results, names)
 
 

@@ -1,5 +1,6 @@
 """Comparisons: every group trained with every seed, as rows on disk that resume."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 from nc_jax.streams import Stream
+from nc_jax.study.config import fingerprint
 from nc_jax.study.data import Data
 from nc_jax.study.ledger import Ledger
 from nc_jax.study.progress import Progress
@@ -122,9 +124,10 @@ def compare(
             rates[group.name] = settings.optimizer.learning_rate
             if settings.rates:
                 rates[group.name] = session.choose_rate(group, data, score)
-            build = functools.cache(functools.partial(make_trainer, group, data, rate=rates[group.name]))
+            trained = group.at(rates[group.name])
+            build = functools.cache(functools.partial(make_trainer, trained, data))
             found[group.name] = [
-                session.train(group, data, build, seed, group.run(seed)) for seed in range(settings.seeds)
+                session.train(trained, data, build, seed, group.run(seed)) for seed in range(settings.seeds)
             ]
             after(group, found[group.name])
             if len(every) > KEPT_PROGRAMS:
@@ -198,6 +201,7 @@ class Session:
             return usual(run) | self.measure(run)
 
         key = {"case": group.case, "variant": group.variant, "method": group.method, "seed": seed, "run": name}
+        key["settings"] = decides(group.settings, data)
         # Of several processes the first one writes; all train.
         found = self.ledger.once(key, compute, write=jax.process_index() == 0)
         self.bar.advance(epochs - seen, name)
@@ -221,9 +225,9 @@ class Session:
         parts = [data.held_out(mask) for mask in draws]
         rates, scores = group.settings.rates, {}
         for rate in rates:
-            build = functools.cache(functools.partial(make_trainer, group, parts[0], rate=rate))
-            name = f"{group.name}-rate{rate:g}"
-            found = [self.train(group, part, build, split, f"{name}-split{split}") for split, part in enumerate(parts)]
+            tried, name = group.at(rate), f"{group.name}-rate{rate:g}"
+            build = functools.cache(functools.partial(make_trainer, tried, parts[0]))
+            found = [self.train(tried, part, build, split, f"{name}-split{split}") for split, part in enumerate(parts)]
             values = [math.inf if run["diverged"] or math.isnan(run[score]) else run[score] for run in found]
             scores[rate] = statistics.fmean(values)
             # A process cannot hold the programs of all rates of all methods: LLVM runs out of memory maps.
@@ -235,6 +239,18 @@ class Session:
                 f"training of {group.label} must converge at one of the learning rates {rates}; got none"
             )
         return best
+
+
+def decides(settings: Comparison, data: Data) -> str:
+    """Return a hash of all that decides a run besides its method and its seed.
+
+    Where the data and the tree lie does not: a run may be moved, and two trees of one file name are two trees.
+    """
+    of_data = dataclasses.replace(settings.data, tree=None, data_dir=None)
+    tree = None if data.tree is None else (data.tree.nodes, data.tree.parents)
+    content = (data.class_names, len(data.train), len(data.test), tree)
+    settings = dataclasses.replace(settings, data=of_data)
+    return fingerprint(settings.fingerprint("methods", "seeds", "rates", "cases", "grid"), content)
 
 
 def usual(run: Run) -> Found:

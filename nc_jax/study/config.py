@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import hashlib
+import json
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -29,6 +31,19 @@ def to_json(settings: Any) -> Any:
     if isinstance(settings, list | tuple):
         return [to_json(value) for value in settings]
     return str(settings) if isinstance(settings, Path) else settings
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return a short hash of settings, or of whatever `to_json` takes: equal for equal values.
+
+    Example:
+        >>> fingerprint({"rate": 0.1, "widths": (2, 3)}) == fingerprint({"widths": [2, 3], "rate": 0.1})
+        True
+        >>> len(fingerprint("a"))
+        16
+    """
+    text = json.dumps([to_json(part) for part in parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]  # 64 bits: no two of a billion settings meet
 
 
 def from_json(like: Settings, document: Mapping[str, Any], *, path: str = "") -> Settings:
@@ -157,7 +172,7 @@ def _as(value: Any, hint: Any) -> Any:
         return value if isinstance(value, int) and not isinstance(value, bool) else _NO
     if hint is float:
         # JSON and people write 1 for 1.0.
-        return value if isinstance(value, int | float) and not isinstance(value, bool) else _NO
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else _NO
     if origin is tuple:
         return _as_tuple(value, parts)
     if isinstance(origin, type) and issubclass(origin, Mapping):

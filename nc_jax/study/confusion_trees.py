@@ -27,7 +27,7 @@ def make(config: Comparison, directory: Path, *, measure: Measure = nothing, sco
     Args:
         config: settings of the training; where there are several learning rates, the best one is chosen first.
         directory: directory of the run.
-        measure: the comparison's own, so that it need not train these runs again.
+        measure: finds the score of a run.
         score: name of the number that decides between learning rates; less is better.
 
     Returns:
@@ -36,17 +36,17 @@ def make(config: Comparison, directory: Path, *, measure: Measure = nothing, sco
     path = directory / "tree.parent_child.txt"
     if not path.exists():
         settings = changed(config, {"data.tree": "flat"})
-        group, data = Group("", "", "ce", settings), data_of(settings)
-        rate = None
+        # Named apart from the comparison's own runs of the method, which know the tree.
+        group, data = Group("", "for the tree", "ce", settings), data_of(settings)
         if settings.rates:
             total = len(settings.rates) * SPLITS * settings.loop.epochs
             with Session(directory, total, measure) as session:
-                rate = session.choose_rate(group, data, score)
-        write_atomically(path, _lines(confusion_tree(group, data, rate)))
+                group = group.at(session.choose_rate(group, data, score))
+        write_atomically(path, _lines(confusion_tree(group, data)))
     return path
 
 
-def confusion_tree(group: Group, data: Data, rate: float | None = None) -> LabelTree:
+def confusion_tree(group: Group, data: Data) -> LabelTree:
     """Cluster the classes by what a method confuses on one half of the training set after learning the other.
 
     Complete linkage of 1 - (C + C^T) / 2, with C the mean predicted probabilities of each class; the test set plays no
@@ -56,7 +56,6 @@ def confusion_tree(group: Group, data: Data, rate: float | None = None) -> Label
     Args:
         group: the method and its settings.
         data: the training set must be in memory.
-        rate: learning rate; None is that of the settings.
     """
     train_set = data.train
     assert isinstance(train_set, LabelledArrays), "held-out parts are taken of sets in memory"
@@ -65,7 +64,7 @@ def confusion_tree(group: Group, data: Data, rate: float | None = None) -> Label
     halves = np.random.default_rng(0).permutation(len(train_set)) % 2
     for half in (0, 1):
         part = data.held_out(halves != half)
-        trainer, stream = make_trainer(group, part, rate=rate)
+        trainer, stream = make_trainer(group, part)
         state = trainer.init(part.train, seed=SEED)
         content = ResidentSet(part.train, stream.batch_size, devices=trainer.devices).content  # pyright: ignore
         for segment in range(len(stream.ends)):

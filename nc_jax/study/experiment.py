@@ -10,10 +10,10 @@ import jax
 from nc_jax.methods import method
 from nc_jax.solvers import Status, describe
 from nc_jax.study import heat_maps, plots
-from nc_jax.study.cli import open_run
 from nc_jax.study.comparison import Found, Measure, Results, compare, mean_confusion, nothing, silent
 from nc_jax.study.data import Data
 from nc_jax.study.report import Report
+from nc_jax.study.runs import open_run
 from nc_jax.study.settings import Comparison, Group, slug
 from nc_jax.study.tables import Column, comparison_tables, named
 from nc_jax.study.trainers import check, data_of
@@ -154,8 +154,8 @@ def run(experiment: Experiment, config: Comparison) -> dict[str, Any]:
     """
     if config.resume is None:
         check(config)
-    directory, config = open_run(experiment.name, config)
-    return finish(experiment, config, directory)
+    with open_run(experiment.name, config) as (directory, config):
+        return finish(experiment, config, directory)
 
 
 def finish(experiment: Experiment, config: Comparison, directory: Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What is done: a file with a line for every finished part of a run, so that a resumed run does none again."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ class Ledger:
         path: path of the file, which is created with its first line.
 
     Raises:
-        ValueError: if a line other than the last is no such line.
+        ValueError: if a whole line is no such line.
 
     Example:
         >>> import tempfile
@@ -32,24 +31,16 @@ class Ledger:
     """
 
     def __init__(self, path: Path):
+        from nc_jax.training.files import read_lines  # with all that training imports
+
         self.path = path
         self._found: dict[str, Any] = {}
-        if not path.exists():
-            return
-        content = path.read_bytes()
-        whole, _, torn = content.rpartition(b"\n")
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                self._found[_name(row["key"])] = row["found"]
-            except (ValueError, TypeError, KeyError):
+        for number, row in enumerate(read_lines(path), start=1):
+            if not isinstance(row.get("key"), dict) or "found" not in row:
                 raise ValueError(
-                    f'{path} must hold {{"key": ..., "found": ...}} in each line; line {number} is {line[:40]!r}'
-                ) from None
-        if torn:
-            # Cut off, or the next line would be joined to it.
-            with path.open("r+b") as file:
-                file.truncate(len(content) - len(torn))
+                    f'{path} must hold {{"key": {{...}}, "found": ...}} in each line; line {number} is {row!r:.60}'
+                )
+            self._found[_name(row["key"])] = row["found"]
 
     def items(self) -> list[tuple[dict[str, Any], Any]]:
         """Return all results with their keys, in the order in which they were found."""
@@ -74,10 +65,10 @@ class Ledger:
         if name not in self._found:
             found = json.loads(json.dumps(compute()))
             if write:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"key": dict(key), "found": found}) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
+                from nc_jax.training.files import append_line, sync
+
+                append_line(self.path, {"key": dict(key), "found": found})
+                sync(self.path)
             self._found[name] = found
         return self._found[name]
 

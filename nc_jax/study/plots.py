@@ -1,5 +1,6 @@
 """Curves and points of runs, with one colour for each method wherever it is drawn."""
 
+import io
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -216,8 +217,12 @@ def grid(
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a picture; the suffix of its path says in which format."""
-    figure.savefig(path, dpi=DPI)
+    """Write a picture, all of it or nothing; the suffix of its path says in which format."""
+    from nc_jax.training.files import write_atomically  # with all that training imports
+
+    content = io.BytesIO()
+    figure.savefig(content, dpi=DPI, format=path.suffix[1:])
+    write_atomically(path, content.getvalue())
 
 
 def plain_ticks(axis: Any, which: str = "y") -> None:

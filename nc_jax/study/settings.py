@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tyro
@@ -16,6 +16,7 @@ from nc_jax.study.config import changed, differences
 from nc_jax.study.data import DataOptions
 from nc_jax.training import LoopOptions, OptimizerOptions
 
+FOLDERS = ("checkpoints", "tensorboard")  # of every run
 Changes = Mapping[str, Any]  # dotted names of settings and their values
 
 
@@ -87,6 +88,10 @@ class Group(NamedTuple):
         """Return the name of a run."""
         return f"{self.name}-seed{seed}"
 
+    def at(self, rate: float) -> "Group":
+        """Return the same runs at another learning rate."""
+        return self._replace(settings=changed(self.settings, {"optimizer.learning_rate": rate}))
+
 
 def expand(config: Comparison) -> dict[str, list[Group]]:
     """Return the groups of each case.
@@ -112,13 +117,29 @@ def expand(config: Comparison) -> dict[str, list[Group]]:
         raise ValueError(
             f"at least one method and one seed are needed; got methods={config.methods}, seeds={config.seeds}"
         )
-    names: set[str] = set()
     for group in itertools.chain(*groups.values()):
         method(group.method)
-        if group.name in names:
-            raise ValueError(f"every row needs a name of its own; got two that give {group.name!r}")
-        names.add(group.name)
+        refuse_twice("rates, to six digits,", [f"{rate:g}" for rate in group.settings.rates])
+    refuse_twice("names of rows", [group.name for group in itertools.chain(*groups.values())])
+    for rows in groups.values():
+        refuse_twice("rows of a table", [group.label for group in rows])
+    # Where there are several cases, each has a folder beside those of the run.
+    refuse_twice("folders", [*FOLDERS, *map(slug, groups)] if len(groups) > 1 else [])
     return groups
+
+
+def refuse_twice(what: str, names: Sequence[str]) -> None:
+    """Raise a ValueError if a name is empty or comes twice; file systems may not tell upper from lower case.
+
+    Example:
+        >>> refuse_twice("cases", ["a b", "A B"])
+        Traceback (most recent call last):
+        ValueError: cases must differ, in lower case too, and none may be empty; got 'a b', 'A B'
+    """
+    folded = {name.casefold() for name in names}
+    if len(folded) < len(names) or "" in folded:
+        shown = ", ".join(map(repr, names))
+        raise ValueError(f"{what} must differ, in lower case too, and none may be empty; got {shown}")
 
 
 def refuse_overridden(config: Comparison, preset: Comparison) -> None:

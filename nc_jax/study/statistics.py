@@ -35,13 +35,14 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], digits: in
     """Return the mean difference over seeds with the p value of a two-sided paired t test.
 
     Seeds in which one of the two is not a number are left out. Fewer than three seeds give no test, nor do differences
-    that spread by no more than the rounding of what was measured.
+    that spread by no more than the rounding of what was measured: differences that are rounding, and equal ones.
 
     Args:
         ours: a number per seed.
         theirs: a number per seed, in the same order.
         digits: number of digits behind the point.
-        wilcoxon: add the p value of the signed-rank test. It is exact; with n seeds it cannot fall below 2^(1 - n).
+        wilcoxon: add the p value of the signed-rank test. It is exact unless differences are zero or equal; with n
+            seeds it cannot fall below 2^(1 - n).
     """
     differences = _differences(ours, theirs)
     if not len(differences):
@@ -51,7 +52,9 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], digits: in
         return mean
     found = [p]
     if wilcoxon:
-        ranks: Any = stats.wilcoxon(differences)
+        # Rounding must neither decide a sign nor break a tie.
+        step = _resolution(ours, theirs)
+        ranks: Any = stats.wilcoxon(np.round(differences / step))
         found.append(ranks.pvalue)
     return f"{mean} (p = {', '.join(f'{value:.2g}' for value in found)})"
 
@@ -65,13 +68,9 @@ def paired_p(ours: Sequence[float], theirs: Sequence[float], *, ratio: bool = Fa
         ratio: test the logarithm of the ratio instead of the difference. Seeds in which a number is not positive are
             left out.
     """
-    if ratio:
-        values, size = _log_ratios(theirs, ours), 1.0
-    else:
-        values = _differences(ours, theirs)
-        size = max(np.abs(values).max(initial=0), _size(ours), _size(theirs))
-    # A spread that rounding explains is none.
-    if len(values) < LEAST_SEEDS or np.ptp(values) <= RESOLUTION * max(size, 1.0):
+    differences = _differences(ours, theirs)
+    values = _log_ratios(theirs, ours) if ratio else differences
+    if len(values) < LEAST_SEEDS or np.ptp(differences) <= _resolution(ours, theirs) or np.ptp(values) <= RESOLUTION:
         return None
     test: Any = stats.ttest_1samp(values, 0)
     return float(test.pvalue)
@@ -88,9 +87,10 @@ def _log_ratios(theirs: Sequence[float], ours: Sequence[float]) -> np.ndarray:
     return np.log(pairs[0] / pairs[1])
 
 
-def _size(values: Sequence[float]) -> float:
-    finite = np.abs(np.asarray(values, float))
-    return float(finite[np.isfinite(finite)].max(initial=0))
+def _resolution(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Return the least difference that is more than the rounding of what was measured."""
+    finite = np.abs(np.asarray([*ours, *theirs], float))
+    return RESOLUTION * max(float(finite[np.isfinite(finite)].max(initial=0)), 1.0)
 
 
 def paired_ratio(theirs: Sequence[float], ours: Sequence[float]) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from nc_jax.study.planning import WIDTH
-from nc_jax.study.statistics import mean_and_interval, mean_and_sd, paired_difference, paired_ratio
+from nc_jax.study.statistics import LEAST_SEEDS, mean_and_interval, mean_and_sd, paired_difference, paired_ratio
 
 BESIDE = 3  # rows up to which metrics stand below each other, and methods beside each other
 
@@ -100,12 +100,15 @@ def comparison_tables(
     if others and tested:
         ranks = ", then of Wilcoxon's signed-rank test" if any(c.test == "wilcoxon" for c in tested) else ""
         title = f"{baseline} less the other, seed by seed: mean difference {over}"
-        if seeds > 1:
+        if seeds >= LEAST_SEEDS:
             title += f" (p of a two-sided paired t test{ranks}; not corrected for the number of tests)"
+        elif seeds > 1:
+            title += f" (not tested, which takes {LEAST_SEEDS} seeds)"
         tables += _laid_out(title, others, tested, difference)
     ratios = [column for column in columns if column.test == "ratio"]
     if others and ratios:
-        title = f"The other over {baseline}, seed by seed: mean ratio {over} (p of a paired t test of its logarithm)"
+        how = "p of a paired t test of its logarithm" if seeds >= LEAST_SEEDS else f"tested from {LEAST_SEEDS} seeds on"
+        title = f"The other over {baseline}, seed by seed: mean ratio {over} ({how})"
         tables += _laid_out(title, others, ratios, difference)
     return tables
 
@@ -146,7 +149,8 @@ def show_table(table: Table) -> None:
     """Print a table on the terminal."""
     shown = RichTable()
     for index, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if index == 0 else "right")
+        # A name that is too long goes on in the next line; rich would cut it off.
+        shown.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in table.rows:
         shown.add_row(*row)
     if table.title:

@@ -1,6 +1,5 @@
 """From settings to compiled steps: what every comparison trains with."""
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
@@ -27,13 +26,12 @@ from nc_jax.training import StepOptions, Trainer, agd_init, make_optimizer, scal
 SPLITS = 2  # of the training set, on which a learning rate is judged
 
 
-def make_trainer(group: Group, data: Data, *, rate: float | None = None) -> tuple[Trainer, Stream]:
+def make_trainer(group: Group, data: Data) -> tuple[Trainer, Stream]:
     """Return the compiled steps of a group, and its stream.
 
     Args:
         group: the group (row of the table) to train.
         data: the data set to train on.
-        rate: learning rate; None is that of the settings.
 
     Raises:
         ValueError: if a setting cannot work.
@@ -54,8 +52,6 @@ def make_trainer(group: Group, data: Data, *, rate: float | None = None) -> tupl
     head = chosen.head(setting)
     agd = options.name == "agd"
     backbone = make_backbone(settings.backbone, size=data.size, num_classes=data.num_classes, only_matrices=agd)
-    if rate is not None:
-        options = dataclasses.replace(options, learning_rate=rate)
     optimizer = make_optimizer(options, epochs=loop.epochs, epoch_steps=epoch_steps)
     for part in slower_parts(settings.backbone):
         optimizer = scaled_rate(optimizer, part, settings.backbone.rate_factor)

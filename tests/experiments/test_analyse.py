@@ -9,7 +9,8 @@ from scipy import stats
 
 from experiments import analyse
 from nc_jax.study import Ledger
-from nc_jax.study.cli import one_sentence, parse
+from nc_jax.study.cli import parse
+from nc_jax.study.ends import one_sentence
 from nc_jax.training import MetricsLog
 
 EPOCHS, SEEDS = 3, 4
@@ -85,6 +86,17 @@ def test_statistics_are_those_of_numpy(runs, tmp_path, epoch):
     assert files_of(runs[0]) == before
 
 
+def test_a_long_name_is_shown_whole_on_the_terminal(tmp_path, capsys):
+    name = "10-512-a-variant-with-a-very-long-name-of-many-words-and-numbers-1234567890-nearest"
+    with MetricsLog(tmp_path / "run") as log:
+        log.write(f"{name}-seed0", 1, 1, {"train/loss": 1.0})
+    call(tmp_path / "run", "--workdir", tmp_path / "out")
+    lines = capsys.readouterr().out.splitlines()
+    assert name in "".join(line.split("│")[2].strip() for line in lines if line.startswith("│"))
+    assert "…" not in "".join(lines)
+    assert max(map(len, lines)) <= 100
+
+
 def test_two_runs_are_compared_settings_first_then_seed_by_seed(runs, tmp_path, capsys):
     before = files_of(tmp_path)
     found = call(*runs, "--workdir", tmp_path / "out")
@@ -113,8 +125,12 @@ def test_an_analysis_does_not_replace_another(runs, tmp_path, monkeypatch):
     ("words", "sentence"),
     [
         ([], "at least one run's directory is needed; got none"),
-        (["nowhere"], "a run's directory has a metrics.jsonl; got nowhere, without"),
-        (["slow", "nowhere"], "a run that can be compared has a config.json; got nowhere, without"),
+        (["nowhere"], "the directory of a run that has curves has a metrics.jsonl; got nowhere, without"),
+        (["."], "one run's directory is needed; got ., below which are quick, slow"),
+        (["saddles"], "curves need a run with a metrics.jsonl; got saddles, of landscape, which has its results in"),
+        (["slow", "nowhere"], "the directory of a run has a config.json; got nowhere, without"),
+        (["slow", "saddles"], "runs that can be compared have results by method and seed; got saddles, of landscape"),
+        (["slow", "empty"], "runs that can be compared have a results.jsonl; got empty, of haframe_trees, without"),
         (["slow", "slow/."], "the runs must be in different directories; got slow, slow"),
         (["slow", "--epoch", "9"], "epoch must be one of the log's, [0, 1, 2, 3]; got 9"),
         (["slow", "--metrics", "nc9"], "metrics must be in the log, which has epoch, run, step"),
@@ -124,6 +140,10 @@ def test_an_analysis_does_not_replace_another(runs, tmp_path, monkeypatch):
 )
 def test_what_cannot_be_analysed_is_refused_in_a_sentence(runs, tmp_path, monkeypatch, capsys, words, sentence):
     monkeypatch.chdir(tmp_path)
+    for name, experiment in (("saddles", "landscape"), ("empty", "haframe_trees")):
+        Path(name).mkdir()
+        (Path(name) / "config.json").write_text(json.dumps({"experiment": experiment, "config": {}}))
+    Ledger(Path("saddles/results.jsonl")).once({"what": "slice", "case": ""}, lambda: 1)
     with pytest.raises(SystemExit) as stop:
         call(*words)
     assert stop.value.code == 2

@@ -99,11 +99,11 @@ def test_a_descent_that_diverges_has_no_numbers(tmp_path, capsys):
         series = {name: np.array([1.0, np.nan]) for name in ("loss_gap", *unconstrained_features.FINAL)}
         return series | {"solve_status": np.zeros(2)}
 
-    key = {"case": "5:8", "method": "fixed", "seed": 0}
+    key = {"case": "5:8", "method": "fixed", "seed": 0, "run": "5-8-fixed-seed0"}
     with MetricsLog(tmp_path) as log:
         found = unconstrained_features.descend(Config(), log, key, diverging)
     assert np.isnan(list(found.values())).all()
-    assert capsys.readouterr().out == "5:8-fixed-seed0 diverged in step 1\n"
+    assert capsys.readouterr().out == "5-8-fixed-seed0 diverged in step 1\n"
 
 
 def test_the_memory_of_a_descent_is_what_xla_plans():

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from experiments import nearest_etf
-from nc_jax.study import About, Plan, RunOptions, cli, main, progress
+from nc_jax.study import About, Plan, RunOptions, main, progress
+from nc_jax.study.runs import open_run
 from nc_jax.training import NonFiniteError, PreemptedError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,8 +36,8 @@ PRESETS = {"default": Config(), "small": Config(seeds=1)}
 
 
 def run(config):
-    directory, config = cli.open_run("test_cli", config)
-    found.append((directory, config))
+    with open_run("test_cli", config) as (directory, config):
+        found.append((directory, config))
 
 
 found: list = []
@@ -115,9 +116,9 @@ MISTAKES = {
     "unknown preset": (["huge"], "the preset must be one of default, small; got 'huge'"),
     "unknown flag": (["--seedz", "3"], "--seedz"),
     "wrong value": (["--seeds", "many"], "many"),
-    "nothing to resume": (["--resume", "nowhere"], "a test_cli run has a config.json; got nowhere, without"),
+    "nothing to resume": (["--resume", "nowhere"], "the directory of a run has a config.json; got nowhere, without"),
     "resume with settings": (["--resume", "nowhere", "--seeds", "2"], "it must be the only argument"),
-    "no file": (["--config"], "--config needs the config.json of a run; got nothing"),
+    "no file": (["--config"], "--config"),
     "distributed": (["--distributed"], "--distributed needs --workdir or --resume"),
 }
 

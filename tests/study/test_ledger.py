@@ -39,8 +39,19 @@ def test_a_line_that_a_crash_cut_is_done_again(tmp_path, cut):
     assert Ledger(path).get({"seed": 1}) == 9
 
 
-def test_a_bad_line_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (b"nonsense", r"must hold one JSON object a line; line 2 is 'nonsense'"),
+        (b"[1]", r"must hold one JSON object a line; line 2 is '\[1\]'"),
+        (b"\xff\xfe", r"must hold one JSON object a line; line 2 is "),
+        (b'{"found": 1}', r"must hold {\"key\": .* in each line; line 2 is {'found': 1}"),
+        (b'{"key": 3, "found": 1}', r"must hold {\"key\": .* in each line; line 2 is {'key': 3"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, sentence):
     path = tmp_path / "results.jsonl"
-    path.write_text('{"key": {"a": 1}, "found": 1}\nnonsense\n{"key": {"a": 2}, "found": 1}\n')
-    with pytest.raises(ValueError, match=r"results.jsonl must hold .* in each line; line 2 is b'nonsense'"):
+    whole = b'{"key": {"a": 1}, "found": 1}\n'
+    path.write_bytes(whole + line + b"\n" + whole)
+    with pytest.raises(ValueError, match=f"results.jsonl {sentence}"):
         Ledger(path)

@@ -44,6 +44,38 @@ def test_rounding_and_two_seeds_are_no_test():
     assert paired_p([1.0, 2.0], [0.5, 1.0]) is None
 
 
+# What a reader saw: seeds, what both rows measured, digits, and what the table of differences must say.
+PRINTED = {
+    "equal up to rounding, two seeds": ([0.7138889, 0.8138889], [0.7, 0.8 - 1e-8], 4, "+0.0139"),
+    "equal up to rounding, many seeds": ([0.7138889, 0.8138889, 0.9138889], [0.7, 0.8 - 1e-8, 0.9], 4, "+0.0139"),
+    "two exact frames": ([6e-7, 5e-7, 7e-7, 6e-7], [1e-7, 1e-7, 2e-7, 0.0], 3, "+0.000"),
+    "large numbers": ([1e6 + 0.5, 1e6 + 0.4, 1e6 + 0.6], [1e6, 1e6, 1e6], 1, "+0.5"),
+    "the same": ([0.9, 0.8, 0.9], [0.9, 0.8, 0.9], 3, "+0.000"),
+}
+
+
+@pytest.mark.parametrize("what", PRINTED)
+@pytest.mark.parametrize("test", ["t", "wilcoxon"])
+def test_rounding_is_no_difference_in_what_is_printed(what, test, capsys):
+    ours, theirs, digits, shown = PRINTED[what]
+    column = Column("a", "A", digits, test=test, words=("less", "more"))
+    _, differences = comparison_tables({"x": {"a": ours}, "y": {"a": theirs}}, [column], "x")
+    assert differences.rows == [["A", shown]]
+    show_table(differences)
+    assert "p = " not in capsys.readouterr().out
+    assert ("(p of " in differences.title) == (len(ours) > 2)
+    (said,) = verdicts({"x": {"a": ours}, "y": {"a": theirs}}, [column], "x", ["y"])
+    assert "not tested" in said
+
+
+def test_rounding_does_not_break_ties_of_ranks():
+    theirs = np.zeros(6)
+    equal = [0.25, 0.25, 0.25, 0.25, -0.5, 0.5]
+    expected = stats.wilcoxon(equal).pvalue
+    rounded = (np.array(equal) + 1e-8 * np.array([1, -2, 3, -1, 2, 1])).tolist()
+    assert paired_difference(rounded, theirs.tolist(), 1, wilcoxon=True).endswith(f", {expected:.2g})")
+
+
 def test_four_differences_of_one_sign_have_the_least_signed_rank_p_value():
     text = paired_difference([1.0, 2.0, 3.0, 4.0], [0.0, 1.5, 2.0, 2.0], 3, wilcoxon=True)
     assert text.startswith("+1.125 (p = ")

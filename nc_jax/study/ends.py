@@ -1,0 +1,100 @@
+"""How a program ends that cannot go on: in one sentence and a status where a user, or a scheduler, is the cause."""
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import jax
+
+from nc_jax.study.progress import say
+
+INTERRUPTED, UNREAD = 130, 141  # what shells report of programs that Ctrl-C ended, or that wrote to a closed pipe
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# The run that this process works on, and its module, for the sentence with which it may end.
+WORK: dict[str, Any] = {}
+
+
+def fail(sentence: str) -> NoReturn:
+    """End the program with a sentence on standard error and exit status 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def way_to_go_on() -> str:
+    """Return the complete command that finishes the run on which this process works."""
+    if "directory" not in WORK:
+        return "no run had begun, so start again with the same command"
+    return f"go on with: python -m {WORK['program']} --resume {WORK['directory']}"
+
+
+@contextlib.contextmanager
+def one_sentence(name: str) -> Iterator[None]:
+    """End in a sentence and a status where a user, or a scheduler, is the cause.
+
+    Anything else is a bug and shows its traceback; with NC_JAX_DEBUG=1 in the environment everything does.
+
+    Args:
+        name: name of the module, for the command that goes on with the run.
+    """
+    WORK.clear()
+    WORK["program"] = name
+    if os.environ.get("NC_JAX_DEBUG"):
+        yield
+        return
+    try:
+        yield
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(UNREAD) from None
+    except BaseException as error:
+        preempted, _, status = _ends_of_training()
+        if isinstance(error, (preempted, KeyboardInterrupt)):
+            interrupted = isinstance(error, KeyboardInterrupt)
+            say(f"{'interrupted' if interrupted else error}; {way_to_go_on()}")
+            raise SystemExit(INTERRUPTED if interrupted else status) from None
+        sentence = sentence_of(error)
+        if sentence is None:
+            raise
+        fail(sentence)
+
+
+def sentence_of(error: BaseException) -> str | None:
+    """Return what a user is told about an error that the user can cause and mend; None for a bug.
+
+    Example:
+        >>> print(sentence_of(PermissionError(13, "Permission denied", "runs/a")))
+        files must be readable and writable; got 'Permission denied' for runs/a
+    """
+    chain = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
+        chain.append(before)
+    if any(_is_full(one) for one in chain):
+        kept = f"; all that was finished is in {WORK['directory']}" if "directory" in WORK else ""
+        return (
+            f"the disk must have room for results; got 'No space left on device'{kept}; make room, and {way_to_go_on()}"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        return f"files must be readable and writable; got {error.strerror!r} for {error.filename or 'a file'}"
+    first = str(error).partition("\n")[0]
+    if isinstance(error, MemoryError) or (isinstance(error, jax.errors.JaxRuntimeError) and "EXHAUSTED" in first):
+        return f"the memory must hold the network and a batch (a smaller --loop.batch-size needs less); got {first!r}"
+    _, diverged, _ = _ends_of_training()
+    # Data that turn out to be damaged, or a directory in use, are plain RuntimeErrors or BusyErrors.
+    mended = type(error) is RuntimeError or type(error).__name__ == "BusyError"
+    return str(error) if mended or isinstance(error, (ValueError, OSError, diverged)) else None
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether the disk is full; libraries that write in threads of their own say so in words only."""
+    return getattr(error, "errno", None) in NO_SPACE or "No space left on device" in str(error)
+
+
+def _ends_of_training() -> tuple[Any, Any, int]:
+    """Return two errors of training and the status after preemption; nothing where training is not loaded."""
+    training = sys.modules.get("nc_jax.training")
+    if training is None:
+        return (), (), 0
+    return training.PreemptedError, training.NonFiniteError, training.preemption.EXIT_STATUS
