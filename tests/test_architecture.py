@@ -15,6 +15,7 @@ LAYERS = (
     ("nc_jax.implicit", "nc_jax.frames"),
     (
         "nc_jax.discrepancies",
+        "nc_jax.inner_problem",
         "nc_jax.nearest",
         "nc_jax.losses",
         "nc_jax.metrics",
