@@ -30,7 +30,7 @@ from nc_jax.hierarchy import draw_dendrogram
 from nc_jax.losses import conditional_risk_scores
 from nc_jax.methods import HierarchyOptions
 from nc_jax.methods.hierarchy import wanted_cosines
-from nc_jax.metrics import HierarchyStatistics, similarity_errors
+from nc_jax.metrics import HierarchyStatistics, similarity_errors, usual_top
 from nc_jax.study import (
     About,
     Column,
@@ -220,15 +220,16 @@ def measure(run: Run) -> Found:
     tree, settings = run.data.tree, run.group.settings
     assert tree is not None, "every method of this experiment has one"
     distances = jnp.asarray(tree.distances())
-    sums = [HierarchyStatistics.init(tree.height)] * 2
+    top = usual_top(run.data.num_classes)
+    sums = [HierarchyStatistics.init(tree.height, top)] * 2
     for output, batch in run.trainer.outputs(run.trained.state, run.data.test):
         scores = output.logits, conditional_risk_scores(output.logits, distances)
-        found = [_ranked(one, known_labels(batch), distances, tree.height) for one in scores]
+        found = [_ranked(one, known_labels(batch), distances, top, tree.height) for one in scores]
         sums = [one.merge(other) for one, other in zip(sums, found, strict=True)]
     statistics = run.trained.statistics
     wanted = jnp.asarray(wanted_cosines(settings.hierarchy, tree.distances()), jnp.float32)
     error = float(similarity_errors(statistics.means, wanted, statistics.present)["mean"])
-    by_logits, by_risk = (_numbers(one) | {"cosine_error": error} for one in sums)
+    by_logits, by_risk = (_numbers(one, top) | {"cosine_error": error} for one in sums)
     vectors = np.asarray(statistics.means)
     units = vectors / np.maximum(np.linalg.norm(vectors, axis=0), 1e-12)
     result: Found = by_logits | {"cosines": heat_maps.rounded(units.T @ units) if len(units.T) <= 200 else []}
@@ -245,14 +246,14 @@ def measure_alone(run: Run) -> Found:
     return {name: value for name, value in measure(run).items() if name != "also"}
 
 
-@functools.partial(jax.jit, static_argnames="height")
-def _ranked(scores, labels, distances, height):
-    return HierarchyStatistics.from_batch(scores, labels, distances, max_distance=height)
+@functools.partial(jax.jit, static_argnames=("top", "height"))
+def _ranked(scores, labels, distances, top, height):
+    return HierarchyStatistics.from_batch(scores, labels, distances, top, max_distance=height)
 
 
-def _numbers(sums: HierarchyStatistics) -> Found:
+def _numbers(sums: HierarchyStatistics, top: tuple[int, ...]) -> Found:
     shares = (sums.histogram / jnp.sum(sums.histogram)).tolist()
-    return {name: float(value) for name, value in sums.compute().items()} | {"histogram": shares}
+    return {name: float(value) for name, value in sums.compute(top).items()} | {"histogram": shares}
 
 
 def alignment_sentence(tree_name: str, values: list[float]) -> str:

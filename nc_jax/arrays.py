@@ -14,7 +14,8 @@ def matmul(left: Float[Array, "..."], right: Float[Array, "..."]) -> Float[Array
     accurate orthogonality and Gram matrices, so it requests full precision.
     """
     product = functools.partial(jnp.matmul, precision="highest")
-    tall = left.ndim == right.ndim == 2 and left.shape[0] >= _TALL * max(*right.shape, 1) and max(right.shape) <= _SMALL
+    sized = left.ndim == right.ndim == 2 and isinstance(left.shape[0], int)  # jax.export may leave a size open
+    tall = sized and left.shape[0] >= _TALL * max(*right.shape, 1) and max(right.shape) <= _SMALL
     if not (tall and jax.default_backend() == "cpu"):
         return product(left, right)
     # XLA's loops for small products run along the rows of the result. They are six times faster along its long side
@@ -49,6 +50,41 @@ def at_least_float32(array: Array) -> Float[Array, "..."]:
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
+def unit_scale(array: Float[Array, "..."], axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:
+    """Power of two next to the largest absolute value, a constant for derivatives; 1/2 for zeros.
+
+    Dividing by it is exact and brings the largest value to at most 4, so squares neither overflow nor underflow.
+
+    Args:
+        array: any array, in float32 or float64.
+        axis: axes over which the largest value is taken; the result keeps them with size 1. None: all axes.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(array), axis=axis, keepdims=True, initial=0))
+    # XLA multiplies by the reciprocal, and flushes it to zero if it is subnormal.
+    exponent = jnp.minimum(jnp.frexp(largest)[1] - 1, jnp.finfo(largest.dtype).maxexp - 2)
+    return jnp.ldexp(jnp.ones_like(largest), exponent)
+
+
+def normalized(
+    array: Float[Array, "..."], axis: int | tuple[int, ...] | None = None
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Return the array divided by its Euclidean norm, and the norm. Zeros stay zeros and get no gradient.
+
+    The derivative is as accurate as the quotient at every scale. That of array / norm has the square of the norm in the
+    denominator, which over- or underflows where the norm does not.
+
+    Args:
+        array: any array.
+        axis: axes over which the squares are summed; the norm keeps them with size 1. None: all axes.
+    """
+    scale = unit_scale(array, axis)
+    scaled = array / scale
+    squares = jnp.sum(scaled**2, axis=axis, keepdims=True)
+    # The inner `where` keeps the square root from being taken at zero, where its derivative is infinite. NaN stays NaN.
+    root = jnp.sqrt(jnp.where(squares == 0, 1, squares))
+    return jnp.where(squares == 0, 0, scaled / root), jnp.where(squares == 0, 0, root) * scale
+
+
 def safe_norm(array: Float[Array, "..."], axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:
     """Euclidean norm that has derivative zero at zero, and neither overflows nor underflows.
 
@@ -56,8 +92,4 @@ def safe_norm(array: Float[Array, "..."], axis: int | tuple[int, ...] | None = N
         array: any array.
         axis: axes over which the squares are summed; the result keeps them with size 1. None: all axes.
     """
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(array), axis=axis, keepdims=True))
-    scale = jnp.where(largest > 0, largest, 1)
-    squares = jnp.sum((array / scale) ** 2, axis=axis, keepdims=True)
-    # The inner `where` keeps the square root from being taken at zero, where its derivative is infinite. NaN stays NaN.
-    return jnp.where(squares == 0, 0, jnp.sqrt(jnp.where(squares == 0, 1, squares))) * scale
+    return normalized(array, axis)[1]

@@ -4,11 +4,22 @@ Heads and normalisations call `all_sum`. The training step names the mapped axis
 `all_sum` changes nothing: this is right on one device, and also under `jax.jit` over sharded arrays, where JAX itself
 sums over devices. So modules do not name an axis, and cannot be given a wrong one.
 
-In your own `jax.pmap` or `jax.shard_map`, wrap the step:
+In a loop of your own, `jax.jit` over sharded batches needs nothing else than the code for one device. Your own
+`jax.pmap` or `jax.shard_map` needs `over`, and two means, the same for both:
 
-    def step(state, batch):
+    def step(params, state, batch):                          # params and state on all devices, a share of the batch
+        def loss(params):
+            losses, after = ...                              # model.apply and so on
+            return jax.lax.pmean(jnp.mean(losses), "devices"), after
+
         with collective.over("devices"):
-            ...                                  # model.apply, jax.grad and so on
+            gradients, state = jax.grad(loss, has_aux=True)(params)
+        return jax.lax.pmean(gradients, "devices"), state
+
+The first mean is for `shard_map` with its replication check (the default, `check_vma=True`). JAX then adds the
+gradients of parameters that are the same on all devices by itself: they are complete, and the second mean changes
+nothing. Without the first mean they would be the sum over the devices and not their mean, without a word. The second
+mean is for `pmap`, and for `shard_map` with `check_vma=False`, where every device finds the gradient of its own share.
 
 The bound axes are part of the key of JAX's compilation cache. So JAX compiles a function again if the axes change.
 """
@@ -60,6 +71,37 @@ def all_sum(tree: Any, axis_name: Axes = None) -> Any:
     """
     names = axes(axis_name)
     return jax.lax.psum(tree, names) if names else tree
+
+
+def own(tree: Any) -> Any:
+    """Return a tree that is the same on all devices as one that each device has for itself. The values do not change.
+
+    Under `jax.shard_map` with its replication check, JAX adds the gradients of what is the same on all devices. With
+    respect to the result of this function, every device gets the gradient of its own share, as under `jax.pmap`. Sum
+    such gradients by `all_sum`.
+
+    Args:
+        tree: tree of arrays.
+
+    Returns:
+        The tree with arrays of the same values; the tree itself if no axis is bound.
+    """
+    names = axes()
+    # Only `shard_map` with its check tells arrays that differ between devices from others.
+    if not names or not _varying(jax.lax.axis_index(names)):
+        return tree
+
+    def one(leaf: Array) -> Array:
+        missing = tuple(name for name in names if name not in _varying(leaf))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(one, tree)
+
+
+def _varying(array: Array) -> frozenset[str]:
+    """Return the axes along which an array may differ, as far as JAX keeps book of them."""
+    kind: Any = jax.typeof(array)
+    return kind.manual_axis_type.varying
 
 
 def all_rows(array: Array, places: Int[Array, " rows"]) -> Array:

@@ -8,7 +8,7 @@ returns a scalar. Below, h_k is the mean of class k, and U t_k is its class vect
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nc_jax.arrays import safe_norm
+from nc_jax.arrays import normalized
 
 
 def squared_frobenius(
@@ -41,10 +41,7 @@ def cosine(aligned: Float[Array, "dim classes"], means: Float[Array, "dim classe
     A zero vector has cosine 0 and gets no gradient. If the template has unit columns, the minimiser is that of the
     Procrustes problem for means scaled to unit length; its derivatives in the means differ.
     """
-    lengths = [safe_norm(vectors, axis=0) for vectors in (aligned, means)]
-    units = [
-        vectors / jnp.where(length > 0, length, 1) for vectors, length in zip((aligned, means), lengths, strict=True)
-    ]
+    (aligned, aligned_lengths), (means, mean_lengths) = (normalized(vectors, axis=0) for vectors in (aligned, means))
     # Half the squared distance of unit vectors is accurate even if the cosine is close to 1.
-    distances = jnp.sum((units[0] - units[1]) ** 2, axis=0) / 2
-    return jnp.where((lengths[0] > 0) & (lengths[1] > 0), distances, 1)[0]
+    distances = jnp.sum((aligned - means) ** 2, axis=0) / 2
+    return jnp.where((aligned_lengths > 0) & (mean_lengths > 0), distances, 1)[0]

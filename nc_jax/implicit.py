@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float
 from nc_jax.arrays import matmul, safe_norm, skew_part, symmetric_part, transpose
 from nc_jax.manifolds import Stiefel
 from nc_jax.solvers import PolarDecomposition, PolarMethod, polar_decomposition
+from nc_jax.solvers.polar import judged
 
 with warnings.catch_warnings():
     # At import, jaxopt warns that it is no longer maintained. Only its derivative rule for roots is used here, which
@@ -142,23 +143,29 @@ def conjugate_gradient_solver(euclidean_gradient: Callable[..., Array]) -> Calla
     return prepare
 
 
-def is_strict_minimum(stationarity: Callable[..., Array], point: Float[Array, "n p"], *args: Any) -> Bool[Array, ""]:
-    """Whether the Jacobian of a stationarity condition is positive definite on the tangent space, up to rounding.
+def is_strict_minimum(
+    euclidean_gradient: Callable[..., Array], point: Float[Array, "n p"], *args: Any
+) -> Bool[Array, ""]:
+    """Whether the Riemannian Hessian of a cost is positive definite at a critical point, up to rounding.
 
-    The test runs conjugate gradients from a random right-hand side, which meet every eigenvalue.
+    The test runs conjugate gradients from a random right-hand side, which meet every eigenvalue. A curvature counts as
+    zero if it is rounding of the two terms that cancel in the Hessian, which have the size of the Euclidean gradient.
 
     Args:
-        stationarity: condition made by `stiefel_stationarity`.
+        euclidean_gradient: function (point, *args) -> Euclidean gradient of the cost, shape (n, p).
         point: critical point U, shape (n, p).
-        *args: arguments of the condition after the point.
+        *args: arguments of the gradient after the point.
     """
     manifold = Stiefel(*point.shape)
     force = manifold.random_tangent(jax.random.key(0), point)
+    condition = stiefel_stationarity(euclidean_gradient)
 
     def hessian(tangent: Array) -> Array:
-        return jax.jvp(lambda at: stationarity(at, *args), (point,), (tangent,))[1]
+        return jax.jvp(lambda at: condition(at, *args), (point,), (tangent,))[1]
 
-    return ~conjugate_gradients(hessian, force, 2 * manifold.dimension + 2)[1]
+    # sqrt(p) is the norm of U, so this is the size of the gradient as a factor on U.
+    terms = _normal_scale(euclidean_gradient(point, *args)).reshape(()) / manifold.diameter
+    return ~conjugate_gradients(hessian, force, 2 * manifold.dimension + 2, terms)[1]
 
 
 # --- The orthogonal Procrustes problem: maximise <U, B>. Its linear system has a closed form. ---
@@ -185,6 +192,7 @@ def procrustes_solver(
     Args:
         point: solution U, shape (n, p).
         decomposition: polar decomposition of B. If it lacks the eigenvalues s of S, they are computed when needed.
+            Where s_i + s_j or s_j is at most its floor, U is not determined, and the solution is zero.
         matrix: B, shape (n, p).
         method: "eigh" divides by s_i + s_j and s_j in the eigenbasis of S, in O(n p^2 + p^3) time. "products" solves
             both equations by conjugate gradients, with matrix products only, in about sqrt(kappa) iterations (kappa is
@@ -207,7 +215,7 @@ def procrustes_solver(
     else:
         if values is None or vectors is None:
             values, vectors = jnp.linalg.eigh(symmetric_part(matmul(transpose(point), matrix)))
-        solve_skew, solve_outside = _sylvester_by_eigh(values, vectors)
+        solve_skew, solve_outside = _sylvester_by_eigh(values, vectors, decomposition.floor)
 
     scale = _normal_scale(matrix)
 
@@ -224,29 +232,30 @@ def procrustes_solver(
     return solve
 
 
-def decompose_at(point: Float[Array, "n p"], matrix: Float[Array, "n p"]) -> PolarDecomposition:
+def decompose_at(
+    point: Float[Array, "n p"], matrix: Float[Array, "n p"], rounding: Float[Array, ""] | float
+) -> PolarDecomposition:
     """Return the polar decomposition of B at a solution U that an iteration has found.
 
-    The eigendecomposition of sym(U^T B) tells whether U is the only solution, and speeds up the derivative. It is slow
-    on accelerators. So for more than 128 columns it is not computed there, and `unique` is assumed to be true.
+    Its parts are those of sym(U^T B), which speed up the derivative. On accelerators, where an eigendecomposition is
+    slow, they are left out for more than 128 columns.
 
     Args:
         point: solution U, shape (n, p).
         matrix: B, shape (n, p).
+        rounding: how far rounding may have moved B; see `nc_jax.solvers.polar_decomposition`.
     """
     if jax.default_backend() != "cpu" and point.shape[1] > _EIGH_ON_ACCELERATORS:
-        return PolarDecomposition(point, None, None, jnp.ones((), bool))
+        return judged(matrix, point, None, None, rounding)
     values, vectors = jnp.linalg.eigh(symmetric_part(matmul(transpose(point), matrix)))
-    floor = max(point.shape) * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))  # numpy.linalg.matrix_rank's rule
-    return PolarDecomposition(point, values, vectors, values[0] > floor)
+    return judged(matrix, point, values, vectors, rounding)
 
 
 _EIGH_ON_ACCELERATORS = 128  # largest number of columns for eigh on an accelerator; a guess, not measured
 
 
-def _sylvester_by_eigh(values: Array, vectors: Array) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+def _sylvester_by_eigh(values: Array, vectors: Array, floor: Array) -> tuple[Callable, Callable]:
     # Directions in which U is not determined (for instance because of two zero singular values) get derivative zero.
-    floor = jnp.max(jnp.abs(values)) * values.shape[-1] * float(jnp.finfo(values.dtype).eps)
     divide = partial(_divide_above, floor=floor)
 
     def solve_skew(rhs: Array) -> Array:
@@ -259,7 +268,7 @@ def _sylvester_by_eigh(values: Array, vectors: Array) -> tuple[Callable[[Array],
     return solve_skew, solve_outside
 
 
-def _sylvester_by_products(matrix: Array, unique: Array) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+def _sylvester_by_products(matrix: Array, unique: Array) -> tuple[Callable, Callable]:
     # Conjugate gradients cannot tell which directions are not determined. If there are any, all directions get zero.
     def solve_skew(rhs: Array) -> Array:
         return conjugate_gradients(lambda x: matmul(matrix, x) + matmul(x, matrix), jnp.where(unique, rhs, 0))[0]
@@ -271,7 +280,10 @@ def _sylvester_by_products(matrix: Array, unique: Array) -> tuple[Callable[[Arra
 
 
 def conjugate_gradients(
-    operator: Callable[[Array], Array], rhs: Float[Array, "n p"], max_iterations: int = 500
+    operator: Callable[[Array], Array],
+    rhs: Float[Array, "n p"],
+    max_iterations: int = 500,
+    size: Float[Array, ""] | float = 0.0,
 ) -> tuple[Float[Array, "n p"], Bool[Array, ""]]:
     """Solve operator(x) = rhs for a symmetric, positive semidefinite operator.
 
@@ -280,6 +292,7 @@ def conjugate_gradients(
         rhs: right-hand side of any scale, shape (n, p).
         max_iterations: largest number of products with the operator. 500 is about eight times sqrt(kappa) at the
             condition numbers kappa of 1e3 to 1e4, beyond which float32 gives no useful gradient.
+        size: norm of the terms from which the operator is computed, if they cancel and are larger than the operator.
 
     Returns:
         x, and whether the iteration met a direction in which the operator is zero or negative up to rounding. If so,
@@ -319,8 +332,9 @@ def conjugate_gradients(
         return (state.squared > tolerance**2) & ~state.flat & (state.iteration < max_iterations)
 
     unit = rhs / scale
-    zero = jnp.zeros((), rhs.dtype)
-    start = _Krylov(jnp.zeros_like(rhs), unit, unit, inner(unit, unit), zero, jnp.zeros((), bool), jnp.zeros((), int))
+    steepest = jnp.asarray(size, rhs.dtype)
+    iteration = jnp.zeros((), jnp.int32)
+    start = _Krylov(jnp.zeros_like(rhs), unit, unit, inner(unit, unit), steepest, jnp.zeros((), bool), iteration)
     end = jax.lax.while_loop(unfinished, advance, start)
     return scale * end.solution, end.flat
 
@@ -342,17 +356,18 @@ def _divide_above(numerator: Array, denominator: Array, *, floor: Array) -> Arra
 
 @cache
 def polar_root(method: PolarMethod = "auto", derivative: SylvesterMethod = "auto") -> Callable:
-    """Return the function (init, matrix) -> (factor, decomposition) with implicit derivatives in the matrix.
+    """Return the function ((init, rounding), matrix) -> (factor, decomposition), differentiable in the matrix.
 
-    Its argument init is a rotation near the factor, or None.
+    Its argument init is a rotation near the factor, or None, and rounding how far rounding may have moved the matrix.
 
     Args:
         method: method of the decomposition; see `nc_jax.solvers.polar_decomposition`.
         derivative: method of the linear solves for derivatives; see `procrustes_solver`.
     """
 
-    def solve(init: Array | None, matrix: Array) -> tuple[Array, PolarDecomposition]:
-        decomposition = polar_decomposition(matrix, method=method, init=init)
+    def solve(known: tuple[Array | None, Array | float], matrix: Array) -> tuple[Array, PolarDecomposition]:
+        init, rounding = known
+        decomposition = polar_decomposition(matrix, method=method, init=init, rounding=rounding)
         return decomposition.factor, decomposition
 
     return implicit_root(solve, procrustes_stationarity, partial(procrustes_solver, method=derivative))
@@ -381,4 +396,4 @@ def polar_factor(
         >>> round(float(slope), 6)
         1.0
     """
-    return polar_root(method, derivative)(None, matrix)[0]
+    return polar_root(method, derivative)((None, 0.0), matrix)[0]

@@ -1,6 +1,9 @@
 """Oracles for the tests: slow, plain NumPy in float64, written from the mathematics and not from the library."""
 
+import jax.numpy as jnp
 import numpy as np
+
+from nc_jax.metrics import ClassStatistics
 
 
 def polar_by_svd(matrix):
@@ -119,3 +122,17 @@ class NearestHeadRecipe:
         self.rotation = procrustes_rotation(means, template, self.rotation, self.delta)
         frame = np.sqrt(self.num_classes / (self.num_classes - 1)) * self.rotation @ self.template
         return features @ frame - frame.T @ self.global_mean, frame
+
+
+def statistics_of(counts, means, scatter, class_scatter):
+    """Class statistics with given numbers, about the origin zero."""
+    means = jnp.asarray(means)
+    return ClassStatistics(
+        counts=jnp.asarray(counts, jnp.int32),
+        origin=jnp.zeros(len(means), means.dtype),
+        shifts=means,
+        unit=jnp.ones((), means.dtype),
+        scaled_scatter=jnp.asarray(scatter, means.dtype),
+        scaled_class_scatter=jnp.asarray(class_scatter, means.dtype),
+        without_class=jnp.zeros((), jnp.int32),
+    )

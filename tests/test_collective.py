@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nc_jax import collective, heads
 from nc_jax.collective import all_rows, all_sum, over
+from nc_jax.losses import cross_entropy
 
 DEVICES, ROWS = 8, 3
 VALUES = jnp.arange(1.0, DEVICES + 1)
@@ -220,3 +221,82 @@ def test_a_head_needs_no_axis_in_a_jit_over_sharded_arrays(problem):
     found = jax.jit(step)(*everywhere, inputs, labels)
     assert len(inputs.sharding.device_set) == DEVICES
     assert_same(found, expected)
+
+
+# --- The recipe of the module's docstring, as written there. ---
+
+
+def written_step(head):
+    """The step of the docstring, for a linear layer below a head."""
+
+    def step(params, state, batch):
+        inputs, labels = batch
+
+        def loss(params):
+            output, after = head.apply({}, state, inputs @ params, labels, train=True)
+            losses = cross_entropy(output.logits, labels)
+            return jax.lax.pmean(jnp.mean(losses), "devices"), after
+
+        with collective.over("devices"):
+            gradients, state_after = jax.grad(loss, has_aux=True)(params)
+        return jax.lax.pmean(gradients, "devices"), state_after
+
+    return step
+
+
+RECIPES = {
+    "pmap": lambda step: jax.pmap(step, axis_name="devices", in_axes=(None, None, 0), out_axes=None),
+    **{
+        f"shard_map, check_vma={check}": lambda step, check=check: jax.jit(
+            jax.shard_map(
+                step,
+                mesh=mesh(),
+                in_specs=(PartitionSpec(), PartitionSpec(), SPLIT),
+                out_specs=PartitionSpec(),
+                check_vma=check,
+            )
+        )
+        for check in (True, False)
+    },
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_loop_of_ones_own_finds_the_gradient_of_the_whole_batch(problem, name):
+    _, weights, state, (inputs, labels), _ = problem
+    head = heads.nearest(K)
+
+    def loss(weights):
+        output, after = head.apply({}, state, inputs @ weights, labels, train=True)
+        return jnp.mean(cross_entropy(output.logits, labels)), after
+
+    expected = jax.jit(jax.grad(loss, has_aux=True))(weights)
+    batch = inputs, labels
+    if name == "pmap":
+        batch = jax.tree.map(lambda array: array.reshape(DEVICES, -1, *array.shape[1:]), batch)
+    assert_same(RECIPES[name](written_step(head))(weights, state, batch), expected)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_own_makes_gradients_those_of_one_device(check):
+    """Under the replication check JAX would add them up over the devices."""
+
+    def slope(weight, value):
+        with over("devices"):
+            return jax.grad(lambda weight: jnp.sum(weight * value))(collective.own(weight))[None]
+
+    mapped = jax.shard_map(slope, mesh=mesh(), in_specs=(PartitionSpec(), SPLIT), out_specs=SPLIT, check_vma=check)
+    np.testing.assert_array_equal(jax.jit(mapped)(1.0, VALUES), VALUES)
+
+
+def test_own_changes_nothing_elsewhere():
+    assert collective.own(VALUES) is VALUES
+    with over():
+        assert collective.own(VALUES) is VALUES
+    found = jax.vmap(lambda value: _bound_own(value), axis_name="devices")(VALUES)
+    np.testing.assert_array_equal(found, VALUES)
+
+
+def _bound_own(value):
+    with over("devices"):
+        return collective.own(value)

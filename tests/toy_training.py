@@ -52,7 +52,7 @@ class NormalisedMLP(nn.Module):
 
     @nn.compact
     def __call__(self, inputs, *, train=False, mask=None):
-        hidden = nn.Dense(8)(inputs.reshape(len(inputs), -1))
+        hidden = nn.Dense(8)(inputs.reshape(inputs.shape[0], -1))
         return nn.relu(BatchNorm()(hidden, train=train, mask=mask))
 
 

@@ -16,7 +16,7 @@ from nc_jax.data.imbalance import (
     symmetric_noise,
     take_per_class,
 )
-from nc_jax.data.source import ExampleSource
+from nc_jax.data.source import ExampleSource, check_fit, class_names_of
 
 __all__ = [
     "Batch",
@@ -24,6 +24,8 @@ __all__ = [
     "LabelledArrays",
     "Partner",
     "asymmetric_noise",
+    "check_fit",
+    "class_names_of",
     "exponential_counts",
     "known_labels",
     "long_tailed",

@@ -1,10 +1,12 @@
 """A data set in memory: inputs and integer labels, checked once, when it is created."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, Integer
 
+from nc_jax.checks import as_array, check_label_range, check_label_shape, check_representable, is_real
 from nc_jax.data.batch import Batch
 
 
@@ -12,35 +14,41 @@ from nc_jax.data.batch import Batch
 class LabelledArrays:
     """Inputs and labels that have been checked to fit each other.
 
-    Code that receives such an object (batches, class counts, losses) can rely on the conditions below.
+    Code that receives such an object (batches, class counts, losses) can rely on the conditions below. They stay true:
+    the labels are copied, and the inputs, which may be large, are not copied but *made read-only*. Writing to the array
+    that was handed in is then an error of NumPy; hand in a copy if you want to go on changing it.
 
     Args:
-        inputs: finite real numbers, shape (N, ...). Their dtype is kept; bytes of images are scaled later, on the
-            device.
+        inputs: finite real numbers, shape (N, ...), with at least one number per example. Their dtype (bfloat16
+            included) is kept; bytes of images are scaled later, on the device. 64-bit numbers must fit into 32 bits,
+            in which JAX keeps them unless `jax_enable_x64` is set.
         labels: integers of shape (N,) in 0..K-1, stored as int32.
         num_classes: K >= 1. Classes without examples are allowed; see `absent_classes`.
         class_names: K names; empty uses the class numbers.
 
     Raises:
-        ValueError: if shapes, dtypes, label range, finiteness or the number of names do not meet these conditions.
+        ValueError: if shapes, dtypes, ranges, finiteness or the number of names do not meet these conditions.
 
     Example:
         >>> LabelledArrays(np.zeros((4, 2)), np.array([0, 2, 2, 0]), num_classes=3)
         LabelledArrays(4 examples of shape (2,) float64, 3 classes)
     """
 
-    # Plain types, not jaxtyping's: data come from the user, so shapes and dtypes are always checked below.
-    inputs: np.ndarray
-    labels: np.ndarray
+    # Plain types, not jaxtyping's: data come from the user, so shapes and dtypes are always checked below. Any is for
+    # whatever else NumPy reads; it is stored as an array.
+    inputs: np.ndarray | Any
+    labels: np.ndarray | Any
     num_classes: int
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        inputs, labels = np.asarray(self.inputs), np.asarray(self.labels)
+        inputs = np.asarray(as_array(self.inputs, "inputs"))
+        labels = np.asarray(as_array(self.labels, "labels"))
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1; got {self.num_classes}")
         _check_inputs(inputs)
-        _check_labels(labels, self.num_classes)
+        check_label_shape(labels)
+        check_label_range(labels, self.num_classes, padding=False)
         if len(inputs) != len(labels):
             raise ValueError(
                 f"inputs and labels must have the same length; got {len(inputs)} inputs and {len(labels)} labels"
@@ -48,8 +56,11 @@ class LabelledArrays:
         names = tuple(self.class_names) or tuple(str(label) for label in range(self.num_classes))
         if len(names) != self.num_classes:
             raise ValueError(f"class_names must hold num_classes={self.num_classes} names; got {len(names)}")
+        labels = labels.astype(np.int32)
+        for array in (inputs, labels):
+            _freeze(array)
         object.__setattr__(self, "inputs", inputs)
-        object.__setattr__(self, "labels", labels.astype(np.int32, copy=False))
+        object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "class_names", names)
 
     def __len__(self) -> int:
@@ -134,10 +145,13 @@ class LabelledArrays:
 
 
 def _check_inputs(inputs: np.ndarray) -> None:
-    if not (np.issubdtype(inputs.dtype, np.floating) or np.issubdtype(inputs.dtype, np.integer)):
-        raise ValueError(f"inputs must be floating or integer; got dtype {inputs.dtype}")
+    if not is_real(inputs.dtype):
+        raise ValueError(f"inputs must be real numbers of at most 64 bits; got dtype {inputs.dtype}")
     if inputs.ndim < 2:
         raise ValueError(f"inputs must have shape (examples, ...) with at least two axes; got {inputs.shape}")
+    if 0 in inputs.shape[1:]:
+        raise ValueError(f"inputs must have at least one number per example; got shape {inputs.shape}")
+    check_representable(inputs, "inputs")
     if np.issubdtype(inputs.dtype, np.integer):
         return
     finite = np.isfinite(inputs).reshape(len(inputs), -1).all(axis=1) if inputs.size else np.array([True])
@@ -147,15 +161,9 @@ def _check_inputs(inputs: np.ndarray) -> None:
         raise ValueError(f"inputs must be finite; got {found} at example {example}")
 
 
-def _check_labels(labels: np.ndarray, num_classes: int) -> None:
-    if labels.ndim != 1:
-        raise ValueError(f"labels must have shape (examples,); got {labels.shape}")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be integers; got dtype {labels.dtype}")
-    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if outside.size:
-        such = "1 such label" if outside.size == 1 else f"{outside.size} such labels"
-        raise ValueError(
-            f"labels must lie in 0..{num_classes - 1} for num_classes={num_classes}; "
-            f"got {labels[outside[0]]} at index {outside[0]} ({such})"
-        )
+def _freeze(array: np.ndarray) -> None:
+    """Make an array read-only, and the arrays that it is a view of."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base.flags.writeable = False
+        base = base.base

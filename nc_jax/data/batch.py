@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-PADDING_LABEL = -1  # not a class number, so code that forgets the mask does not count padding as an example of a class
+from nc_jax.checks import PADDING_LABEL
 
 
 class Partner(NamedTuple):

@@ -113,8 +113,7 @@ def load(split: str, data_dir: str | Path | None = None) -> LabelledArrays:
         int32. Both in the order of `sklearn.datasets.load_digits`.
 
     Raises:
-        ValueError: if there is no such split.
-        RuntimeError: if the prepared files are damaged.
+        ValueError: if there is no such split, or the prepared files are damaged.
 
     Example:
         >>> import tempfile
@@ -171,7 +170,7 @@ def _damage_in_one_sentence(data_dir: str | Path | None) -> Iterator[None]:
         yield
     except Exception as error:  # on a damaged file, TFDS, protobuf and ArrayRecord each raise their own exceptions
         sizes = " and ".join(f"{size} {split}" for split, size in SPLIT_SIZES.items())
-        raise RuntimeError(
+        raise ValueError(
             f"digits/{Digits.VERSION} in {data_dir or 'the TFDS data_dir'} must hold {sizes} examples "
             f"(delete that folder and load again); got {type(error).__name__}: {error}"
         ) from error

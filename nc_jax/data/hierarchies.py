@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, get_args
 
 from nc_jax import hierarchy
 from nc_jax.data.characters import CHARACTERS, script_tree, shape_levels
 from nc_jax.hierarchy import LabelTree
+
+Inner = Literal["refuse", "leaf"]
 
 # Krizhevsky, Learning multiple layers of features from tiny images (2009): 20 superclasses of five classes each. Names
 # are TFDS's.
@@ -44,15 +47,20 @@ DIGITS = {
 }
 
 
-def load(name: str, classes: tuple[str, ...] | None = None) -> LabelTree:
+def load(
+    name: str, classes: tuple[str, ...] | None = None, *, parents: str = "one", inner: str = "refuse"
+) -> LabelTree:
     """Load a label tree by name, or from a file.
 
     Args:
         name: "cifar100" (20 superclasses), "digits" (shape of the strokes), "glyphs/shape" (Ward's clusters of the
             rendered characters, 10 and then 35), "glyphs/script" (script, then case), or a file. A `.json` file holds a
-            nested tree, a `.tsv` file one column per level, any other file lines of a parent and a child.
+            nested tree, a `.tsv` or `.csv` file one column per level, any other file lines of a parent and a child.
         classes: class names of the data set, in the order of its labels; the classes of the tree get the same order.
             The glyphs need them, because their number may vary. None: other trees have their classes sorted.
+        parents: what becomes of a node with several parents in a file; see `LabelTree.from_edges`.
+        inner: what becomes of a class that is an inner node of the tree. "refuse": it is an error. "leaf": the class
+            gets a leaf of its own below that node; see `LabelTree.with_leaves`.
 
     Raises:
         ValueError: if there is no such tree, if a class is not a leaf of the tree, or if a leaf is not a class.
@@ -62,18 +70,22 @@ def load(name: str, classes: tuple[str, ...] | None = None) -> LabelTree:
         >>> load("digits").height, load("glyphs/script", tuple("01234")).height
         (3, 3)
     """
+    if inner not in get_args(Inner):
+        raise ValueError(f"inner must be one of {', '.join(map(repr, get_args(Inner)))}; got {inner!r}")
     if name in BUNDLED:
         tree = BUNDLED[name](classes)
     elif Path(name).suffix:
-        tree = _read(Path(name))
+        tree = _read(Path(name), parents)
     else:
         raise ValueError(f"a tree must be one of {', '.join(BUNDLED)}, or a file; got {name!r}")
-    return tree if classes is None else tree.ordered(classes)
+    if classes is None:
+        return tree
+    return (tree.with_leaves(classes) if inner == "leaf" else tree).ordered(classes)
 
 
-def _read(path: Path) -> LabelTree:
-    readers = {".json": hierarchy.read_json, ".tsv": hierarchy.read_levels}
-    return readers.get(path.suffix, hierarchy.read_parent_child)(path)
+def _read(path: Path, parents: str) -> LabelTree:
+    readers = {".json": hierarchy.read_json, ".tsv": hierarchy.read_levels, ".csv": hierarchy.read_levels}
+    return readers.get(path.suffix.lower(), hierarchy.read_parent_child)(path, parents=parents)
 
 
 def _glyphs(kind: str, classes: tuple[str, ...] | None) -> LabelTree:

@@ -1,7 +1,6 @@
 """Images that are decoded when they are asked for, and cropped (at random or at the centre) or resized as a whole."""
 
 import dataclasses
-import io
 import operator
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
@@ -12,13 +11,13 @@ from jaxtyping import Float, Integer
 
 from nc_jax.data.arrays import LabelledArrays
 from nc_jax.data.batch import Batch
+from nc_jax.data.decoding import decode, readable
 
 READ_AT_ONCE = 1024  # records per call: 3 MB of Python objects for CIFAR; a whole set at once would be gigabytes
 CENTRAL_SHARE = 224 / 256  # side of the central crop over the image's shorter side: He et al. (2016)
 CROP_AREA = (0.08, 1.0)  # share of the image's area: Szegedy et al. (2015)
 CROP_ASPECT = (3 / 4, 4 / 3)  # width over height: Szegedy et al. (2015)
 CROP_ATTEMPTS = 10  # torchvision, RandomResizedCrop
-MODES = {1: "L", 3: "RGB"}  # PIL's names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,8 +29,9 @@ class ImageSource:
     `ImageSource`.
 
     Attributes:
-        records: stored examples, as dicts: `image` as encoded bytes (JPEG, PNG) or as an array, and `label`.
-        channels: 1 (grey) or 3 (RGB); images of another kind are converted.
+        records: stored examples, as dicts: `image` as encoded bytes (JPEG, PNG) or as an array, and `label`; `file` may
+            name the file, for errors.
+        channels: 1 (grey) or 3 (RGB); images of another kind are converted, as `nc_jax.data.decoding.decode` says.
         num_classes: number of classes K.
         class_names: K names.
         size: height and width to which images are resized after cropping; None leaves them as they are stored.
@@ -71,6 +71,16 @@ class ImageSource:
         size = "stored sizes" if self.size is None else f"{self.size}x{self.size}"
         return f"ImageSource({len(self)} images of {size}, {self.channels} channels, {self.num_classes} classes)"
 
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the examples: see `nc_jax.training.fingerprint`."""
+        fields = [field.name for field in dataclasses.fields(self) if field.name != "records"]
+        settings = {name: getattr(self, name) for name in fields}
+        if hasattr(self.records, "fingerprint"):
+            return settings | {"records": self.records.fingerprint()}  # pyright: ignore[reportAttributeAccessIssue]
+        info = getattr(self.records, "dataset_info", None)  # of a set that TFDS reads
+        named = {} if info is None else {"name": info.full_name, "split": str(getattr(self.records, "split", None))}
+        return settings | named | {"images": len(self)}
+
     def take(self, indices: Integer[np.ndarray, " chosen"], seed: int = 0) -> Batch:
         """Decode a batch.
 
@@ -83,9 +93,8 @@ class ImageSource:
             M examples without padding: inputs (M, height, width, channels), uint8, and labels (M,), int32.
 
         Raises:
-            ValueError: if the images do not have a common size.
+            ValueError: if the images do not have a common size, or an image cannot be decoded.
             IndexError: if an example number lies outside 0..N-1.
-            RuntimeError: if an image cannot be decoded.
 
         Example:
             >>> records = [{"image": np.zeros((20, 30, 3), np.uint8), "label": 0}]
@@ -94,11 +103,10 @@ class ImageSource:
             (2, 8, 8, 3)
         """
         examples = [self._example(int(index), seed) for index in indices]
-        shapes = {example["image"].shape for example in examples}
-        if len(shapes) > 1:
-            raise ValueError(
-                f"images must have one size to make a batch (see `cropped`); got {', '.join(map(str, sorted(shapes)))}"
-            )
+        shapes = sorted({example["image"].shape for example in examples})
+        if len(shapes) != 1:
+            got = " and ".join(map(str, shapes[:2])) or "no image"
+            raise ValueError(f"images must have one size to make a batch (see `cropped`); got {got}")
         images = np.stack([example["image"] for example in examples])
         return Batch.of(images, np.array([example["label"] for example in examples], np.int32))
 
@@ -156,8 +164,7 @@ class ImageSource:
             Inputs (N, height, width, channels), uint8, and labels (N,), int32.
 
         Raises:
-            ValueError: if an image has another shape.
-            RuntimeError: if an image cannot be decoded.
+            ValueError: if an image has another shape or cannot be decoded.
 
         Example:
             >>> records = [{"image": np.zeros((20, 30), np.uint8), "label": 0}]
@@ -174,7 +181,13 @@ class ImageSource:
             many = getattr(self.records, "__getitems__", None)
             records = [self.records[index] for index in chosen] if many is None else many(chosen)
             for index, record in zip(chosen, records, strict=True):
-                images[index] = _pixels(self._decoded(record, index), self.channels)
+                pixels = _pixels(self._decoded(record, index), self.channels)
+                if pixels.shape != shape:
+                    raise ValueError(
+                        f"images must have one shape to come into memory, such as {shape} (a source of images, "
+                        f"in_memory=False, can crop them to one); got {pixels.shape} of image {_name(record, index)}"
+                    )
+                images[index] = pixels
                 labels[index] = record["label"]
         return LabelledArrays(images, labels, self.num_classes, self.class_names)
 
@@ -194,19 +207,12 @@ class ImageSource:
         return {"image": _pixels(image, self.channels), "label": int(record["label"])}
 
     def _decoded(self, record: Any, index: int) -> PIL.Image.Image:
-        try:
-            return _decode(record["image"], self.channels)
-        except OSError as error:  # PIL raises this if the bytes are not an image, or only a part of one
-            name = record.get("file", f"number {index}")
-            raise RuntimeError(f"image {name} must be readable; got {type(error).__name__}: {error}") from error
+        with readable(f"image {_name(record, index)}"):
+            return decode(record["image"], self.channels)
 
 
-def _decode(stored: bytes | np.ndarray, channels: int) -> PIL.Image.Image:
-    if isinstance(stored, np.ndarray):
-        image = PIL.Image.fromarray(stored.reshape(stored.shape[:2]) if channels == 1 else stored)
-    else:
-        image = PIL.Image.open(io.BytesIO(stored))
-    return image.convert(MODES[channels])
+def _name(record: Any, index: int) -> str:
+    return record.get("file", f"number {index}")
 
 
 def _pixels(image: PIL.Image.Image, channels: int) -> np.ndarray:

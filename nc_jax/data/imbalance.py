@@ -104,8 +104,9 @@ def subsample(arrays: LabelledArrays, counts: Integer[np.ndarray, " classes"], *
         array([2, 1, 0])
     """
     counts, available = np.asarray(counts), arrays.class_counts()
-    if counts.shape != (arrays.num_classes,) or (counts < 0).any():
-        raise ValueError(f"counts must hold {arrays.num_classes} numbers from 0 up, one per class; got {counts}")
+    whole = np.issubdtype(counts.dtype, np.integer)
+    if counts.shape != (arrays.num_classes,) or not whole or (counts < 0).any():
+        raise ValueError(f"counts must hold {arrays.num_classes} integers from 0 up, one per class; got {counts}")
     lacking = np.flatnonzero(counts > available)
     if lacking.size:
         label = lacking[0]

@@ -1,6 +1,6 @@
-"""The interface of all sets of examples."""
+"""The interface of all sets of examples, and what two sets have in common."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,3 +21,34 @@ class ExampleSource(Protocol):
     def take(self, indices: np.ndarray, seed: int = 0) -> Batch:
         """Return a batch of M examples, which depends only on the arguments. Random crops are drawn with the seed."""
         ...
+
+
+def class_names_of(source: ExampleSource) -> tuple[str, ...]:
+    """Names of the K classes of a set; their numbers, where a set has no names."""
+    names = getattr(source, "class_names", ())
+    return tuple(names) or tuple(str(label) for label in range(source.num_classes))
+
+
+def check_fit(train_set: ExampleSource, test_set: ExampleSource) -> np.ndarray:
+    """First training input, shape (1, ...), after a check that the test set is of the same kind.
+
+    Raises:
+        ValueError: if number or names of the classes differ, or the shapes or kinds of the inputs.
+    """
+    for what, of in (("number of classes", lambda one: one.num_classes), ("class names", class_names_of)):
+        train, test = of(train_set), of(test_set)
+        if train != test:
+            raise ValueError(
+                f"the test set must have the {what} of the training set, {_short(train)}; got {_short(test)}"
+            )
+    train, test = (np.asarray(one.take(np.zeros(1, np.int64)).inputs) for one in (train_set, test_set))
+    if train.shape != test.shape or train.dtype.kind != test.dtype.kind:
+        wanted, got = (f"shape {one.shape[1:]} and dtype {one.dtype}" for one in (train, test))
+        raise ValueError(f"test inputs must be like the training inputs, of {wanted}; got {got}")
+    return train
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(value[:5]) + (", ..." if len(value) > 5 else "")
+    return str(value)

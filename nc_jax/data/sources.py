@@ -6,6 +6,7 @@ Reading does not need TensorFlow: TFDS reads the records from ArrayRecord files,
 """
 
 import contextlib
+import dataclasses
 import http.client
 import importlib.util
 import os
@@ -13,7 +14,7 @@ import shlex
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,36 @@ REACH_TIMEOUT = 3.0  # seconds; a server that needs longer to answer is taken fo
 IMAGE_SIZE = 224  # side of the crops of large sets: He et al. (2016)
 
 
+class _Records(Sequence[Any]):
+    """The records of a prepared set; damage that is met when they are read is one sentence."""
+
+    def __init__(self, records: Any, folder: Path, root: Path):
+        self.records, self.folder, self.root = records, folder, root
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        with _damage_in_one_sentence(self.folder, self.root):
+            return self.records.__getitems__(indices)
+
+
 def load(
-    name: str, split: str, data_dir: str | Path | None = None, *, in_memory: bool | None = None
+    name: str,
+    split: str,
+    data_dir: str | Path | None = None,
+    *,
+    in_memory: bool | None = None,
+    test_share: float | None = None,
+    image_size: int | None = None,
 ) -> LabelledArrays | ImageSource:
     """A split of a named data set, from disk.
 
-    Images keep the bytes and the orientation that TFDS stores (the images of EMNIST are transposed). The digits are an
-    exception: in memory they are vectors in [0, 1], as `digits.load` returns them.
+    Images keep the bytes that TFDS stores (the images of EMNIST are transposed). The digits are an exception: in memory
+    they are vectors in [0, 1], as `digits.load` returns them.
 
     Args:
         name: a key of `SPLITS`, possibly with one of its `CONFIGS` ("cifar10", "emnist/letters", "glyphs/hard"); or a
@@ -75,16 +99,21 @@ def load(
         split: one of `splits(name)`.
         data_dir: root folder of prepared sets; None is the TFDS default, `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
         in_memory: True returns `LabelledArrays`, False an `ImageSource`. None returns an `ImageSource` for folders and
-            for the `LARGE` sets, and arrays for all other sets. An `ImageSource` of a folder or a large set crops to
-            224 x 224 at the centre; use `ImageSource.cropped` for random crops in training.
+            for the `LARGE` sets, and arrays for all other sets. An `ImageSource` of a folder or a large set crops
+            squares at the centre; use `ImageSource.cropped` for random crops in training.
+        test_share: for folders of images without a split to test on, which share of each class to test on; see
+            `nc_jax.data.folders.load`.
+        image_size: side of those squares in pixels. None is 224 for large sets, and for a folder of images the size
+            that `nc_jax.data.folders.usual_size` finds. Images in memory, and sets with images of one size, keep it.
 
     Returns:
         Images (N, H, W, C), uint8, with labels; or a source of such images.
 
     Raises:
-        ValueError: if there is no such set or split, or if images without a common size are to be in memory.
+        ValueError: if there is no such set or split; if images without a common size are to be in memory; if there is a
+            `test_share` or an `image_size` where it has no meaning; if files are damaged, lack the split, or have a
+            format without random access.
         FileNotFoundError: if the set has not been prepared; the message says how to prepare it.
-        RuntimeError: if the prepared files are damaged, lack the split, or have a format without random access.
 
     Example:
         >>> import tempfile
@@ -93,9 +122,16 @@ def load(
         LabelledArrays(360 examples of shape (64,) float32, 10 classes)
     """
     if not _is_named(name):
-        source = folders.load(_folder(name, data_dir), split)
-        return source.in_memory(source[0]["image"].shape) if in_memory else source.cropped(IMAGE_SIZE)
+        found = _folder(name, data_dir)
+        source = folders.load(found, split, test_share=test_share)
+        if in_memory:
+            _refuse_size(image_size, f"{name} in memory")
+            return source.in_memory(source[0]["image"].shape)
+        return source.cropped(folders.usual_size(found, test_share=test_share) if image_size is None else image_size)
     base, config = _parse(name)
+    _refuse_share(test_share, name)
+    if base not in LARGE or in_memory:
+        _refuse_size(image_size, name)
     if split not in SPLITS[base]:
         raise ValueError(f"split of {base} must be one of {_listed(SPLITS[base])}; got {split!r}")
     if base == "digits" and in_memory is not False:
@@ -124,29 +160,34 @@ def load(
     if in_memory is None:
         in_memory = base not in LARGE
     if not in_memory:
-        return source.cropped(IMAGE_SIZE) if base in LARGE else source
+        source = dataclasses.replace(source, records=_Records(records, folder, root))
+        return source.cropped(IMAGE_SIZE if image_size is None else image_size) if base in LARGE else source
     if None in shape:
         raise ValueError(f"images must have one size to come into memory; got {base} with shape {shape}")
     with _damage_in_one_sentence(folder, root):
         return source.in_memory(shape)
 
 
-def splits(name: str, data_dir: str | Path | None = None) -> tuple[str, ...]:
+def splits(name: str, data_dir: str | Path | None = None, *, test_share: float | None = None) -> tuple[str, ...]:
     """Names of the splits of a set that have labels. The first is for training, the second for testing.
 
     Args:
         name: name of a data set or folder of images, as for `load`.
         data_dir: root folder below which folders of images are looked for; None is the TFDS default.
+        test_share: as for `load`.
 
     Raises:
-        ValueError: if there is no such set.
+        ValueError: if there is no such set, or a `test_share` of a set that has a split to test on.
         FileNotFoundError: if a folder of images has no subfolder "train".
 
     Example:
         >>> splits("imagenet2012")
         ('train', 'validation')
     """
-    return SPLITS[_parse(name)[0]] if _is_named(name) else folders.splits(_folder(name, data_dir))
+    if not _is_named(name):
+        return folders.splits(_folder(name, data_dir), test_share=test_share)
+    _refuse_share(test_share, name)
+    return SPLITS[_parse(name)[0]]
 
 
 def prepare(name: str, data_dir: str | Path | None = None) -> Path:
@@ -197,6 +238,19 @@ def prepare(name: str, data_dir: str | Path | None = None) -> Path:
     folder = _newest_version(base, config, root)
     assert folder is not None  # else download_and_prepare has raised
     return folder
+
+
+def _refuse_share(test_share: float | None, name: str) -> None:
+    if test_share is not None:
+        raise ValueError(f"test_share is for folders of images; got test_share={test_share:g} for {name}")
+
+
+def _refuse_size(image_size: int | None, name: str) -> None:
+    if image_size is not None:
+        raise ValueError(
+            f"image_size is for folders of images and for {' and '.join(LARGE)}, not in memory; "
+            f"got image_size={image_size} for {name}"
+        )
 
 
 def _is_named(name: str) -> bool:
@@ -257,12 +311,12 @@ def _check_readable(info: tfds.core.DatasetInfo, split: str, folder: Path, root:
     where = f"{folder.relative_to(root)} in {root}"
     formats = {file_format.value for file_format in info.available_file_formats()}
     if "array_record" not in formats:
-        raise RuntimeError(
+        raise ValueError(
             f"{where} must be stored as array_record (run `tfds convert_format --dataset_version_dir="
             f"{shlex.quote(str(folder))} --out_file_format=array_record`); got {', '.join(sorted(formats))}"
         )
     if split not in info.splits:
-        raise RuntimeError(f"{where} must hold the split {split!r}; got {_listed(info.splits)}")
+        raise ValueError(f"{where} must hold the split {split!r}; got {_listed(info.splits)}")
 
 
 def _answers(url: str) -> bool:
@@ -289,7 +343,7 @@ def _damage_in_one_sentence(folder: Path, root: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # on a damaged file, TFDS, protobuf, ArrayRecord and PIL raise exceptions of their own
-        raise RuntimeError(
+        raise ValueError(
             f"{folder.relative_to(root)} in {root} must be readable (delete that folder and prepare it again); "
             f"got {type(error).__name__}: {error}"
         ) from error

@@ -6,7 +6,7 @@ A frame is an array of shape (d, K) whose columns are the class vectors.
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
+from nc_jax.arrays import at_least_float32, matmul, normalized, transpose
 
 
 def gram(frame: Float[Array, "dim classes"]) -> Float[Array, "classes classes"]:
@@ -28,9 +28,7 @@ def gram(frame: Float[Array, "dim classes"]) -> Float[Array, "classes classes"]:
 
 def cosines(frame: Float[Array, "dim classes"]) -> Float[Array, "classes classes"]:
     """Cosines of the angles between all pairs of columns of a (d, K) frame, shape (K, K). 0 for a column of zeros."""
-    frame = at_least_float32(frame)
-    norms = safe_norm(frame, axis=0)
-    return gram(frame / jnp.where(norms > 0, norms, 1))
+    return gram(normalized(at_least_float32(frame), axis=0)[0])
 
 
 def coherence(frame: Float[Array, "dim classes"]) -> Float[Array, ""]:

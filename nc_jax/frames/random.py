@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from nc_jax.arrays import safe_norm
+from nc_jax.arrays import normalized
 
 
 def random_unit(
@@ -36,4 +36,4 @@ def random_unit(
     if key is None:
         raise ValueError("random class vectors need a key; got None")
     drawn = jax.random.normal(key, (dim, num_classes), jnp.promote_types(dtype, jnp.float32))
-    return (drawn / safe_norm(drawn, axis=0)).astype(dtype)
+    return normalized(drawn, axis=0)[0].astype(dtype)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from nc_jax.arrays import matmul, safe_norm, transpose
+from nc_jax.arrays import matmul, normalized, safe_norm, transpose
 
 
 @runtime_checkable
@@ -95,8 +95,8 @@ class DenseTemplate:
 
     def unit(self) -> tuple["DenseTemplate", Array]:
         """Return the template scaled to unit Frobenius norm, and its norm."""
-        norm = safe_norm(self.matrix)
-        return DenseTemplate(self.matrix / norm, self.centred), norm
+        unit, norm = normalized(self.matrix)
+        return DenseTemplate(unit, self.centred), norm
 
     def astype(self, dtype: DTypeLike) -> "DenseTemplate":
         """Return the template in another dtype."""

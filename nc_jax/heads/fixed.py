@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from nc_jax.frames import simplex_etf
 from nc_jax.heads.head import Declared, Head, Initial
 from nc_jax.heads.learned import bias_of
-from nc_jax.heads.output import HeadOutput, scale_features
+from nc_jax.heads.output import HeadOutput, check_width, scale_features
 
 FrameConstructor = Callable[..., Float[Array, "dim classes"]]  # (num_classes, dim, *, key, dtype) -> (d, K)
 
@@ -57,6 +57,7 @@ def fixed(
         del labels, train, mask, axis_name
         features = scale_features(features, radius)
         vectors: Any = state["frame"]
+        check_width(features, vectors.shape[0])
         logits = features.astype(jnp.promote_types(features.dtype, vectors.dtype)) @ vectors
         if not use_bias:
             return HeadOutput(logits, features, vectors, jnp.zeros((num_classes,), vectors.dtype)), state

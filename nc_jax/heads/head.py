@@ -1,5 +1,6 @@
 """A head as a pair of pure functions, so that Linen, NNX, Equinox and plain JAX can all call it."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -9,6 +10,17 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from nc_jax.checks import (
+    PADDING_LABEL,
+    Labels,
+    Mask,
+    Reals,
+    as_array,
+    check_label_shape,
+    checked_labels,
+    checked_mask,
+    real_array,
+)
 from nc_jax.collective import Axes
 from nc_jax.heads.output import HeadOutput
 from nc_jax.manifolds import Stiefel
@@ -22,10 +34,12 @@ class Initial(NamedTuple):
     Attributes:
         draw: function from a random key to the initial value.
         random: whether the initial value depends on the key.
+        follows: name of an array, declared before this one, whose initial value `draw` takes instead of a key.
     """
 
     draw: Callable[[Any], Any]
     random: bool = True
+    follows: str | None = None
 
 
 class Declared(NamedTuple):
@@ -104,18 +118,22 @@ class Head:
         """
         declared = self.declare(dim, dtype)
         keys = iter(jax.random.split(key, len(declared.params) + len(declared.state)))
-        params, state = ({name: one.draw(next(keys)) for name, one in part.items()} for part in declared)
+        params, state = {}, {}
+        for part, values in zip(declared, (params, state), strict=True):
+            for name, one in part.items():
+                own = next(keys)
+                values[name] = one.draw(own if one.follows is None else values[one.follows])
         return params, state
 
     def apply(
         self,
         params: Arrays,
         state: Arrays,
-        features: Float[Array, "batch dim"],
-        labels: Int[Array, " batch"] | None = None,
+        features: Reals,
+        labels: Labels | None = None,
         *,
         train: bool = False,
-        mask: Bool[Array, " batch"] | None = None,
+        mask: Mask | None = None,
         axis_name: Axes = None,
     ) -> tuple[HeadOutput, Arrays]:
         """Classify a batch. In training, a nearest head first updates its frame with the batch's class means.
@@ -124,11 +142,11 @@ class Head:
             params: parameters from `init`, or as the optimiser has updated them.
             state: state from `init`, or from the previous call of `apply`.
             features: shape (N, d).
-            labels: integer classes 0..K-1, shape (N,); negative labels mark padding. Only a nearest head reads them,
-                and only if `train` is True.
+            labels: integer classes 0..K-1, shape (N,); -1 marks padding. Only a nearest head reads them, and only if
+                `train` is True: without it, labels are ignored and nothing is learned. A nearest head then warns.
             train: whether this is a training step, in which a nearest head updates its state.
             mask: True for rows that are examples, False for padding, shape (N,). A nearest head leaves padding out of
-                the class means. None: every row whose label is not negative is an example.
+                the class means. None: every row whose label is not -1 is an example.
             axis_name: name of the axis of your own `pmap` or `shard_map` over which the batch is split. None: the axes
                 that `nc_jax.collective.over` has bound, or no axis. `jax.jit` over sharded arrays needs no axis name.
 
@@ -136,9 +154,32 @@ class Head:
             The output, and the state for the next call (the same object if the head did not update it).
 
         Raises:
-            ValueError: if the features do not have shape (N, d), or a nearest head gets no labels in training.
+            ValueError: if the features do not have shape (N, d) with the dim d of `init`, the labels are not integers
+                of shape (N,) in -1..K-1, the mask is not boolean of shape (N,), or a nearest head gets no labels in
+                training. Under `jax.jit` the range of labels is unknown; a label that is no class then counts as a NaN
+                in the batch.
         """
+        features = real_array(features, "features")
+        if features.ndim != 2:
+            raise ValueError(f"features must have shape (batch, dim); got shape {features.shape}")
+        if mask is not None:
+            mask = checked_mask(mask, len(features))
+        if labels is not None:
+            labels = self._checked(labels, mask, len(features))
+            if self.collection == "nearest" and not train:
+                message = f"a {self.name} head learns from labels only with train=True; got labels without it"
+                warnings.warn(message, stacklevel=2)
         return self.forward(params, state, features, labels, train=train, mask=mask, axis_name=axis_name)
+
+    def _checked(self, labels: Labels, mask: Array | None, rows: int) -> Int[Array, " batch"]:
+        """Return the labels with `PADDING_LABEL` where the mask is False, once they are right elsewhere."""
+        if mask is None:
+            return checked_labels(labels, self.num_classes, rows=rows)
+        labels = as_array(labels, "labels")
+        check_label_shape(labels)
+        if len(labels) == rows:
+            labels = jnp.where(mask, labels, PADDING_LABEL)
+        return checked_labels(labels, self.num_classes, rows=rows)
 
 
 def constant(value: Callable[[], Any]) -> Initial:

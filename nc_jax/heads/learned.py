@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from nc_jax.arrays import safe_norm
 from nc_jax.heads.head import Declared, Head, Initial, constant
-from nc_jax.heads.output import HeadOutput, scale_features
+from nc_jax.heads.output import HeadOutput, check_width, scale_features
 
 
 def learned(
@@ -41,6 +41,7 @@ def learned(
         del labels, train, mask, axis_name
         features = scale_features(features, radius)
         frame = params["kernel"]
+        check_width(features, frame.shape[0])
         if normalize_columns:
             norms = safe_norm(frame, axis=0)
             frame = frame / jnp.where(norms > 0, norms, 1)

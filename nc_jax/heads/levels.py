@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from nc_jax.arrays import safe_norm
 from nc_jax.heads.head import Declared, Head, Initial
 from nc_jax.heads.learned import bias_of
-from nc_jax.heads.output import HeadOutput, LevelOutput, scale_features
+from nc_jax.heads.output import HeadOutput, LevelOutput, check_width, scale_features
 from nc_jax.hierarchy import LabelTree
 from nc_jax.losses import feature_slices, tree_log_softmax
 
@@ -38,6 +38,7 @@ def tree_softmax(tree: LabelTree) -> Head:
         del labels, train, mask, axis_name
         features = scale_features(features, None)
         kernel, bias = params["kernel"], params["bias"]
+        check_width(features, kernel.shape[0])
         # A class's log-probability is the sum of the node logits on its path, minus the softmax normalisers. So the
         # class vector is the sum of the node vectors on the path.
         paths = jnp.asarray(tree.membership[1:])
@@ -82,6 +83,7 @@ def levels(tree: LabelTree, kind: Literal["flamingo", "hafeature"] = "flamingo",
     def forward(params, state, features, labels, *, train, mask, axis_name):
         del labels, train, mask, axis_name
         features = scale_features(features, None)
+        check_width(features, params["kernel1"].shape[0])  # the coarsest level gets all features
         logits, frames = [], []
         for number, (start, end) in enumerate(slices_of(features.shape[-1]), start=1):
             kernel = params[f"kernel{number}"]

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, transpose
+from nc_jax.checks import without_class
 from nc_jax.collective import Axes, all_sum
 from nc_jax.frames import SimplexTemplate, Template, as_template, simplex_template
 from nc_jax.frames.simplex import check_room_for_simplex
 from nc_jax.frames.template import DenseTemplate, LearnedTemplate
 from nc_jax.heads.head import Arrays, Declared, Head, Initial, constant
-from nc_jax.heads.output import HeadOutput, scale_features
+from nc_jax.heads.output import HeadOutput, check_width, scale_features
 from nc_jax.manifolds import Stiefel
 from nc_jax.nearest import nearest_at_unit_norm
-from nc_jax.solvers import TrustRegionOptions
+from nc_jax.solvers import Status, TrustRegionOptions
 
 # Proximal weight of a first step whose batch lacks a class: the paper's delta. It is far above float32 rounding, and
 # too small to change much in directions that the class means determine.
@@ -32,7 +33,7 @@ class NearestOptions:
         averaging: how class means are averaged over training steps. "ema": exponentially; the mean of the newest batch
             has weight alpha_t = max(2 / (t + 1), min_alpha). "cma": all batches count alike, alpha_t = 1 / t. Here t is
             the number of steps so far whose batch held the class.
-        min_alpha: smallest weight of the newest batch if class means are averaged exponentially ("ema").
+        min_alpha: smallest weight, in [0, 1], of the newest batch if class means are averaged exponentially ("ema").
         prox_weight: proximal weight delta >= 0, how strongly the rotation is pulled towards the proximal point.
         initial: proximal point of the first step. "unregularised": none; that step minimises the distance alone.
             "canonical": the first columns of the identity. "random": a Haar-random rotation.
@@ -48,7 +49,8 @@ class NearestOptions:
 
     Raises:
         ValueError: if `averaging`, `initial`, `prox_point` or `solver` is not one of the names above, the radius is not
-            positive, or prox_weight < 0.
+            positive, min_alpha is outside [0, 1], prox_weight < 0, or `stop_gradient` is neither True, False nor a pair
+            of steps 0 <= start <= stop.
 
     Reference: Markou, Ajanthan and Gould (2024), section 3; the defaults are those of its released program.
     """
@@ -77,6 +79,19 @@ class NearestOptions:
             raise ValueError(f'solver must be "trust_region" or "polar"; got {self.solver!r}')
         if not self.prox_weight >= 0:
             raise ValueError(f"prox_weight must be at least 0; got {self.prox_weight}")
+        if not 0 <= self.min_alpha <= 1:
+            raise ValueError(f"min_alpha must lie in [0, 1]; got {self.min_alpha}")
+        if not _says_when(self.stop_gradient):
+            raise ValueError(
+                f"stop_gradient must be True, False or a pair of steps 0 <= start <= stop; got {self.stop_gradient!r}"
+            )
+
+
+def _says_when(steps: Any) -> bool:
+    if isinstance(steps, bool):
+        return True
+    pair = isinstance(steps, tuple | list) and len(steps) == 2 and all(type(step) is int for step in steps)
+    return pair and 0 <= steps[0] <= steps[1]
 
 
 def nearest(
@@ -111,8 +126,9 @@ def nearest(
     - `anchor` (d, r), only if `prox_point="initial"`: the proximal point of all steps after the first.
 
     If a batch lacks a class, that class keeps its running mean. A class that has not appeared yet has a zero mean,
-    which does not influence the rotation. If `output.solution.status` is `nc_jax.solvers.Status.NON_FINITE`, discard
-    the returned state and keep the previous one; otherwise the NaN stays in the running means.
+    which does not influence the rotation. A batch with a NaN or an infinity leaves the whole state as it was, and
+    `output.solution.status` is `nc_jax.solvers.Status.NON_FINITE`. Under `jax.jit`, so does a batch with a label that
+    is neither a class nor -1; outside, such a label is an error.
 
     Args:
         num_classes: K, at most d + 1 for the simplex ETF.
@@ -157,7 +173,7 @@ def nearest(
             "rotation": Initial(Stiefel(dim, rank).random_point)
             if turned
             else constant(lambda: jnp.eye(dim, rank, dtype=floats)),
-            "frame": constant(lambda: _first(kept).rotate(jnp.eye(dim, rank, dtype=floats))),
+            "frame": Initial(_first(kept).rotate, random=False, follows="rotation"),
         }
         if chosen.prox_point == "initial":
             state["anchor"] = constant(lambda: zeros((dim, rank), floats))
@@ -167,6 +183,7 @@ def nearest(
     def forward(params, state, features, labels, *, train, mask, axis_name):
         if train and labels is None:
             raise ValueError("a nearest head needs labels in training; got None")
+        check_width(features, state["class_means"].shape[0])
         features = scale_features(features, chosen.radius)
         if not train:
             return _output(features, state["frame"], state["global_mean"], None), state
@@ -237,7 +254,11 @@ def _step(
         new["anchor"] = jnp.where(first, point, state["anchor"])
     # The state is constant for the next step: no gradient flows from one step back to an earlier one.
     new = {name: jax.lax.stop_gradient(value).astype(state[name].dtype) for name, value in new.items()}
-    return _output(features, found.frame, global_mean, found.solution), new
+    # A NaN would stay in the running means for ever. All devices decide alike, because they have the same sums.
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(value)) for value in new.values()]))
+    new = {name: jnp.where(finite, value, state[name]) for name, value in new.items()}
+    status = jnp.where(finite, found.solution.status, Status.NON_FINITE).astype(jnp.int32)
+    return _output(features, found.frame, global_mean, found.solution._replace(status=status)), new
 
 
 def batch_means_of(
@@ -250,7 +271,7 @@ def batch_means_of(
 
     Args:
         features: shape (N, d).
-        labels: integer classes 0..K-1, shape (N,); negative labels mark padding.
+        labels: integer classes 0..K-1, shape (N,); -1 marks padding. If a label is something else, all means are NaN.
         num_classes: K.
         axis_name: name of the mapped axis over which the batch is split; see `nc_jax.heads.Head.apply`.
 
@@ -263,6 +284,7 @@ def batch_means_of(
     # transposition as the transposed product, which takes six times as long on a CPU (37 against 6.5 us).
     members = jax.nn.one_hot(labels, num_classes, axis=0, dtype=jnp.float32)
     sums = matmul(members, at_least_float32(features))
+    sums = jnp.where(jnp.any(without_class(labels, num_classes)), jnp.nan, sums)
     counts = jnp.sum(members, axis=1)
     # Sum over devices before the solve: every device then solves the same problem, so the result does not depend on
     # the number of devices.

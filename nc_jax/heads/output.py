@@ -47,6 +47,14 @@ class HeadOutput(NamedTuple):
     raw_features: Float[Array, "batch dim"] | None = None
 
 
+def check_width(features: Float[Array, "batch dim"], dim: int) -> None:
+    """Raise a ValueError unless features have the dimension d with which their head was initialised."""
+    if features.shape[1] != dim:
+        raise ValueError(
+            f"features must have shape (batch, {dim}), the dim for which the head was initialised; got {features.shape}"
+        )
+
+
 def scale_features(features: Float[Array, "batch dim"], radius: float | None) -> Float[Array, "batch dim"]:
     """Scale each feature vector to the same length; a zero vector stays zero.
 

@@ -9,7 +9,7 @@ from jaxtyping import Array
 from nc_jax.frames import SimplexTemplate, Template, as_template
 from nc_jax.heads.head import Declared, Head, Initial
 from nc_jax.heads.learned import bias_of
-from nc_jax.heads.output import HeadOutput, scale_features
+from nc_jax.heads.output import HeadOutput, check_width, scale_features
 from nc_jax.manifolds import PARAMETRISATIONS, Stiefel
 from nc_jax.manifolds import Parametrisation as FreeRotation
 
@@ -78,7 +78,18 @@ def rotated(
     def forward(params, state, features, labels, *, train, mask, axis_name):
         del labels, train, mask, axis_name
         features = scale_features(features, radius)
-        rotation = params["rotation"] if free is None else free.point(params["free"], features.shape[-1], rank)
+        dim = features.shape[-1]
+        if free is None:
+            rotation = params["rotation"]
+            check_width(features, rotation.shape[0])
+        else:
+            wanted = free.shape(dim, rank)
+            if params["free"].shape != wanted:
+                raise ValueError(
+                    f"features must have the dim for which the head was initialised; got dim={dim}, for which the "
+                    f"free numbers have shape {wanted}, and numbers of shape {params['free'].shape}"
+                )
+            rotation = free.point(params["free"], dim, rank)
         frame = kept.rotate(rotation)
         bias = params["bias"] if use_bias else jnp.zeros((num_classes,), frame.dtype)
         return HeadOutput(features @ frame + bias, features, frame, bias), state

@@ -8,6 +8,8 @@ import numpy as np
 
 from nc_jax.hierarchy.tree import LabelTree
 
+_NUMBERED = re.compile(r"(cut\d+|merge):\d+$")  # the groups of a clustering (`from_linkage`), which have no names
+
 
 def draw_dendrogram(tree: LabelTree, path: str | Path, *, labels: bool | None = None, title: str = "") -> None:
     """Draw a label tree into an image file, with the root on the left and the classes on the right.
@@ -24,7 +26,12 @@ def draw_dendrogram(tree: LabelTree, path: str | Path, *, labels: bool | None = 
     rows = _rows(tree)
     count = len(tree.classes)
     labels = count <= 120 if labels is None else labels
-    figure = Figure(figsize=(7.0, float(np.clip(0.15 * count, 2.5, 60))), layout="constrained")
+    named = [node for node in range(1, len(tree.nodes)) if tree.heights[node] and not _NUMBERED.match(tree.nodes[node])]
+    inner, leaf = (max(map(len, names), default=0) for names in ([tree.nodes[node] for node in named], tree.classes))
+    # A letter is about 0.065 inches wide. The name of an inner node stands on a line that is one level long.
+    width = (0.065 * inner + 0.2) * tree.height + 0.07 * leaf if labels else 0
+    size = float(np.clip(width, 7, 40)), float(np.clip(0.15 * count, 2.5, 60))
+    figure = Figure(figsize=size, layout="constrained")
     axis: Any = figure.add_subplot()
     for node, parent in enumerate(tree.parents[1:], start=1):
         left, right = tree.depths[parent], tree.depths[node]
@@ -32,22 +39,21 @@ def draw_dendrogram(tree: LabelTree, path: str | Path, *, labels: bool | None = 
         right = right if tree.heights[node] else tree.height
         axis.plot([left, left, right], [rows[parent], rows[node], rows[node]], color="0.3", linewidth=0.8)
     if labels:
-        for name, leaf in zip(tree.classes, tree.leaves, strict=True):
-            axis.text(tree.height + 0.05, rows[leaf], _written(name), va="center", fontsize=8)
-        for node, name in enumerate(tree.nodes):
-            # Neither the root nor a class; the groups of a clustering (`from_linkage`) have numbers for names.
-            if node and tree.heights[node] and not re.fullmatch(r"cut\d+:\d+", name):
-                place = tree.depths[node] - 0.97, rows[node]
-                axis.text(*place, _written(name), va="bottom", fontsize=7, color="#0072B2")
+        for name, node in zip(tree.classes, tree.leaves, strict=True):
+            axis.text(tree.height + 0.05, rows[node], _written(name), va="center", fontsize=8, parse_math=False)
+        for node in named:
+            place = tree.depths[node] - 0.97, rows[node]
+            above = {"xytext": (0, 1), "textcoords": "offset points", "va": "bottom", "parse_math": False}
+            axis.annotate(_written(tree.nodes[node]), place, fontsize=7, color="#0072B2", **above)
+    axis.margins(x=0.01)
     axis.set_ylim(count - 0.4, -0.6)
-    axis.set_title(title, fontsize=10)
+    axis.set_title(title, fontsize=10, parse_math=False)
     axis.axis("off")
     figure.savefig(path, dpi=150)
 
 
 def _written(name: str) -> str:
-    """Return a name as Matplotlib writes it: a dollar sign begins no formula."""
-    return name.replace("$", r"\$").replace("_", " ")
+    return name.replace("_", " ")
 
 
 def _rows(tree: LabelTree) -> np.ndarray:

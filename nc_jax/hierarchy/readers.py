@@ -1,8 +1,13 @@
 """Label trees from nested JSON, parent-child lines, tables of levels, NetworkX graphs and SciPy linkages."""
 
+import contextlib
 import csv
+import io
 import itertools
 import json
+import re
+import reprlib
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +15,17 @@ from typing import Any
 from nc_jax.hierarchy.tree import LabelTree
 
 ROOT = "root"  # name of the root if the input does not name it
+_SHORT = reprlib.Repr()  # for messages: a line or a branch of a file may be megabytes long
+_SHORT.maxstring = 100
 
 
-def from_nested(nested: Mapping[str, Any]) -> LabelTree:
+def from_nested(nested: Mapping[str, Any], *, parents: str = "one") -> LabelTree:
     """Make a tree from nested dicts, such as JSON objects.
 
     Args:
         nested: dict from the name of a node to its children: a dict of the same form, a list of leaf names, or None or
             {} if the node is a leaf. If the outermost dict has several keys, a node "root" becomes their parent.
+        parents: what becomes of a node with several parents; see `LabelTree.from_edges`.
 
     Raises:
         ValueError: if a value has another type, or `LabelTree.from_edges` raises one.
@@ -28,43 +36,56 @@ def from_nested(nested: Mapping[str, Any]) -> LabelTree:
     """
     if len(nested) == 1:
         ((root, below),) = nested.items()
-        return LabelTree.from_edges(_nested_edges(root, below))
-    return LabelTree.from_edges(_nested_edges(ROOT, nested))
+        return LabelTree.from_edges(_nested_edges(root, below), parents=parents)
+    return LabelTree.from_edges(_nested_edges(ROOT, nested), parents=parents)
 
 
-def read_json(path: str | Path) -> LabelTree:
+def read_json(path: str | Path, *, parents: str = "one") -> LabelTree:
     """Read a file of nested JSON objects; see `from_nested`.
 
+    Args:
+        path: path of the file, text in UTF-8.
+        parents: what becomes of a node with several parents; see `LabelTree.from_edges`.
+
     Raises:
-        ValueError: if the file does not hold a JSON object or names a key twice, or `from_nested` raises one.
+        ValueError: if the file does not hold a JSON object or names a key twice, or `from_nested` raises one. The
+            message begins with the path.
     """
-    document = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_no_key_twice)
-    if not isinstance(document, dict):
-        raise ValueError(f"a label tree in JSON is an object of objects; got {type(document).__name__} in {path}")
-    return from_nested(document)
+    with _named(path):
+        try:
+            document = json.loads(_text(path), object_pairs_hook=_no_key_twice)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"a label tree in JSON must be valid JSON; got {error}") from error
+        except RecursionError as error:
+            raise ValueError(
+                "a label tree in JSON must be less than about 1,000 levels deep, which lines of a parent and a child "
+                "need not be; got a deeper one"
+            ) from error
+        if not isinstance(document, dict):
+            raise ValueError(f"a label tree in JSON is an object of objects; got {type(document).__name__}")
+        return from_nested(document, parents=parents)
 
 
-def read_parent_child(path: str | Path) -> LabelTree:
+def read_parent_child(path: str | Path, *, parents: str = "one") -> LabelTree:
     """Read a tree from a file with one edge per line: the name of the parent, then the name of the child.
 
     A tab separates the names; in a line without a tab, blanks do (so names with blanks need a tab). Commas do not
-    separate. Empty lines and lines that begin with # are skipped.
+    separate: edges with commas go into a .csv file for `read_levels`. Empty lines and comments are skipped. A comment
+    begins with "#", and with "# " if it would be an edge otherwise.
+
+    Args:
+        path: path of the file, text in UTF-8.
+        parents: what becomes of a node with several parents; see `LabelTree.from_edges`.
 
     Raises:
-        ValueError: if a line does not hold two names, or `LabelTree.from_edges` raises one.
+        ValueError: if a line does not hold two names, or `LabelTree.from_edges` raises one. The message begins with the
+            path.
     """
-    edges = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        names = [name.strip() for name in line.split("\t")] if "\t" in line else line.split()
-        if len(names) != 2 or not all(names):
-            raise ValueError(f"each line holds a parent and a child; got {line!r} in line {number} of {path}")
-        edges.append((names[0], names[1]))
-    return LabelTree.from_edges(edges)
+    with _named(path):
+        return LabelTree.from_edges(_edges(_lines(_text(path))), parents=parents)
 
 
-def from_levels(rows: Iterable[Sequence[str]], columns: Sequence[str]) -> LabelTree:
+def from_levels(rows: Iterable[Sequence[str]], columns: Sequence[str], *, parents: str = "one") -> LabelTree:
     """Make a tree from a table with one row per class and one column per level.
 
     Args:
@@ -72,10 +93,11 @@ def from_levels(rows: Iterable[Sequence[str]], columns: Sequence[str]) -> LabelT
             level: the next label becomes a child of the last label before the gap.
         columns: names of the levels, one per label in a row. Inner nodes are named "level:label", so equal labels in
             different levels are different nodes.
+        parents: what becomes of a label with several parents; see `LabelTree.from_edges`.
 
     Raises:
-        ValueError: if a row does not have one label per column, a class has no name or two rows, or a label has two
-            parents.
+        ValueError: if a row does not have one label per column, a class has no name or two rows or is called "root", or
+            `LabelTree.from_edges` raises one.
 
     Example:
         >>> from_levels([("pet", "cat"), ("pet", "dog"), ("", "car")], ("kind", "class")).nodes
@@ -85,42 +107,58 @@ def from_levels(rows: Iterable[Sequence[str]], columns: Sequence[str]) -> LabelT
     seen: set[str] = set()
     for row in rows:
         if len(row) != len(columns) or not row[-1]:
-            raise ValueError(f"each row holds {len(columns)} labels, the last not empty; got {tuple(row)}")
+            raise ValueError(f"each row holds {len(columns)} labels, the last not empty; got {_SHORT.repr(list(row))}")
+        if row[-1] == ROOT:
+            raise ValueError(f"no class may be called {ROOT!r}, as the root of a table of levels is; got {list(row)}")
         if row[-1] in seen:
             raise ValueError(f"every class has one row; {row[-1]!r} has two")
         seen.add(row[-1])
         path = [f"{column}:{label}" for column, label in zip(columns[:-1], row[:-1], strict=True) if label]
         nodes = [ROOT, *path, row[-1]]
         edges.update(dict.fromkeys(itertools.pairwise(nodes)))
-    return LabelTree.from_edges(edges)
+    return LabelTree.from_edges(edges, parents=parents)
 
 
-def read_levels(path: str | Path) -> LabelTree:
-    """Read a table of levels from a tab-separated file; see `from_levels`.
+def read_levels(path: str | Path, *, parents: str = "one") -> LabelTree:
+    """Read a table of levels from a file with a separator of columns; see `from_levels`.
 
-    The first line holds the names of the levels, coarsest first. Every other line holds the labels of one class.
+    Commas separate the columns of a .csv file, and a name that has a comma is quoted. Tabs separate those of any other
+    file, and quotation marks are characters as all others. The first line holds the names of the levels, coarsest
+    first. Every other line holds the labels of one class. If the first line is "parent" and "child", every other line
+    holds an edge instead.
+
+    Args:
+        path: path of the file, text in UTF-8.
+        parents: what becomes of a label with several parents; see `LabelTree.from_edges`.
 
     Raises:
-        ValueError: if the file has fewer than two lines, or `from_levels` raises one.
+        ValueError: if the file has fewer than two lines, or `from_levels` raises one. The message begins with the path.
     """
-    with Path(path).open(encoding="utf-8", newline="") as lines:
-        table = [row for row in csv.reader(lines, delimiter="\t") if row]
-    if len(table) < 2:
-        raise ValueError(
-            f"a table of levels has a line of names and a line per class; got {len(table)} lines in {path}"
-        )
-    return from_levels(table[1:], table[0])
+    with _named(path):
+        text = _text(path)
+        lines = _comma_separated(text) if Path(path).suffix.lower() == ".csv" else _tab_separated(text)
+        table = [[label.strip() for label in line] for line in lines]
+        if len(table) < 2:
+            raise ValueError(f"a table of levels has a line of names and a line per class; got {len(table)} lines")
+        columns, *rows = table
+        if [name.lower() for name in columns] == ["parent", "child"]:
+            return LabelTree.from_edges(map(_pair, rows), parents=parents)
+        return from_levels(rows, columns, parents=parents)
 
 
-def from_networkx(graph: Any) -> LabelTree:
+def from_networkx(graph: Any, *, parents: str = "one") -> LabelTree:
     """Make a tree from a directed NetworkX graph with edges from parents to children. Node names are `str(node)`.
+
+    Args:
+        graph: a `networkx.DiGraph`.
+        parents: what becomes of a node with several parents; see `LabelTree.from_edges`.
 
     Raises:
         ValueError: if the graph is not directed, or `LabelTree.from_edges` raises one.
     """
     if not graph.is_directed():
         raise ValueError("a label tree needs a directed graph, parent -> child; got an undirected one")
-    return LabelTree.from_edges((str(parent), str(child)) for parent, child in graph.edges())
+    return LabelTree.from_edges(((str(parent), str(child)) for parent, child in graph.edges()), parents=parents)
 
 
 def to_networkx(tree: LabelTree) -> Any:
@@ -187,6 +225,76 @@ def cut_linkage(linkage: Any, num_nodes: int) -> list[int]:
     return labels
 
 
+@contextlib.contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """Put the file's name before what is wrong with it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _text(path: str | Path) -> str:
+    content = Path(path).read_bytes()
+    try:
+        text = content.decode("utf-8-sig")  # editors on Windows begin a file with a mark that is no part of its text
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"a label tree must be text in UTF-8; got the byte 0x{content[error.start]:02x} at position {error.start}, "
+            f"in line {line}"
+        ) from error
+    return unicodedata.normalize("NFC", text)  # as the names of the classes of a folder of images
+
+
+def _lines(text: str) -> list[str]:
+    # Not str.splitlines, which also ends a line at characters that may be part of a name.
+    return re.split(r"\r\n|\r|\n", text)
+
+
+def _edges(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(lines, start=1):
+        names = _names_on(line)
+        right = len(names) == 2 and all(names)
+        if line.startswith("#") and right and re.match(r"#[^#\s]", line):
+            raise ValueError(
+                "a comment that could be an edge must begin with '# ', and a name that begins with '#' needs a .csv "
+                f"or .json file; got {_SHORT.repr(line)} in line {number}"
+            )
+        if not line.strip() or line.startswith("#"):
+            continue
+        if not right:
+            raise ValueError(
+                "each line holds a parent and a child, separated by a tab (or by blanks, if the names have none; "
+                f"commas are for .csv files); got {_SHORT.repr(line)} in line {number}"
+            )
+        yield names[0], names[1]
+
+
+def _names_on(line: str) -> list[str]:
+    if "\t" in line:
+        return [name.strip() for name in line.split("\t")]
+    names = line.split()
+    return [] if any(name.strip(",") != name for name in names) else names  # "pet, cat" is separated by a comma
+
+
+def _tab_separated(text: str) -> list[list[str]]:
+    return [line.split("\t") for line in _lines(text) if line.strip()]
+
+
+def _comma_separated(text: str) -> list[list[str]]:
+    try:
+        return [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if any(row)]
+    except csv.Error as error:
+        raise ValueError(f"a table in a .csv file must be valid CSV; got {error}") from error
+
+
+def _pair(row: Sequence[str]) -> tuple[str, str]:
+    if len(row) != 2:
+        raise ValueError(f"each line holds a parent and a child; got {_SHORT.repr(list(row))}")
+    return row[0], row[1]
+
+
 def _nested_edges(root: str, below: Any) -> Iterator[tuple[str, str]]:
     stack = [(root, below)]
     while stack:  # a loop instead of recursion, because a tree may be deeper than Python's recursion limit
@@ -198,7 +306,9 @@ def _nested_edges(root: str, below: Any) -> Iterator[tuple[str, str]]:
         elif isinstance(below, list | tuple) and all(isinstance(leaf, str) for leaf in below):
             children = [(leaf, None) for leaf in below]
         else:
-            raise ValueError(f"below a node there is a dict, a list of names or nothing; got {below!r} below {node!r}")
+            raise ValueError(
+                f"below a node there is a dict, a list of names or nothing; got {_SHORT.repr(below)} below {node!r}"
+            )
         for child, further in children:
             yield node, child
             stack.append((child, further))

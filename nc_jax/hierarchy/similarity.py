@@ -104,6 +104,11 @@ def kernel(
         matrix = np.asarray(mapping(scaled), float)
         if matrix.shape != scaled.shape or not np.allclose(np.diagonal(matrix), 1, rtol=0, atol=1e-12):
             raise ValueError(f"a mapping takes 0 to 1 and keeps the shape {scaled.shape}; got shape {matrix.shape}")
+        if not np.all(np.isfinite(matrix)):
+            one, other = np.argwhere(~np.isfinite(matrix))[0]
+            raise ValueError(
+                f"a mapping gives finite similarities; got {matrix[one, other]} for u = {scaled[one, other]:g}"
+            )
         return matrix
     if mapping == "linear":
         return 1 - scaled
@@ -234,7 +239,8 @@ def check_distances(distances: Any) -> None:
     if distances.ndim != 2 or distances.shape[0] != distances.shape[1] or len(distances) < 2:
         raise ValueError(f"distances must have shape (classes, classes), two at least; got {distances.shape}")
     if not np.all(np.isfinite(distances)):
-        raise ValueError("distances must be finite")
+        one, other = np.argwhere(~np.isfinite(distances))[0]
+        raise ValueError(f"distances must be finite; got {distances[one, other]} between class {one} and {other}")
     if not np.array_equal(distances, distances.T):
         one, other = np.argwhere(distances != distances.T)[0]
         raise ValueError(

@@ -1,7 +1,8 @@
 """A label tree: a tree of names that is checked when it is made, and integer arrays that describe it."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -9,6 +10,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 DistanceRule = Literal["depth", "height"]
+Parents = Literal["one", "shallowest"]
+# Control characters, halves of characters, and the mark at the beginning of a file that was joined to another one.
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufeff]")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -36,46 +40,59 @@ class LabelTree:
     classes: tuple[str, ...]
 
     @classmethod
-    def from_edges(cls, edges: Iterable[tuple[str, str]]) -> "LabelTree":
+    def from_edges(cls, edges: Iterable[tuple[str, str]], *, parents: str = "one") -> "LabelTree":
         """Make a tree from (parent, child) pairs and check it. The leaves, sorted by name, are the classes.
 
         Args:
             edges: at least one pair of names, the parent first.
+            parents: what becomes of a node with several parents, which a taxonomy may have. "one": it is refused.
+                "shallowest": it keeps the parent that is nearest to the root, of equal ones the first; a node that all
+                its children leave is left out.
 
         Raises:
-            ValueError: if there is no edge, a node is its own parent or has two parents, an edge is given twice, there
-                are several roots, or some nodes form a cycle. The message names the node.
+            ValueError: if there is no edge, a name is empty or holds control characters, a node is its own parent or
+                has two parents, an edge is given twice, there are several roots, or some nodes form a cycle. The
+                message names the node.
+
+        Example:
+            >>> edges = [("any", "pet"), ("any", "food"), ("food", "meat"), ("pet", "hen"), ("meat", "hen")]
+            >>> LabelTree.from_edges([*edges, ("food", "bread")], parents="shallowest").nodes  # the hen is a pet
+            ('any', 'pet', 'food', 'hen', 'bread')
         """
-        parent_of: dict[str, str] = {}
+        if parents not in get_args(Parents):
+            raise ValueError(f"parents must be one of {', '.join(map(repr, get_args(Parents)))}; got {parents!r}")
+        parents_of: dict[str, list[str]] = {}
         children: dict[str, list[str]] = {}
         for parent, child in edges:
-            if parent == child:
-                raise ValueError(f"a node cannot be its own parent; got {parent!r} -> {child!r}")
-            if child in parent_of:
-                second = "the same edge twice" if parent_of[child] == parent else "a second parent"
+            _check_edge(parent, child)
+            known = parents_of.setdefault(child, [])
+            if parent in known:
+                raise ValueError(f"every node needs exactly one parent; {child!r} has the same edge twice: {parent!r}")
+            if known and parents == "one":
                 raise ValueError(
-                    f"every node needs exactly one parent; {child!r} has {second}: {parent_of[child]!r} and {parent!r}"
+                    f"every node needs exactly one parent (parents='shallowest', or --data.tree-parents shallowest, "
+                    f"keeps the one nearest to the root); {child!r} has a second parent: {known[0]!r} and {parent!r}"
                 )
-            parent_of[child] = parent
+            known.append(parent)
             children.setdefault(parent, []).append(child)
-        if not parent_of:
+        if not parents_of:
             raise ValueError("a label tree needs at least one edge; got none")
-        roots = [node for node in children if node not in parent_of]
+        roots = [node for node in children if node not in parents_of]
         if not roots:
-            raise ValueError(f"a label tree needs a root; {next(iter(parent_of))!r} is on a cycle or below one")
+            raise ValueError(f"a label tree needs a root; {next(iter(parents_of))!r} is on a cycle or below one")
         if len(roots) > 1:
             raise ValueError(f"a label tree has one root; got {len(roots)}, among them {roots[0]!r} and {roots[1]!r}")
-        nodes, numbers = [roots[0]], {roots[0]: 0}
-        for node in nodes:  # the list grows during the loop: breadth first, so ancestors come first
-            for child in children.get(node, ()):
-                numbers[child] = len(nodes)
-                nodes.append(child)
-        if len(nodes) <= len(parent_of):
-            lost = next(node for node in parent_of if node not in numbers)
-            raise ValueError(f"every node must hang below the root {roots[0]!r}; {lost!r} is on a cycle or below one")
-        parents = [-1, *(numbers[parent_of[node]] for node in nodes[1:])]
-        leaves = sorted(node for node in nodes if node not in children)
-        return cls(tuple(nodes), tuple(parents), tuple(leaves))
+        _check_acyclic(roots[0], parents_of, children)
+        parent_of, order = {roots[0]: ""}, [roots[0]]
+        for node in order:  # the list grows during the loop: breadth first, so ancestors come first
+            new = [child for child in children.get(node, ()) if child not in parent_of]
+            parent_of.update(dict.fromkeys(new, node))
+            order += new
+        leaves = sorted(node for node in order if node not in children)
+        above = _with_ancestors(leaves, parent_of)  # without nodes whose children have all kept other parents
+        nodes = [node for node in order if node in above]
+        numbers = {node: number for number, node in enumerate(nodes)}
+        return cls(tuple(nodes), (-1, *(numbers[parent_of[node]] for node in nodes[1:])), tuple(leaves))
 
     def __repr__(self) -> str:
         return f"LabelTree({len(self.classes)} classes, {len(self.nodes)} nodes, height {self.height})"
@@ -85,14 +102,44 @@ class LabelTree:
         leaves = set(self.classes)
         for name in classes:
             if name not in leaves:
-                kind = "an inner node" if name in self.nodes else "no node"
-                raise ValueError(f"every class must be a leaf of the tree; {name!r} is {kind}")
+                if name not in self.nodes:
+                    raise ValueError(f"every class must be a leaf of the tree; {name!r} is no node")
+                raise ValueError(
+                    "every class must be a leaf of the tree (inner='leaf', or --data.tree-inner leaf, gives a leaf to "
+                    f"every class that is an inner node); {name!r} is an inner node"
+                )
         extra = leaves.difference(classes)
         if extra:
             raise ValueError(f"every leaf of the tree must be a class; {min(extra)!r} is none")
         if len(classes) != len(leaves):
             twice = next(name for place, name in enumerate(classes) if name in classes[:place])
             raise ValueError(f"every class has one leaf; {twice!r} is named twice")
+
+    def with_leaves(self, classes: Sequence[str]) -> "LabelTree":
+        """Return a tree in which every one of these classes that is an inner node has a leaf of its own.
+
+        The leaf is a child of the node and has its name, and the node is called "... (all)": where dogs and poodles are
+        classes, a dog of no known breed is a leaf beside the poodles, below "dog (all)".
+
+        Args:
+            classes: names of classes; those that are no inner nodes change nothing.
+
+        Raises:
+            ValueError: if the new name of a node is that of another one.
+
+        Example:
+            >>> tree = LabelTree.from_edges([("pet", "cat"), ("pet", "dog"), ("dog", "poodle")])
+            >>> tree.with_leaves(["dog"]).nodes
+            ('pet', 'cat', 'dog (all)', 'poodle', 'dog')
+        """
+        chosen = set(classes).difference(self.classes)
+        names = {node: f"{node} (all)" if node in chosen else node for node in self.nodes}
+        if len(set(names.values())) < len(names):
+            twice = next(name for node, name in names.items() if name != node and name in names)
+            raise ValueError(f"the node above a leaf of its own takes another name; {twice!r} is there already")
+        pairs = zip(self.parents[1:], self.nodes[1:], strict=True)
+        edges = [(names[self.nodes[parent]], names[node]) for parent, node in pairs]
+        return LabelTree.from_edges(edges + [(names[node], node) for node in self.nodes if node in chosen])
 
     def ordered(self, classes: Sequence[str]) -> "LabelTree":
         """Return the same tree with its classes in another order, usually the order of a data set's labels.
@@ -225,3 +272,34 @@ class LabelTree:
             lower[starts[node] : starts[node] + sizes[node], first : starts[node]] = values[parent]
         places = starts[self.leaves]
         return np.maximum(lower, lower.T)[np.ix_(places, places)]
+
+
+def _check_edge(parent: str, child: str) -> None:
+    for name in (parent, child):
+        if not name.strip() or _NO_TEXT.search(name):
+            raise ValueError(f"the name of a node must be text on one line, and not empty; got {parent!r} -> {child!r}")
+    if parent == child:
+        raise ValueError(f"a node cannot be its own parent; got {parent!r} -> {child!r}")
+
+
+def _check_acyclic(root: str, parents_of: Mapping[str, Sequence[str]], children: Mapping[str, Sequence[str]]) -> None:
+    """Take nodes away whose parents have all been taken away; where there is a cycle, some are left (Kahn, 1962)."""
+    missing = {node: len(above) for node, above in parents_of.items()}
+    free = [root]
+    while free:
+        for child in children.get(free.pop(), ()):
+            missing[child] -= 1
+            if not missing[child]:
+                free.append(child)
+    lost = next((node for node, count in missing.items() if count), None)
+    if lost is not None:
+        raise ValueError(f"every node must hang below the root {root!r}; {lost!r} is on a cycle or below one")
+
+
+def _with_ancestors(leaves: Sequence[str], parent_of: Mapping[str, str]) -> set[str]:
+    found: set[str] = set()
+    for node in leaves:
+        while node and node not in found:
+            found.add(node)
+            node = parent_of[node]
+    return found

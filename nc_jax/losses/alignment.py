@@ -5,35 +5,40 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float
 
-from nc_jax.arrays import at_least_float32, matmul, safe_norm
+from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
+from nc_jax.checks import Labels, Reals, checked_labels, checked_scores, nan_without_class, real_array
 
 MixingName = Literal["linear-decrease", "linear-increase", "cosine", "cosine-linear-increase", "cosine-linear-decrease"]
 MixingSchedule = Callable[..., tuple[Array, Array]]  # epoch -> (beta, alpha)
 
 
-def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
+def cross_entropy(logits: Reals, labels: Labels) -> Float[Array, " batch"]:
     """Cross-entropy with integer labels, per example, in nats.
 
     Args:
         logits: shape (N, K).
-        labels: integer classes 0..K-1, shape (N,); rows with negative labels (padding) give a finite number that the
+        labels: integer classes 0..K-1, shape (N,); rows with the label -1 (padding) give a finite number that the
             caller must mask.
 
     Returns:
-        Numbers >= 0, shape (N,), in at least float32.
+        Numbers >= 0, shape (N,), in at least float32. NaN for a label that is neither a class nor -1: under `jax.jit`,
+        where it cannot be refused.
+
+    Raises:
+        ValueError: if the logits do not have shape (N, K), or the labels are not integers of shape (N,) in -1..K-1.
     """
-    logits = at_least_float32(logits)
+    logits, labels = checked_scores(logits, labels)
     chosen = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
-    return jax.nn.logsumexp(logits, axis=1) - chosen
+    return nan_without_class(jax.nn.logsumexp(logits, axis=1) - chosen, labels, logits.shape[1])
 
 
 def cosine_alignment(
-    features: Float[Array, "batch dim"],
-    labels: Int[Array, " batch"],
-    frame: Float[Array, "dim classes"],
-    similarity: Float[Array, "classes classes"],
+    features: Reals,
+    labels: Labels,
+    frame: Reals,
+    similarity: Reals,
 ) -> Float[Array, " batch"]:
     r"""Squared errors of the cosines between a feature and *all* class vectors, summed over the classes.
 
@@ -45,13 +50,16 @@ def cosine_alignment(
 
     Args:
         features: h, shape (N, d), of any length. A zero vector has cosine 0 with every class vector, and no gradient.
-        labels: y, integer classes 0..K-1, shape (N,); rows with negative labels (padding) give a number that the caller
+        labels: y, integer classes 0..K-1, shape (N,); rows with the label -1 (padding) give a number that the caller
             must mask.
         frame: class vectors w_k as columns, shape (d, K), of any length.
         similarity: wanted cosines S, shape (K, K).
 
     Returns:
-        Numbers in [0, 4 K], shape (N,).
+        Numbers in [0, 4 K], shape (N,). NaN for a label that is neither a class nor -1, under `jax.jit`.
+
+    Raises:
+        ValueError: if the shapes do not fit, or the labels are not integers of shape (N,) in -1..K-1.
 
     Example:
         >>> frame = jnp.eye(2)
@@ -60,30 +68,37 @@ def cosine_alignment(
 
     Reference: Liang and Davis (2023), section 3.3.
     """
-    features, frame = at_least_float32(features), at_least_float32(frame)
+    features, labels, frame = _checked(features, labels, frame)
+    similarity, num_classes = real_array(similarity, "similarity"), frame.shape[1]
+    if similarity.shape != (num_classes, num_classes):
+        raise ValueError(f"similarity must have shape {(num_classes, num_classes)}; got {similarity.shape}")
     cosines = matmul(_units(features, axis=1), _units(frame, axis=0))
-    return jnp.sum((cosines - similarity.T[jnp.maximum(labels, 0)]) ** 2, axis=1)
+    wanted = transpose(similarity)[jnp.clip(labels, 0, num_classes - 1)].astype(cosines.dtype)
+    return nan_without_class(jnp.sum((cosines - wanted) ** 2, axis=1), labels, num_classes)
 
 
-def cosine_embedding(
-    features: Float[Array, "batch dim"], labels: Int[Array, " batch"], frame: Float[Array, "dim classes"]
-) -> Float[Array, " batch"]:
+def cosine_embedding(features: Reals, labels: Labels, frame: Reals) -> Float[Array, " batch"]:
     r"""One minus the cosine between a feature and the vector of its class, :math:`1 - \cos(w_y, h)`.
 
     Args:
         features: h, shape (N, d), of any length.
-        labels: y, integer classes 0..K-1, shape (N,); rows with negative labels (padding) give a number that the caller
+        labels: y, integer classes 0..K-1, shape (N,); rows with the label -1 (padding) give a number that the caller
             must mask.
         frame: class vectors w_k as columns, shape (d, K), of any length. The frame of Barz and Denzler has the cosines
             1 - d / d_max (`nc_jax.hierarchy.similarity` with mapping="linear" and min_similarity=0.0).
 
     Returns:
-        Numbers in [0, 2], shape (N,).
+        Numbers in [0, 2], shape (N,). NaN for a label that is neither a class nor -1, under `jax.jit`.
+
+    Raises:
+        ValueError: if the shapes do not fit, or the labels are not integers of shape (N,) in -1..K-1.
 
     Reference: Barz and Denzler, Hierarchy-based image embeddings for semantic image retrieval (2019), section 3.3.
     """
-    features, own = at_least_float32(features), at_least_float32(frame).T[jnp.maximum(labels, 0)]
-    return 1 - jnp.sum(_units(features, axis=1) * _units(own, axis=1), axis=1)
+    features, labels, frame = _checked(features, labels, frame)
+    own = transpose(frame)[jnp.clip(labels, 0, frame.shape[1] - 1)]
+    gaps = 1 - jnp.sum(_units(features, axis=1) * _units(own, axis=1), axis=1)
+    return nan_without_class(gaps, labels, frame.shape[1])
 
 
 def mixing_schedule(
@@ -147,6 +162,18 @@ def mixing_schedule(
         return 1 - weights[alpha], weights[alpha]
 
     return schedule
+
+
+def _checked(features: Reals, labels: Labels, frame: Reals) -> tuple[Array, Array, Array]:
+    """Return features (N, d), labels (N,) and frame (d, K), once their shapes fit."""
+    features = at_least_float32(real_array(features, "features"))
+    frame = at_least_float32(real_array(frame, "frame"))
+    if features.ndim != 2 or frame.ndim != 2 or features.shape[1] != frame.shape[0]:
+        raise ValueError(
+            "features and frame must have shapes (batch, dim) and (dim, classes); "
+            f"got {features.shape} and {frame.shape}"
+        )
+    return features, checked_labels(labels, frame.shape[1], rows=len(features)), frame
 
 
 def _units(vectors: Array, axis: int) -> Array:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Real
 
 from nc_jax.arrays import at_least_float32, matmul
+from nc_jax.checks import Labels, Reals, checked_scores, nan_without_class, real_array
 from nc_jax.hierarchy import LabelTree
 
 
@@ -39,26 +40,33 @@ def soft_targets(
     return (weights / weights.sum(axis=0)).T
 
 
-def soft_label_loss(
-    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], targets: Float[Array, "classes classes"]
-) -> Float[Array, " batch"]:
+def soft_label_loss(logits: Reals, labels: Labels, targets: Reals) -> Float[Array, " batch"]:
     """Kullback-Leibler divergence KL(soft label || prediction), per example, in nats.
 
     Args:
         logits: shape (N, K).
-        labels: integer classes 0..K-1, shape (N,); rows with negative labels (padding) give a number that the caller
-            must mask.
+        labels: integer classes 0..K-1, shape (N,); rows with the label -1 (padding) give a number that the caller must
+            mask.
         targets: soft label of each class as a row, shape (K, K), from `soft_targets`.
 
     Returns:
         Numbers >= 0, shape (N,). The released program divides their mean by K (the legacy "mean" reduction of PyTorch),
-        so it needs a learning rate that is K times larger.
+        so it needs a learning rate that is K times larger. NaN for a label that is neither a class nor -1, under
+        `jax.jit`.
+
+    Raises:
+        ValueError: if the shapes do not fit, or the labels are not integers of shape (N,) in -1..K-1.
 
     Reference: Bertinetto et al., Making better mistakes (2020), section 3.3.
     """
-    wanted = targets[jnp.maximum(labels, 0)]
+    logits, labels = checked_scores(logits, labels)
+    targets, num_classes = real_array(targets, "targets"), logits.shape[1]
+    if targets.shape != (num_classes, num_classes):
+        raise ValueError(f"targets must have shape {(num_classes, num_classes)}; got {targets.shape}")
+    wanted = targets[jnp.clip(labels, 0, num_classes - 1)].astype(logits.dtype)
     negative_entropy = jnp.sum(jax.scipy.special.xlogy(wanted, wanted), axis=1)
-    return negative_entropy - jnp.sum(wanted * jax.nn.log_softmax(at_least_float32(logits)), axis=1)
+    divergence = negative_entropy - jnp.sum(wanted * jax.nn.log_softmax(logits), axis=1)
+    return nan_without_class(divergence, labels, num_classes)
 
 
 def level_weights(
@@ -84,8 +92,8 @@ def level_weights(
 
 
 def hierarchical_cross_entropy(
-    logits: Float[Array, "batch classes"],
-    labels: Int[Array, " batch"],
+    logits: Reals,
+    labels: Labels,
     levels: Int[Array, "levels classes"],
     weights: Float[Array, " levels"],
 ) -> Float[Array, " batch"]:
@@ -100,26 +108,37 @@ def hierarchical_cross_entropy(
 
     Args:
         logits: logits z of the leaves, shape (N, K); log-probabilities give the same result.
-        labels: classes y, integers 0..K-1, shape (N,); rows with negative labels (padding) give a number that the
-            caller must mask.
+        labels: classes y, integers 0..K-1, shape (N,); rows with the label -1 (padding) give a number that the caller
+            must mask.
         levels: node of every class at every level, shape (H, K), from `LabelTree.levels()`.
         weights: weights lambda of the levels, shape (H,), from `level_weights`. If all are 1, this is cross-entropy.
 
     Returns:
-        Numbers >= 0, shape (N,), in nats times the scale of the weights.
+        Numbers >= 0, shape (N,), in nats times the scale of the weights. NaN for a label that is neither a class nor
+        -1, under `jax.jit`.
+
+    Raises:
+        ValueError: if the shapes do not fit, or the labels are not integers of shape (N,) in -1..K-1.
 
     Reference: Bertinetto et al. (2020), section 3.2.
     """
-    log_probabilities = jax.nn.log_softmax(at_least_float32(logits))
-    labels = jnp.maximum(labels, 0)
+    logits, labels = checked_scores(logits, labels)
+    num_classes = logits.shape[1]
+    if levels.ndim != 2 or levels.shape[1] != num_classes or weights.shape != levels.shape[:1]:
+        raise ValueError(
+            f"levels and weights must have shapes (levels, {num_classes}) and (levels,); "
+            f"got {levels.shape} and {weights.shape}"
+        )
+    log_probabilities = jax.nn.log_softmax(logits)
+    own = jnp.clip(labels, 0, num_classes - 1)
 
     def log_probability_at(level: Array) -> Array:
-        same = level[labels][:, None] == level
+        same = level[own][:, None] == level
         return jax.nn.logsumexp(jnp.where(same, log_probabilities, -jnp.inf), axis=1)
 
     path = jax.lax.map(log_probability_at, levels)  # one level at a time, so memory holds (H, N) and not (H, N, K)
     steps = path - jnp.concatenate([jnp.zeros_like(path[:1]), path[:-1]])
-    return -matmul(weights.astype(steps.dtype), steps)
+    return nan_without_class(-matmul(weights.astype(steps.dtype), steps), labels, num_classes)
 
 
 def tree_log_softmax(logits: Float[Array, "batch nodes"], tree: LabelTree) -> Float[Array, "batch classes"]:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, safe_norm
+from nc_jax.checks import Labels, Reals, checked_scores, nan_without_class
 from nc_jax.losses.alignment import cross_entropy
 
 _FLOOR = 1e-7  # smallest probability in the middle distribution: Garg et al. (2022), released program
@@ -46,24 +47,29 @@ def feature_slices(dim: int, num_levels: int, spread: bool = False) -> list[tupl
 
 
 def level_cross_entropies(
-    logits: Sequence[Float[Array, "batch _"]], labels: Int[Array, " batch"], levels: Int[Array, "levels classes"]
+    logits: Sequence[Reals], labels: Labels, levels: Int[Array, "levels classes"]
 ) -> Float[Array, " batch"]:
     """Loss of Flamingo: the sum of the cross-entropies of all levels, per example.
 
     Args:
         logits: one array (N, K_l) per level, coarsest first.
-        labels: integer classes 0..K-1, shape (N,); rows with negative labels (padding) give a number that the caller
-            must mask.
+        labels: integer classes 0..K-1, shape (N,); rows with the label -1 (padding) give a number that the caller must
+            mask.
         levels: node of every class at every level, shape (L, K), from `LabelTree.levels()`.
 
     Returns:
-        Numbers >= 0, shape (N,), in nats.
+        Numbers >= 0, shape (N,), in nats. NaN for a label that is neither a class nor -1, under `jax.jit`.
+
+    Raises:
+        ValueError: if there is not one array of logits per level, or the labels are not integers of shape (N,) in
+            -1..K-1.
 
     Reference: Chang et al. (2021), section 3.
     """
-    labels = jnp.maximum(labels, 0)
-    losses = [cross_entropy(z, level[labels]) for z, level in zip(logits, levels, strict=True)]
-    return jnp.sum(jnp.stack(losses), axis=0)
+    labels, num_classes = _checked_labels_of(logits, labels, levels), levels.shape[1]
+    own = jnp.clip(labels, 0, num_classes - 1)
+    losses = [cross_entropy(z, level[own]) for z, level in zip(logits, levels, strict=True)]
+    return nan_without_class(jnp.sum(jnp.stack(losses), axis=0), labels, num_classes)
 
 
 def jensen_shannon(left: Float[Array, "batch nodes"], right: Float[Array, "batch nodes"]) -> Float[Array, " batch"]:
@@ -153,7 +159,7 @@ def dissimilarity(
 def hierarchy_aware_features(
     logits: Sequence[Float[Array, "batch _"]],
     frames: Sequence[Float[Array, "dim _"]],
-    labels: Int[Array, " batch"],
+    labels: Labels,
     levels: Int[np.ndarray, "levels classes"],
     dissimilar_levels: Sequence[int] | None = None,
     everyone: Callable[[Array], Array] = lambda rows: rows,
@@ -170,7 +176,7 @@ def hierarchy_aware_features(
     Args:
         logits: one array (N, K_l) per level, coarsest first.
         frames: class vectors of the classifier of each level as columns, (d, K_l), coarsest first.
-        labels: integer classes 0..K-1, shape (N,); negative labels mark padding.
+        labels: integer classes 0..K-1, shape (N,); -1 marks padding.
         levels: node of every class at every level, shape (L, K), from `LabelTree.levels()`; not a traced array.
         dissimilar_levels: numbers of the levels that have the dissimilarity term, counted from 0. None: all levels
             except the finest, as in the released program for WideResNets.
@@ -179,10 +185,16 @@ def hierarchy_aware_features(
 
     Returns:
         Numbers of shape (N,), whose mean over the examples is the loss: every example has the same batch-wide terms.
+        NaN for a label that is neither a class nor -1, under `jax.jit`.
+
+    Raises:
+        ValueError: if there is not one array of logits per level, or the labels are not integers of shape (N,) in
+            -1..K-1.
 
     Reference: Garg, Sani and Anand (2022).
     """
-    used, labels = labels >= 0, jnp.maximum(labels, 0)
+    given, num_classes = _checked_labels_of(logits, labels, levels), levels.shape[1]
+    used, labels = given >= 0, jnp.clip(given, 0, num_classes - 1)
     chosen = range(len(levels) - 1) if dissimilar_levels is None else dissimilar_levels
     probabilities = [jax.nn.softmax(at_least_float32(z)) for z in logits]
     total = cross_entropy(logits[-1], labels)
@@ -195,4 +207,11 @@ def hierarchy_aware_features(
     for level in chosen:
         nodes = jnp.asarray(levels[level])[labels]
         total += dissimilarity(everyone(probabilities[level]), everyone(nodes), everyone(used))
-    return total
+    return nan_without_class(total, given, num_classes)
+
+
+def _checked_labels_of(logits: Sequence[Reals], labels: Labels, levels: Array | np.ndarray) -> Array:
+    """Return the labels as int32, once there are logits (N, K_l) for every level and the labels fit the last ones."""
+    if len(logits) != len(levels):
+        raise ValueError(f"there must be logits for each of the {len(levels)} levels; got {len(logits)} arrays")
+    return checked_scores(logits[-1], labels)[1]

@@ -85,6 +85,11 @@ def _fixed(frame: Callable[[Setting], FrameConstructor]) -> Callable[[Setting], 
 
 def _nearest(setting: Setting, *, learn: bool = False) -> Head:
     options = setting.hierarchy
+    if learn and options.mapping != "exponential":
+        raise ValueError(
+            "the method nearest-gamma learns the gamma of the mapping exponential only; "
+            f"got --hierarchy.mapping {options.mapping}"
+        )
     template = heads.tree_template(setting.known_tree(), options.gamma, learn=learn, mapping=mapping_of(options))
     return heads.nearest(setting.num_classes, template=template, options=setting.head)
 

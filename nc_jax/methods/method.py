@@ -24,8 +24,8 @@ class HierarchyOptions:
             nearest-gamma, shuffled and etf: a number in [0, 1] gives cross-entropy the weight 1 - alpha, a number > 1
             gives it the weight 1, and a name chooses a schedule over the epochs (`nc_jax.losses.mixing_schedule`).
         mapping: how the hierarchy-aware frame maps u, the tree distance over the largest one, to cosines,
-            up to an affine rescaling. "exponential": exp(-gamma u). "linear": 1 - u. "reciprocal":
-            one over (1 + gamma u). "gaussian": exp(-gamma u^2). "cosine": cos(pi u / 2).
+            up to an affine rescaling. "exponential": exp(-gamma u), the only one for the method nearest-gamma.
+            "linear": 1 - u. "reciprocal": one over (1 + gamma u). "gaussian": exp(-gamma u^2). "cosine": cos(pi u / 2).
         hardness: beta > 0 of the method soft-labels: the target probability of a class is proportional to
             exp(-beta u), with u its tree distance from the label over the largest distance. Larger is closer to
             one-hot.

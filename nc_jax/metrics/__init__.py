@@ -15,7 +15,7 @@ from nc_jax.metrics.geometry import (
     stable_rank,
     variability_collapse_index,
 )
-from nc_jax.metrics.hierarchy import HierarchyStatistics, similarity_errors
+from nc_jax.metrics.hierarchy import HierarchyStatistics, similarity_errors, usual_top
 from nc_jax.metrics.margins import MarginSummary, MarginSums, cosine_margins, logit_margins
 from nc_jax.metrics.simplex import equiangle, equinorm, etf_distance, maximal_angle
 from nc_jax.metrics.statistics import Agreement, Centre, ClassMoments, ClassStatistics
@@ -44,6 +44,7 @@ __all__ = [
     "self_duality",
     "similarity_errors",
     "stable_rank",
+    "usual_top",
     "variability_collapse_index",
     "within_class_collapse",
 ]

@@ -6,9 +6,11 @@ Values never raise an error: a metric that is 0 / 0 is NaN.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
+from nc_jax.checks import Reals, real_array
 from nc_jax.frames.simplex import check_room_for_simplex
 from nc_jax.metrics.statistics import Centre, ClassStatistics
 
@@ -51,8 +53,9 @@ def variability_collapse_index(
 
     Reference: Xu and Liu (2023), Quantifying the Variability Collapse of Neural Networks.
     """
-    dtype = stats.means.dtype
-    dim, eps = stats.means.shape[0], jnp.finfo(dtype).eps
+    stats = stats.at_unit_scale()
+    dtype = stats.shifts.dtype
+    dim, eps = stats.shifts.shape[0], jnp.finfo(dtype).eps
     weights = stats.counts.astype(dtype)
     weights = weights / jnp.sum(weights)
     root = jnp.sqrt(weights)
@@ -61,7 +64,9 @@ def variability_collapse_index(
 
     # The index does not change under linear maps, so first scale each feature to unit variance. Otherwise the singular
     # values of features with a small scale could not be told from rounding. Leave out features that do not vary.
-    rounding = 4 * eps * jnp.linalg.norm(stats.means * root, axis=1)  # bound on the rounding error of the means
+    # Bound on the rounding error of the means: that of sums of features, relative to the origin.
+    means = stats.means if centre == "origin" else stats.shifts
+    rounding = 4 * eps * jnp.sqrt(jnp.sum((means * root) ** 2, axis=1) + jnp.diag(within))
     deviation = jnp.sqrt(jnp.diag(within) + jnp.sum(between**2, axis=1))
     scale = jnp.where(deviation > rounding, 1 / jnp.where(deviation > rounding, deviation, 1), 0)
     scale = jnp.where(jnp.isfinite(deviation), scale, jnp.nan)
@@ -95,7 +100,7 @@ def variability_collapse_index(
     return jnp.where(jnp.any(kept), jnp.sum(shares) / jnp.sum(kept), jnp.nan)
 
 
-def numerical_rank(matrix: Float[Array, "rows columns"], relative_tolerance: float | None = None) -> Int[Array, ""]:
+def numerical_rank(matrix: Reals, relative_tolerance: float | None = None) -> Int[Array, ""]:
     """Count the singular values that exceed a tolerance times the largest singular value.
 
     Args:
@@ -116,11 +121,11 @@ def numerical_rank(matrix: Float[Array, "rows columns"], relative_tolerance: flo
     if relative_tolerance is not None and not relative_tolerance >= 0:
         raise ValueError(f"relative_tolerance must be at least 0; got {relative_tolerance}")
     singular = _relative_singular_values(matrix)
-    bound = max(matrix.shape) * jnp.finfo(singular.dtype).eps if relative_tolerance is None else relative_tolerance
+    bound = max(np.shape(matrix)) * jnp.finfo(singular.dtype).eps if relative_tolerance is None else relative_tolerance
     return jnp.sum(singular > bound, dtype=jnp.int32)
 
 
-def stable_rank(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
+def stable_rank(matrix: Reals) -> Float[Array, ""]:
     r"""Squared Frobenius norm over squared spectral norm, :math:`\|A\|_F^2 / \|A\|_2^2`.
 
     It is at most the rank, and equal to the rank if all nonzero singular values are equal. Unlike the rank, it changes
@@ -145,7 +150,7 @@ def stable_rank(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
     return jnp.sum(_relative_singular_values(matrix) ** 2)
 
 
-def nuclear_rank(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
+def nuclear_rank(matrix: Reals) -> Float[Array, ""]:
     r"""Squared nuclear norm over squared Frobenius norm, :math:`(\|A\|_* / \|A\|_F)^2`.
 
     It is at most the rank, and equal to the rank if all nonzero singular values are equal.
@@ -169,7 +174,7 @@ def nuclear_rank(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
     return jnp.sum(singular) ** 2 / jnp.sum(singular**2)
 
 
-def effective_rank(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
+def effective_rank(matrix: Reals) -> Float[Array, ""]:
     r"""Exponential of the entropy of the singular values, scaled to sum 1: how many dimensions the matrix uses.
 
     .. math:: \exp\Big(-\sum_i p_i \log p_i\Big), \qquad p_i = \sigma_i / \textstyle\sum_j \sigma_j
@@ -194,9 +199,7 @@ def effective_rank(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
     return jnp.exp(jnp.sum(jax.scipy.special.entr(singular / jnp.sum(singular))))
 
 
-def nearest_etf_distance(
-    vectors: Float[Array, "dim classes"], present: Bool[Array, " classes"] | None = None
-) -> Float[Array, ""]:
+def nearest_etf_distance(vectors: Reals, present: Bool[Array, " classes"] | None = None) -> Float[Array, ""]:
     r"""NC2: distance of class vectors H to the nearest simplex equiangular tight frame (ETF), both of unit norm.
 
     .. math::
@@ -228,6 +231,7 @@ def nearest_etf_distance(
     Reference: Markou, Ajanthan and Gould (2024), released program (ETF_distance.py, which uses the square of this
     distance); Schönemann (1966) for the closed form.
     """
+    vectors = real_array(vectors, "class vectors")
     if vectors.ndim != 2:
         raise ValueError(f"class vectors must have shape (dim, classes); got {vectors.shape}")
     dim, num_classes = vectors.shape
@@ -254,6 +258,7 @@ def nearest_etf_distance(
 
 def _relative_singular_values(matrix: Array) -> Array:
     """Singular values divided by the largest; NaN for a matrix that is zero or not finite."""
+    matrix = real_array(matrix, "matrix")
     if matrix.ndim != 2 or not matrix.size:
         raise ValueError(f"a rank needs a matrix with at least one row and one column; got shape {matrix.shape}")
     matrix = at_least_float32(matrix)

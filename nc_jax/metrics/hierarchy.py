@@ -16,6 +16,17 @@ from nc_jax.arrays import at_least_float32, matmul
 from nc_jax.frames.properties import cosines
 
 TOP = (1, 5, 20)  # values of k in "ahd@k" and "hp@k": Bertinetto et al. (2020), Liang and Davis (2023)
+RANKED = 20  # predictions that the rank-aware severity looks at: the largest k of those papers
+
+
+def usual_top(num_classes: int) -> tuple[int, ...]:
+    """The values of k in `TOP` for which K classes have k predictions.
+
+    Example:
+        >>> usual_top(10), usual_top(100)
+        ((1, 5), (1, 5, 20))
+    """
+    return tuple(k for k in TOP if k <= num_classes)
 
 
 class HierarchyStatistics(NamedTuple):
@@ -70,35 +81,37 @@ class HierarchyStatistics(NamedTuple):
                 smaller class number comes first.
             labels: shape (N,). An example whose label is not in 0..K-1 (by convention -1) is padding and is ignored.
             distances: distances between classes in whole edges, shape (K, K).
-            top: the values of k, at least 1; a k above K counts as K.
+            top: the values of k, in 1..K; `usual_top` gives the usual ones.
             max_distance: d_max, the largest of the distances; required under jit. None takes it from `distances`.
 
         Raises:
-            ValueError: if a k is below 1.
+            ValueError: if a k is not in 1..K.
         """
-        if min(top) < 1:
-            raise ValueError(f"top must hold numbers of at least 1; got {tuple(top)}")
         num_classes = scores.shape[1]
+        if not 1 <= min(top) <= max(top) <= num_classes:
+            raise ValueError(
+                f"top must hold numbers in 1..{num_classes}, the number of classes (usual_top gives the usual ones); "
+                f"got {tuple(top)}"
+            )
         bins = (int(jnp.max(distances)) if max_distance is None else max_distance) + 1
         used = (labels >= 0) & (labels < num_classes)
         own = distances[jnp.clip(labels, 0, num_classes - 1)].astype(jnp.float32)  # (N, K): distances from the truth
-        depth = min(max(top), num_classes)
+        depth = min(max(*top, RANKED), num_classes)
         _, ranked = jax.lax.top_k(at_least_float32(scores), depth)
         found = jnp.take_along_axis(own, ranked, axis=1)  # (N, depth), best first
         ordered = jnp.sort(own, axis=1)
         largest = bins - 1
-        tops = [min(k, num_classes) for k in top]
 
         def total(values: Array) -> Array:
             return jnp.sum(jnp.where(used, values, 0))
 
-        precisions = [jnp.sum(largest - found[:, :k], 1) / jnp.sum(largest - ordered[:, :k], 1) for k in tops]
+        precisions = [jnp.sum(largest - found[:, :k], 1) / jnp.sum(largest - ordered[:, :k], 1) for k in top]
         first = found[:, 0]
         members = jax.nn.one_hot(jnp.where(used, first, -1).astype(jnp.int32), bins, dtype=jnp.int32)
         chance = jnp.sum(own, axis=1) / max(num_classes - 1, 1)
         return cls(
             histogram=jnp.sum(members, axis=0, dtype=jnp.int32),
-            distance_sums=jnp.stack([total(jnp.mean(found[:, :k], axis=1)) for k in tops]),
+            distance_sums=jnp.stack([total(jnp.mean(found[:, :k], axis=1)) for k in top]),
             precision_sums=jnp.stack([total(precision) for precision in precisions]),
             rank_sum=total(_rank_severity(found, ordered)),
             chance_sum=total(jnp.where(first > 0, chance, 0)),
@@ -136,9 +149,9 @@ class HierarchyStatistics(NamedTuple):
             - "hp@k": hierarchical precision, in [0, 1], the mean over all examples of
               :math:`\sum_{j \le k} s_j` divided by the largest such sum that k classes can give, with
               :math:`s_j = 1 - d_j / d_{max}`.
-            - "rank_severity": rank-aware severity, :math:`\sum_j d_j / \log_2(j + 1)` up to the largest k, scaled to 0
-              for the best order of the classes and 1 for the worst; mean over all examples. Unlike AHD, it depends on
-              the order of the first k predictions.
+            - "rank_severity": rank-aware severity, :math:`\sum_j d_j / \log_2(j + 1)` up to rank `RANKED` (or K, or a
+              larger k), scaled to 0 for the best order of the classes and 1 for the worst; mean over all examples.
+              Unlike AHD, it depends on the order of these predictions.
             - "alignment": mistake severity divided by the severity of random mistakes on the same examples. It is below
               1 if the classifier confuses classes that are near, and about 1 if its mistakes are unrelated to the
               distances.

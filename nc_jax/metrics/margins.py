@@ -11,16 +11,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, safe_norm
+from nc_jax.checks import Labels, Reals, checked_labels, checked_scores, real_array
+from nc_jax.metrics.statistics import checked_features
 
 
-def logit_margins(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
+def logit_margins(logits: Reals, labels: Labels) -> Float[Array, " batch"]:
     r"""Margin of each example with logits z and label y, in the unit of the logits.
 
     .. math:: z_y - \max_{j \ne y} z_j
 
     Args:
         logits: z, shape (N, K) with K >= 2.
-        labels: y, shape (N,).
+        labels: y, integers of shape (N,), -1 for padding.
 
     Returns:
         Margins, shape (N,), in at least float32: positive if the classifier is right, 0 at a tie. NaN if the label is
@@ -33,13 +35,9 @@ def logit_margins(logits: Float[Array, "batch classes"], labels: Int[Array, " ba
         >>> logit_margins(jnp.array([[3.0, 1.0, 0.0], [3.0, 1.0, 0.0]]), jnp.array([0, 1])).tolist()
         [2.0, -2.0]
     """
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(
-            f"logits and labels must have shapes (batch, classes) and (batch,); got {logits.shape} and {labels.shape}"
-        )
+    logits, labels = checked_scores(logits, labels)
     if logits.shape[1] < 2:
         raise ValueError(f"a margin needs classes >= 2; got {logits.shape[1]}")
-    logits = at_least_float32(logits)
     classes = jnp.arange(logits.shape[1])
     own = labels[:, None] == classes
     # Select the logits by `where`. A product with one-hot labels would give 0 * inf = NaN if another logit is infinite.
@@ -47,9 +45,7 @@ def logit_margins(logits: Float[Array, "batch classes"], labels: Int[Array, " ba
     return jnp.where(jnp.any(own, axis=1), gap, jnp.nan)
 
 
-def cosine_margins(
-    features: Float[Array, "batch dim"], frame: Float[Array, "dim classes"], labels: Int[Array, " batch"]
-) -> Float[Array, " batch"]:
+def cosine_margins(features: Reals, frame: Reals, labels: Labels) -> Float[Array, " batch"]:
     r"""Margin of each example in cosines, which does not depend on the lengths of features and class vectors.
 
     .. math:: \cos(h, w_y) - \max_{j \ne y} \cos(h, w_j)
@@ -61,7 +57,7 @@ def cosine_margins(
     Args:
         features: h, shape (N, d).
         frame: class vectors :math:`w_k` as columns, shape (d, K) with K >= 2.
-        labels: y, shape (N,).
+        labels: y, integers of shape (N,), -1 for padding.
 
     Returns:
         Margins, shape (N,), in [-2, 2] up to rounding and in at least float32: positive if the class of the largest
@@ -77,14 +73,13 @@ def cosine_margins(
 
     Reference: Markou, Ajanthan and Gould (2024), released program (compute_margin).
     """
-    if features.ndim != 2 or frame.ndim != 2 or features.shape[1] != frame.shape[0]:
+    features, frame = checked_features(features), at_least_float32(real_array(frame, "frame"))
+    if frame.ndim != 2 or features.shape[1] != frame.shape[0]:
         raise ValueError(
             "features and frame must have shapes (batch, dim) and (dim, classes); "
             f"got {features.shape} and {frame.shape}"
         )
-    if labels.shape != features.shape[:1]:
-        raise ValueError(f"labels must have shape {features.shape[:1]} like the features; got {labels.shape}")
-    features, frame = at_least_float32(features), at_least_float32(frame)
+    labels = checked_labels(labels, frame.shape[1], rows=len(features))
     return logit_margins(matmul(features / safe_norm(features, axis=1), frame / safe_norm(frame, axis=0)), labels)
 
 
@@ -146,22 +141,21 @@ class MarginSums(NamedTuple):
         return cls(zero, zero, jnp.asarray(jnp.inf, dtype), none, none)
 
     @classmethod
-    def from_batch(cls, margins: Float[Array, " batch"], labels: Int[Array, " batch"]) -> "MarginSums":
+    def from_batch(cls, margins: Reals, labels: Labels) -> "MarginSums":
         """Take the statistics of one batch.
 
         Args:
             margins: shape (N,), from `cosine_margins` or `logit_margins`. The statistics have the dtype of the margins,
                 or float32 if that is wider. If the margin of an example is NaN, so are mean, deviation and minimum.
-            labels: shape (N,). Only their sign is used: rows with labels < 0 are padding and are ignored.
+            labels: integers of shape (N,). Only their sign is used: rows with labels < 0 are padding and are ignored.
 
         Raises:
             ValueError: if the shapes do not fit.
         """
-        if margins.ndim != 1 or labels.shape != margins.shape:
-            raise ValueError(
-                f"margins and labels must have shapes (batch,) and (batch,); got {margins.shape} and {labels.shape}"
-            )
-        margins, used = at_least_float32(margins), labels >= 0
+        margins = at_least_float32(real_array(margins, "margins"))
+        if margins.ndim != 1:
+            raise ValueError(f"margins must have shape (batch,); got {margins.shape}")
+        used = checked_labels(labels, rows=len(margins), of="margins") >= 0
         count = jnp.sum(used, dtype=jnp.int32)
         mean = jnp.sum(margins, where=used) / jnp.maximum(count, 1).astype(margins.dtype)
         return cls(

@@ -4,11 +4,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
+from nc_jax.checks import Reals, real_array
+from nc_jax.metrics.statistics import power_of_two
 
 
-def etf_distance(
-    vectors: Float[Array, "dim classes"], present: Bool[Array, " classes"] | None = None
-) -> Float[Array, ""]:
+def etf_distance(vectors: Reals, present: Bool[Array, " classes"] | None = None) -> Float[Array, ""]:
     r"""NC2: distance of class vectors from a simplex equiangular tight frame (ETF) of any size and orientation.
 
     .. math:: \left\| \frac{W^\top W}{\|W^\top W\|_F} - \frac{I - 1 1^\top / K}{\sqrt{K - 1}} \right\|_F
@@ -20,8 +20,8 @@ def etf_distance(
         present: True for columns that count, shape (K,); None: all columns count.
 
     Returns:
-        A number in [0, sqrt(2)] without unit; 0 for a simplex ETF, which requires d >= K - 1. NaN if fewer than two
-        columns count or if all of them are zero.
+        A number in [0, sqrt(2)] without unit; 0 for a simplex ETF, which requires d >= K - 1. For K > d + 1 it is at
+        least sqrt(2 - 2 sqrt(d / (K - 1))). NaN if fewer than two columns count or if all of them are zero.
 
     Raises:
         ValueError: if `vectors` is not a matrix with at least two columns, or `present` does not have shape (K,).
@@ -33,11 +33,12 @@ def etf_distance(
     Reference: Zhu et al. (2021), released program (ETF_metric); on centred means, the NC2 of rhubarbwu/neural-collapse.
     """
     vectors, present = checked_vectors(vectors, present)
+    vectors = vectors / power_of_two(vectors)  # squares of squares must fit
     return distance_to_simplex(matmul(transpose(vectors), vectors), present)
 
 
 def equinorm(
-    vectors: Float[Array, "dim classes"],
+    vectors: Reals,
     present: Bool[Array, " classes"] | None = None,
     ddof: int = 0,  # the K classes are all classes, not a sample; the released program of FNO uses 1 (torch.std)
 ) -> Float[Array, ""]:
@@ -58,11 +59,11 @@ def equinorm(
     """
     vectors, present = checked_vectors(vectors, present)
     norms = safe_norm(vectors, axis=0)[0]
-    return _masked_std(norms, present, ddof) / jnp.mean(norms, where=present)
+    return _masked_std(norms / jnp.mean(norms, where=present), present, ddof)
 
 
 def equiangle(
-    vectors: Float[Array, "dim classes"],
+    vectors: Reals,
     present: Bool[Array, " classes"] | None = None,
     ddof: int = 0,  # the pairs are all pairs, not a sample; the released program of FNO uses 1 (torch.std)
 ) -> Float[Array, ""]:
@@ -87,7 +88,7 @@ def equiangle(
 
 
 def maximal_angle(
-    vectors: Float[Array, "dim classes"],
+    vectors: Reals,
     present: Bool[Array, " classes"] | None = None,
     target: float | None = None,  # None: -1/(K-1), the cosine of the widest common angle that K vectors can have
     signed: bool = False,  # as Papyan, Han and Donoho (2020); the released program of FNO uses the signed mean
@@ -116,13 +117,14 @@ def maximal_angle(
     return jnp.mean(gaps if signed else jnp.abs(gaps), where=pairs)
 
 
-def checked_vectors(vectors: Array, present: Array | None) -> tuple[Array, Array]:
+def checked_vectors(vectors: Reals, present: Array | None) -> tuple[Array, Array]:
     """Return class vectors (d, K) in at least float32, with zero columns where they do not count, and the mask (K,).
 
     Raises:
         ValueError: if `vectors` is not a matrix with at least two columns, or `present` does not have shape (K,).
     """
-    if vectors.ndim != 2 or vectors.shape[1] < 2:
+    vectors = real_array(vectors, "class vectors")
+    if vectors.ndim != 2 or vectors.shape[1] < 2 or not vectors.shape[0]:
         raise ValueError(f"class vectors must have shape (dim, classes) with classes >= 2; got {vectors.shape}")
     if present is None:
         return at_least_float32(vectors), jnp.ones(vectors.shape[1], bool)
@@ -150,4 +152,4 @@ def _pair_cosines(vectors: Array, present: Array) -> tuple[Array, Array]:
 
 def _masked_std(values: Array, mask: Array, ddof: int) -> Array:
     squares = jnp.sum(jnp.where(mask, values - jnp.mean(values, where=mask), 0) ** 2)
-    return jnp.sqrt(squares / jnp.maximum(jnp.sum(mask) - ddof, 0))
+    return jnp.sqrt(squares / jnp.maximum(jnp.sum(mask.astype(values.dtype)) - ddof, 0))

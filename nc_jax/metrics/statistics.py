@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, transpose
+from nc_jax.checks import Labels, Reals, checked_labels, real_array, without_class
 
 Centre = Literal["balanced", "sample", "origin"]
 
@@ -51,14 +52,23 @@ class ClassStatistics(NamedTuple):
 
     The statistics of two sets merge exactly: with :math:`\delta_k = \mu'_k - \mu_k`, class k adds
     :math:`\tfrac{n_k n'_k}{n_k + n'_k} \delta_k \delta_k^\top` to the sum of both scatters. No second moment about zero
-    is formed, so features far from the origin cause no cancellation. Counts are int32, exact up to 2^31 - 1 examples; a
-    float32 count would be exact only up to 2^24.
+    is formed. Means are kept relative to an origin o among the features, and scatters in the unit :math:`u^2`, where u
+    is a power of two of the size of the largest difference. So neither an offset that all features have in common nor
+    their scale costs accuracy: both cancel before anything is squared. Counts are int32, exact up to 2^31 - 1 examples;
+    a float32 count would be exact only up to 2^24.
+
+    Read the statistics by the properties `means` (d, K), `scatter` (d, d), `class_scatter` (K,) and `present` (K,).
 
     Attributes:
         counts: number of examples of each class, :math:`n_k`, shape (K,).
-        means: class means :math:`\mu_k` as columns, shape (d, K); zero for a class without examples.
-        scatter: within-class scatter S, shape (d, d).
-        class_scatter: sum of squared distances to the class mean, :math:`s_k`, shape (K,).
+        origin: o, shape (d,); zero without examples.
+        shifts: class means relative to the origin as columns, :math:`\mu_k - o`, shape (d, K); zero for a class without
+            examples.
+        unit: u, a power of two.
+        scaled_scatter: :math:`S / u^2`, shape (d, d).
+        scaled_class_scatter: :math:`s_k / u^2`, shape (K,).
+        without_class: number of examples that were left out because their label is neither a class nor
+            `nc_jax.checks.PADDING_LABEL`. Outside `jax.jit`, such a label is an error.
 
     Example:
         >>> features, labels = jnp.array([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]]), jnp.array([0, 0, 1])
@@ -73,9 +83,12 @@ class ClassStatistics(NamedTuple):
     """
 
     counts: Int[Array, " classes"]
-    means: Float[Array, "dim classes"]
-    scatter: Float[Array, "dim dim"]
-    class_scatter: Float[Array, " classes"]
+    origin: Float[Array, " dim"]
+    shifts: Float[Array, "dim classes"]
+    unit: Float[Array, ""]
+    scaled_scatter: Float[Array, "dim dim"]
+    scaled_class_scatter: Float[Array, " classes"]
+    without_class: Int[Array, ""]
 
     @classmethod
     def init(cls, num_classes: int, dim: int, dtype: DTypeLike = jnp.float32) -> "ClassStatistics":
@@ -96,31 +109,33 @@ class ClassStatistics(NamedTuple):
         dtype = jnp.promote_types(dtype, jnp.float32)
         return cls(
             counts=jnp.zeros(num_classes, jnp.int32),
-            means=jnp.zeros((dim, num_classes), dtype),
-            scatter=jnp.zeros((dim, dim), dtype),
-            class_scatter=jnp.zeros(num_classes, dtype),
+            origin=jnp.zeros(dim, dtype),
+            shifts=jnp.zeros((dim, num_classes), dtype),
+            unit=power_of_two(jnp.zeros((), dtype)),
+            scaled_scatter=jnp.zeros((dim, dim), dtype),
+            scaled_class_scatter=jnp.zeros(num_classes, dtype),
+            without_class=jnp.zeros((), jnp.int32),
         )
 
     @classmethod
-    def from_batch(
-        cls, features: Float[Array, "batch dim"], labels: Int[Array, " batch"], num_classes: int
-    ) -> "ClassStatistics":
+    def from_batch(cls, features: Reals, labels: Labels, num_classes: int) -> "ClassStatistics":
         """Take the statistics of one batch.
 
         Args:
             features: shape (N, d). The statistics have the dtype of the features, or float32 if that is wider.
-            labels: shape (N,). An example whose label is not in 0..K-1 (by convention -1) is padding: it is ignored,
-                even if its features are NaN.
+            labels: classes 0..K-1 as integers, shape (N,). A label of -1 marks padding: the example is ignored, even if
+                its features are NaN. Under `jax.jit`, where other labels cannot be refused, they are counted in
+                `without_class`.
             num_classes: K >= 1.
 
         Raises:
-            ValueError: if the shapes do not fit, K < 1 or d < 1.
+            ValueError: if the features are not real numbers of shape (N, d), the labels are not integers of shape (N,)
+                in -1..K-1, K < 1 or d < 1.
         """
-        _check_batch(features, labels)
-        features = at_least_float32(features)
+        features = checked_features(features)
         return cls.init(num_classes, features.shape[1], features.dtype).update(features, labels)
 
-    def update(self, features: Float[Array, "batch dim"], labels: Int[Array, " batch"]) -> "ClassStatistics":
+    def update(self, features: Reals, labels: Labels) -> "ClassStatistics":
         r"""Add one batch, in the dtype of these statistics.
 
         Let :math:`n_k` and :math:`\mu_k` be the count and mean of class k before this batch, and n its count after the
@@ -133,22 +148,29 @@ class ClassStatistics(NamedTuple):
 
         Args:
             features: shape (N, d).
-            labels: shape (N,). An example whose label is not in 0..K-1 (by convention -1) is padding: it is ignored,
-                even if its features are NaN.
+            labels: classes 0..K-1 as integers, shape (N,), -1 for padding; see `from_batch`.
 
         Raises:
-            ValueError: if the shapes do not fit.
+            ValueError: if the features are not real numbers of shape (N, d), or the labels are not integers of shape
+                (N,) in -1..K-1.
         """
-        _check_batch(features, labels)
-        dim, num_classes = self.means.shape
+        features = checked_features(features)
+        dim, num_classes = self.shifts.shape
         if features.shape[1] != dim:
             raise ValueError(f"features must have shape (batch, {dim}) like these statistics; got {features.shape}")
-        if not features.shape[0]:
+        labels = checked_labels(labels, num_classes, rows=len(features))
+        if not len(features):
             return self
-        dtype = self.means.dtype
-        used = ((labels >= 0) & (labels < num_classes))[:, None]
-        classes = jnp.clip(labels, 0, num_classes - 1)
+        dtype = self.shifts.dtype
+        member = (labels >= 0) & (labels < num_classes)
+        used, classes = member[:, None], jnp.clip(labels, 0, num_classes - 1)
         features = features.astype(dtype)
+        # The first example is an exact origin: the differences of nearby numbers have no rounding error. Features of
+        # padding must be zero before the products, because 0 * NaN is NaN.
+        origin = jnp.where(jnp.any(self.present), self.origin, jnp.where(used, features, 0)[jnp.argmax(member)])
+        features = jnp.where(used, features - origin, 0)
+        unit = jnp.maximum(self.unit, power_of_two(features))
+        features = features / unit
         # One-hot products add in a fixed order on every backend, unlike scatter-adds, and cost less than the product S.
         membership = jax.nn.one_hot(labels, num_classes, dtype=dtype)
         added = jnp.sum(jax.nn.one_hot(labels, num_classes, dtype=jnp.int32), axis=0, dtype=jnp.int32)
@@ -158,17 +180,20 @@ class ClassStatistics(NamedTuple):
         # A class without a mean so far is centred on its first example. The summed differences then have the size of
         # the spread of the class, even if the class is far from the origin.
         first = transpose(features[jnp.argmax(membership, axis=0)])
-        origin = jnp.where(self.counts > 0, self.means, first)
-        # 0 * NaN is NaN, so features of padding must be set to zero before the products.
-        centred = jnp.where(used, features - transpose(origin)[classes], 0)
-        shift = matmul(transpose(centred), membership) / total
-        share = shift / (1 + jnp.sqrt(self.counts / total))
+        centre = jnp.where(self.present, self.shifts / unit, first)
+        centred = jnp.where(used, features - transpose(centre)[classes], 0)
+        moved = matmul(transpose(centred), membership) / total
+        share = moved / (1 + jnp.sqrt(self.counts.astype(dtype) / total))
         centred = jnp.where(used, centred - transpose(share)[classes], 0)
+        old = (self.unit / unit) ** 2
         return ClassStatistics(
             counts=counts,
-            means=jnp.where(added > 0, origin + shift, self.means),
-            scatter=self.scatter + matmul(transpose(centred), centred),
-            class_scatter=self.class_scatter + matmul(jnp.sum(centred**2, axis=1), membership),
+            origin=origin,
+            shifts=jnp.where(added > 0, (centre + moved) * unit, self.shifts),
+            unit=unit,
+            scaled_scatter=old * self.scaled_scatter + matmul(transpose(centred), centred),
+            scaled_class_scatter=old * self.scaled_class_scatter + matmul(jnp.sum(centred**2, axis=1), membership),
+            without_class=self.without_class + jnp.sum(without_class(labels, num_classes), dtype=jnp.int32),
         )
 
     def merge(self, other: "ClassStatistics") -> "ClassStatistics":
@@ -177,20 +202,34 @@ class ClassStatistics(NamedTuple):
         Raises:
             ValueError: if the two differ in K or d.
         """
-        if self.means.shape != other.means.shape:
+        if self.shifts.shape != other.shifts.shape:
             raise ValueError(
-                f"statistics to merge must agree in (dim, classes); got {self.means.shape} and {other.means.shape}"
+                f"statistics to merge must agree in (dim, classes); got {self.shifts.shape} and {other.shifts.shape}"
             )
+        dtype = self.shifts.dtype
+        total, added = (jnp.sum(part.counts.astype(dtype)) for part in (self, other))
+        origin = self.origin + added / jnp.maximum(total + added, 1) * (other.origin - self.origin)
+        left, right = self._about(origin), other._about(origin)
         counts = self.counts + other.counts
         # A product of two int32 counts could overflow; the share of `other` cannot.
-        share = other.counts / jnp.maximum(counts, 1).astype(self.means.dtype)
-        delta = other.means - self.means
-        weights = self.counts * share  # n n' / (n + n'), zero where either side has no example
+        share = other.counts.astype(dtype) / jnp.maximum(counts, 1).astype(dtype)
+        delta = jnp.where(self.present & other.present, right - left, 0)
+        unit = jnp.maximum(jnp.maximum(self.unit, other.unit), power_of_two(delta))
+        scaled = delta / unit
+        weights = self.counts.astype(dtype) * share  # n n' / (n + n'), zero where either side has no example
+        ours, theirs = (self.unit / unit) ** 2, (other.unit / unit) ** 2
         return ClassStatistics(
             counts=counts,
-            means=self.means + share * delta,
-            scatter=self.scatter + other.scatter + matmul(delta * weights, transpose(delta)),
-            class_scatter=self.class_scatter + other.class_scatter + weights * jnp.sum(delta**2, axis=0),
+            origin=origin,
+            shifts=jnp.where(self.present, left + share * delta, right),
+            unit=unit,
+            scaled_scatter=ours * self.scaled_scatter
+            + theirs * other.scaled_scatter
+            + matmul(scaled * weights, transpose(scaled)),
+            scaled_class_scatter=ours * self.scaled_class_scatter
+            + theirs * other.scaled_class_scatter
+            + weights * jnp.sum(scaled**2, axis=0),
+            without_class=self.without_class + other.without_class,
         )
 
     def all_reduce(self, axis_name: str | tuple[str, ...]) -> "ClassStatistics":
@@ -199,16 +238,56 @@ class ClassStatistics(NamedTuple):
         Args:
             axis_name: the axis over which the examples are split.
         """
-        counts = jax.lax.psum(self.counts, axis_name)
-        means = jax.lax.psum(self.means * (self.counts / jnp.maximum(counts, 1).astype(self.means.dtype)), axis_name)
+        dtype, psum = self.shifts.dtype, jax.lax.psum
+        counts, lacking = psum((self.counts, self.without_class), axis_name)
+        number = jnp.sum(self.counts.astype(dtype))
+        origin = psum(self.origin * (number / jnp.maximum(psum(number, axis_name), 1)), axis_name)
+        shifts = self._about(origin)
+        share = self.counts.astype(dtype) / jnp.maximum(counts, 1).astype(dtype)
+        together = psum(shifts * share, axis_name)
         # The scatter about any point m is S + n (mu - m)(mu - m)^T, so rounding errors of the new means do no harm.
-        delta = self.means - means
+        delta = jnp.where(self.present, shifts - together, 0)
+        unit = jax.lax.pmax(jnp.maximum(self.unit, power_of_two(delta)), axis_name)
+        scaled, old = delta / unit, (self.unit / unit) ** 2
+        number_of = self.counts.astype(dtype)
         return ClassStatistics(
             counts=counts,
-            means=means,
-            scatter=jax.lax.psum(self.scatter + matmul(delta * self.counts, transpose(delta)), axis_name),
-            class_scatter=jax.lax.psum(self.class_scatter + self.counts * jnp.sum(delta**2, axis=0), axis_name),
+            origin=origin,
+            shifts=together,
+            unit=unit,
+            scaled_scatter=psum(old * self.scaled_scatter + matmul(scaled * number_of, transpose(scaled)), axis_name),
+            scaled_class_scatter=psum(
+                old * self.scaled_class_scatter + number_of * jnp.sum(scaled**2, axis=0), axis_name
+            ),
+            without_class=lacking,
         )
+
+    def _about(self, origin: Float[Array, " dim"]) -> Float[Array, "dim classes"]:
+        """Return the class means relative to another origin, with zero columns for absent classes."""
+        return jnp.where(self.present, self.shifts + (self.origin - origin)[:, None], 0)
+
+    def at_unit_scale(self) -> "ClassStatistics":
+        """Return the statistics of the features divided by a power of two, such that no square over- or underflows.
+
+        Metrics that do not depend on the scale of the features are computed from these.
+        """
+        size = jnp.maximum(self.unit, power_of_two(self.shifts))
+        return self._replace(origin=self.origin / size, shifts=self.shifts / size, unit=self.unit / size)
+
+    @property
+    def means(self) -> Float[Array, "dim classes"]:
+        """Class means as columns, shape (d, K); zero for a class without examples."""
+        return self._about(jnp.zeros_like(self.origin))
+
+    @property
+    def scatter(self) -> Float[Array, "dim dim"]:
+        """Within-class scatter S, shape (d, d); infinite where its dtype cannot hold a number as large."""
+        return self.scaled_scatter * self.unit * self.unit
+
+    @property
+    def class_scatter(self) -> Float[Array, " classes"]:
+        """Sum of squared distances to the class mean, shape (K,)."""
+        return self.scaled_class_scatter * self.unit * self.unit
 
     @property
     def present(self) -> Bool[Array, " classes"]:
@@ -233,25 +312,26 @@ class ClassStatistics(NamedTuple):
             raise ValueError(f"centre must be one of {', '.join(get_args(Centre))}; got {centre!r}")
         if centre == "origin":
             return self.means
-        weights = (self.present if centre == "balanced" else self.counts).astype(self.means.dtype)
+        weights = (self.present if centre == "balanced" else self.counts).astype(self.shifts.dtype)
         weights = weights / jnp.sum(weights)
-        # Centre twice. The rounding error of the first centre is relative to the distance of the features from the
-        # origin (25 units in the last place with 1000 classes). The error is common to all classes, so it would look
-        # like a direction of the class means.
-        rough = jnp.where(self.present, self.means - matmul(self.means, weights)[:, None], 0)
+        # Centre twice. The rounding error of the first centre is relative to the distance of the means from the origin
+        # (25 units in the last place with 1000 classes). The error is common to all classes, so it would look like a
+        # direction of the class means.
+        rough = jnp.where(self.present, self.shifts - matmul(self.shifts, weights)[:, None], 0)
         return jnp.where(self.present, rough - matmul(rough, weights)[:, None], 0)
 
     def compute(self) -> ClassMoments:
         """Compute means, covariances and the mask of present classes (see `ClassMoments`); NaN without any example."""
-        dtype = self.means.dtype
-        total, num_present = jnp.sum(self.counts.astype(dtype)), jnp.sum(self.present.astype(dtype))
+        dtype = self.shifts.dtype
+        counts, present = self.counts.astype(dtype), self.present.astype(dtype)
+        total, num_present = jnp.sum(counts), jnp.sum(present)
         centred = self.centred_means("balanced")
         return ClassMoments(
             class_means=self.means,
             counts=self.counts,
             present=self.present,
-            global_mean=matmul(self.means, self.counts / total),
-            balanced_mean=jnp.sum(self.means, axis=1) / num_present,
+            global_mean=self.origin + matmul(self.shifts, counts / total),
+            balanced_mean=self.origin + jnp.sum(self.shifts, axis=1) / num_present,
             within_covariance=self.scatter / total,
             between_covariance=matmul(centred, transpose(centred)) / num_present,
         )
@@ -285,8 +365,25 @@ class Agreement(NamedTuple):
         return self.agree / self.count
 
 
-def _check_batch(features: Array, labels: Array) -> None:
-    if features.ndim != 2 or labels.shape != features.shape[:1]:
-        raise ValueError(
-            f"features and labels must have shapes (batch, dim) and (batch,); got {features.shape} and {labels.shape}"
-        )
+def checked_features(features: Reals) -> Float[Array, "batch dim"]:
+    """Return features as a floating JAX array in at least float32.
+
+    Raises:
+        ValueError: if they are not real numbers of shape (N, d) with d >= 1.
+    """
+    features = real_array(features, "features")
+    if features.ndim != 2 or not features.shape[1]:
+        raise ValueError(f"features must have shape (batch, dim) with dim >= 1; got {features.shape}")
+    return at_least_float32(features)
+
+
+def power_of_two(array: Float[Array, "..."]) -> Float[Array, ""]:
+    """Return a power of two of the size of the largest absolute value; dividing by it is exact, and squares then fit.
+
+    Of zeros it is the smallest normal number; of numbers that are not finite, 1. It has no derivative.
+    """
+    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(array)))
+    limits = jnp.finfo(array.dtype)
+    exponent = jnp.clip(jnp.frexp(largest)[1] - 1, limits.minexp, limits.maxexp - 1)
+    power = jnp.ldexp(jnp.ones((), array.dtype), jnp.where(largest > 0, exponent, limits.minexp))
+    return jnp.where(jnp.isfinite(largest), power, 1)

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from flax.errors import ScopeParamShapeError
 
 from nc_jax import heads
-from nc_jax.heads import Head, HeadOutput
+from nc_jax.checks import Labels, Mask, Reals, real_array
+from nc_jax.heads import Head, HeadOutput, Initial
 
 
 class HeadModule(nn.Module):
@@ -25,13 +26,15 @@ class HeadModule(nn.Module):
     @nn.compact
     def __call__(
         self,
-        features: Float[Array, "batch dim"],
-        labels: Int[Array, " batch"] | None = None,
+        features: Reals,
+        labels: Labels | None = None,
         *,
         train: bool = False,
-        mask: Bool[Array, " batch"] | None = None,
+        mask: Mask | None = None,
     ) -> HeadOutput:
-        """Classify a batch; see `nc_jax.heads.Head.apply`. In evaluation, labels are ignored and the state stays.
+        """Classify a batch; see `nc_jax.heads.Head.apply`.
+
+        Without `train`, labels are ignored and the state stays: a nearest head then learns nothing, and warns.
 
         If several devices share the batch, call this inside `nc_jax.collective.over`, as the training step does.
 
@@ -42,29 +45,37 @@ class HeadModule(nn.Module):
             mask: True for examples, False for padding, shape (N,); None: rows with a negative label are padding.
 
         Raises:
-            ValueError: if the features are not a matrix or do not fit the head, or if a nearest head gets no labels in
-                training.
+            ValueError: if the features are not a matrix or do not fit the head, the labels are not integers of shape
+                (N,) in -1..K-1, or a nearest head gets no labels in training.
         """
+        features = real_array(features, "features")
         if features.ndim != 2:
             raise ValueError(f"features must have shape (batch, dim); got shape {features.shape}")
         if train and labels is None and self.head.collection == "nearest":
             raise ValueError(f"a {self.head.name} head needs labels in training; got None")
         declared = self.head.declare(features.shape[-1], features.dtype)
-        variables = {
-            name: self.variable(
-                self.head.collection, name, lambda one=one: one.draw(self.make_rng("params") if one.random else None)
-            )
-            for name, one in declared.state.items()
-        }
-        params = {name: self.param(name, one.draw) for name, one in declared.params.items()}
+        variables: dict[str, Any] = {}
+        for name, one in declared.state.items():
+            variables[name] = self.variable(self.head.collection, name, self._drawn, one, variables)
+        try:
+            params = {name: self.param(name, one.draw) for name, one in declared.params.items()}
+        except ScopeParamShapeError as error:
+            raise ValueError(
+                f"features must have the dim for which the head was initialised; got shape {features.shape}"
+            ) from error
         state = {name: variable.value for name, variable in variables.items()}
-        # Initialisation is not a step: it must not update the state.
-        train = train and not self.is_initializing()
+        if self.is_initializing():  # not a step: it must not update the state
+            train, labels = False, None
         output, new = self.head.apply(params, state, features, labels, train=train, mask=mask)
         if new is not state:
             for name, variable in variables.items():
                 variable.value = new[name]
         return output
+
+    def _drawn(self, one: Initial, earlier: dict[str, Any]) -> Any:
+        if one.follows is not None:
+            return one.draw(earlier[one.follows].value)
+        return one.draw(self.make_rng("params") if one.random else None)
 
 
 def _module(name: str, constructor: Callable[..., Head]) -> Callable[..., HeadModule]:

@@ -23,7 +23,7 @@ class MLP(nn.Module):
     ) -> Float[Array, "batch dim"]:
         """Return the features (N, d) of a batch; images are flattened. `train` and `mask` have no effect."""
         del train, mask
-        activations = inputs.reshape(len(inputs), -1)
+        activations = inputs.reshape(inputs.shape[0], -1)
         for width in self.hidden:
             activations = nn.relu(nn.Dense(width)(activations))
         return nn.Dense(self.dim, name="features")(activations)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
 
+from nc_jax.checks import Labels, Mask, Reals
 from nc_jax.collective import Axes
 from nc_jax.heads import Head, HeadOutput
 
@@ -44,11 +44,11 @@ class NNXHead(nnx.Module):
 
     def __call__(
         self,
-        features: Float[Array, "batch dim"],
-        labels: Int[Array, " batch"] | None = None,
+        features: Reals,
+        labels: Labels | None = None,
         *,
         train: bool = False,
-        mask: Bool[Array, " batch"] | None = None,
+        mask: Mask | None = None,
         axis_name: Axes = None,
     ) -> HeadOutput:
         """Classify a batch and store the new state; see `nc_jax.heads.Head.apply` for the arguments."""

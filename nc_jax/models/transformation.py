@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from nc_jax.arrays import at_least_float32
+from nc_jax.models.layers import call_layer
 from nc_jax.models.normalization import BatchNorm
 
 
@@ -137,7 +138,6 @@ class WithNeck(nn.Module):
         self, inputs: Array, *, train: bool = False, mask: Bool[Array, " batch"] | None = None
     ) -> Float[Array, "batch dim"]:
         """Return the features of a batch, as the last neck gives them."""
-        features = self.backbone(inputs, train=train, mask=mask)
-        for neck in self.necks:
-            features = neck(features, train=train, mask=mask)
-        return features
+        for layer in (self.backbone, *self.necks):
+            inputs = call_layer(layer, inputs, train=train, mask=mask)
+        return inputs

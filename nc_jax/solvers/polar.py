@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nc_jax.arrays import at_least_float32, matmul, safe_norm, skew_part, symmetric_part, transpose
+from nc_jax.arrays import at_least_float32, matmul, skew_part, symmetric_part, transpose, unit_scale
 
 PolarMethod = Literal["auto", "svd", "gram", "qdwh", "newton_schulz"]
 
@@ -41,19 +41,25 @@ class PolarDecomposition(NamedTuple):
         factor: U, shape (n, p), orthonormal columns.
         values: singular values s of B in any order, shape (p,); None if the method does not compute them.
         vectors: right singular vectors V as columns, shape (p, p); None if the method does not compute them.
-        unique: whether B has full rank up to rounding, so that U is the only solution.
+        floor: singular values up to this are rounding and count as zero.
+        unique: whether all singular values exceed the floor, so that U is the only solution.
         iterations: number of iterations of "newton_schulz", each with two products; 0 for other methods.
     """
 
     factor: Float[Array, "n p"]
     values: Float[Array, " p"] | None
     vectors: Float[Array, "p p"] | None
+    floor: Float[Array, ""]
     unique: Bool[Array, ""]
     iterations: Int[Array, ""] | int = 0
 
 
 def polar_decomposition(
-    matrix: Float[Array, "n p"], *, method: PolarMethod = "auto", init: Float[Array, "n p"] | None = None
+    matrix: Float[Array, "n p"],
+    *,
+    method: PolarMethod = "auto",
+    init: Float[Array, "n p"] | None = None,
+    rounding: Float[Array, ""] | float = 0.0,  # an exact B
 ) -> PolarDecomposition:
     """Polar factor U of a matrix B = U S, with the parts of the symmetric factor S that the method computes.
 
@@ -64,6 +70,11 @@ def polar_decomposition(
         init: matrix with orthonormal columns near the factor, shape (n, p), such as the factor of the previous training
             step. It saves iterations of "newton_schulz"; other methods ignore it. It changes the factor only by
             rounding.
+        rounding: how far rounding may have moved B from what was meant, as a singular value. Where terms cancel in the
+            computation of B, this is more than the rounding of B.
+
+    Returns:
+        The decomposition; its factor is NaN if B is not finite.
 
     Raises:
         ValueError: if B is not a matrix with at least as many rows as columns, the init has another shape, or the
@@ -81,11 +92,66 @@ def polar_decomposition(
         else:
             method = "newton_schulz"
     matrix = at_least_float32(matrix)
-    # At unit scale, no square of an entry overflows, and squares that underflow are negligible.
-    norm = safe_norm(matrix)[0, 0]
-    matrix = matrix / jnp.where(norm > 0, norm, 1)
-    found = _by_newton_schulz(matrix, init) if method == "newton_schulz" else _METHODS[method](matrix)
-    return found if found.values is None else found._replace(values=found.values * norm)
+    finite = jnp.all(jnp.isfinite(matrix))
+    scale = unit_scale(matrix)
+    # LAPACK prints a message to the terminal for a matrix that is not finite.
+    unit = jnp.where(finite, matrix / scale, 0)
+    found = _by_newton_schulz(unit, init) if method == "newton_schulz" else _METHODS[method](unit)
+    scale = scale.reshape(())
+    return judged(
+        matrix,
+        jnp.where(finite, found.factor, jnp.nan),
+        None if found.values is None else found.values * scale,
+        found.vectors,
+        rounding,
+        found.iterations,
+    )
+
+
+def judged(
+    matrix: Float[Array, "n p"],
+    factor: Float[Array, "n p"],
+    values: Float[Array, " p"] | None,
+    vectors: Float[Array, "p p"] | None,
+    rounding: Float[Array, ""] | float,
+    iterations: Int[Array, ""] | int = 0,
+) -> PolarDecomposition:
+    """Return a decomposition with its floor, and whether its factor is the only one.
+
+    The floor is the rounding, but at least max(n, p) eps times the largest singular value: the rule of
+    numpy.linalg.matrix_rank. Without singular values, all exceed the floor if sym(U^T B) - floor I has a Cholesky
+    factor.
+
+    Args:
+        matrix: B, shape (n, p).
+        factor: U, shape (n, p).
+        values: singular values of B in any order, shape (p,), or None.
+        vectors: right singular vectors of B, shape (p, p), or None.
+        rounding: how far rounding may have moved B, as a singular value.
+        iterations: number of iterations that led to the factor.
+    """
+    eps = float(jnp.finfo(matrix.dtype).eps)
+
+    def floor_for(largest: Array) -> Array:
+        return jnp.maximum(jnp.asarray(rounding, matrix.dtype), max(matrix.shape) * eps * largest)
+
+    if values is not None:
+        floor = floor_for(jnp.max(jnp.abs(values)))
+        return PolarDecomposition(factor, values, vectors, floor, jnp.min(values) > floor, iterations)
+    stretch = symmetric_part(matmul(transpose(factor), matrix))
+    largest = _largest_singular_value(stretch)
+    floor, unit = floor_for(largest), jnp.where(largest > 0, largest, 1)
+    eye = jnp.eye(matrix.shape[1], dtype=matrix.dtype)
+    positive = jnp.all(jnp.isfinite(jnp.linalg.cholesky(stretch / unit - floor / unit * eye)))
+    return PolarDecomposition(factor, None, vectors, floor, positive, iterations)
+
+
+def _largest_singular_value(matrix: Array) -> Array:
+    """Upper bound of the largest singular value, ||(A^T A)^2||_F^(1/4): too large by a factor of at most p^(1/8)."""
+    scale = unit_scale(matrix)
+    unit = matrix / scale
+    gram = matmul(transpose(unit), unit)
+    return (jnp.sqrt(jnp.sqrt(jnp.linalg.norm(matmul(gram, gram)))) * scale).reshape(())
 
 
 @jax.custom_jvp
@@ -131,22 +197,27 @@ def polar(
     return polar_decomposition(_without_derivative(matrix), method=method, init=init).factor
 
 
-def _by_svd(matrix: Array) -> PolarDecomposition:
+class _Found(NamedTuple):
+    factor: Array
+    values: Array | None
+    vectors: Array | None
+    iterations: Array | int = 0
+
+
+def _by_svd(matrix: Array) -> _Found:
     # LAPACK's SVD also reduces a tall matrix to a triangle first, but takes a third longer for 512 x 9.
     tall = matrix.shape[0] >= 4 * matrix.shape[1]
     basis, square = jnp.linalg.qr(matrix) if tall else (None, matrix)
     left, values, right = jnp.linalg.svd(square, full_matrices=False)
     factor = matmul(left, right)
-    return PolarDecomposition(
-        factor if basis is None else matmul(basis, factor), values, transpose(right), _has_full_rank(matrix, values)
-    )
+    return _Found(factor if basis is None else matmul(basis, factor), values, transpose(right))
 
 
-def _by_gram(matrix: Array) -> PolarDecomposition:
+def _by_gram(matrix: Array) -> _Found:
     eps = float(jnp.finfo(matrix.dtype).eps)
     eigenvalues, vectors = jnp.linalg.eigh(matmul(transpose(matrix), matrix))
 
-    def refine(_: None) -> PolarDecomposition:
+    def refine(_: None) -> _Found:
         values = jnp.sqrt(eigenvalues)
         factor = matmul(matrix, matmul(vectors / values, transpose(vectors)))
         # B^T B has the squared condition number, which leaves errors of size eps kappa^2 in the orthogonality and in
@@ -158,19 +229,17 @@ def _by_gram(matrix: Array) -> PolarDecomposition:
         turn = asymmetry / (values[:, None] + values)
         step = stretch / 2 + matmul(matmul(vectors, turn), transpose(vectors))
         # The Rayleigh quotients of sym(U^T B) are the singular values to second order.
-        values = jnp.sum(vectors * matmul(product, vectors), axis=0)
-        return PolarDecomposition(factor + matmul(factor, step), values, vectors, jnp.ones((), bool))
+        return _Found(factor + matmul(factor, step), jnp.sum(vectors * matmul(product, vectors), axis=0), vectors)
 
     # The test is kappa <= eps^(-1/4), 54 in float32. Then both steps leave an error of the order of eps, and with these
-    # eigenvectors the derivative has an error of sqrt(eps). A NaN fails the test, too.
+    # eigenvectors the derivative has an error of sqrt(eps).
     well_conditioned = eigenvalues[0] > eps**0.5 * eigenvalues[-1]
     return jax.lax.cond(well_conditioned, refine, lambda _: _by_svd(matrix), None)
 
 
-def _by_qdwh(matrix: Array) -> PolarDecomposition:
+def _by_qdwh(matrix: Array) -> _Found:
     factor, symmetric, *_ = jax.lax.linalg.qdwh(matrix, is_hermitian=False)
-    values, vectors = jnp.linalg.eigh(symmetric)
-    return PolarDecomposition(factor, values, vectors, _has_full_rank(matrix, values))
+    return _Found(factor, *jnp.linalg.eigh(symmetric))
 
 
 class _NewtonSchulzState(NamedTuple):
@@ -186,7 +255,7 @@ _LOWER = 1e-3
 _MAX_NEWTON_SCHULZ = 40
 
 
-def _by_newton_schulz(matrix: Array, init: Array | None = None) -> PolarDecomposition:
+def _by_newton_schulz(matrix: Array, init: Array | None = None) -> _Found:
     r"""Scaled Newton-Schulz iteration, X <- a/2 X (3 I - a^2 X^T X) with a^2 = 3 / (1 + l + l^2).
 
     For singular values in [l, 1] this a is optimal: it maps both ends of the interval to the same value, the next l. A
@@ -195,9 +264,7 @@ def _by_newton_schulz(matrix: Array, init: Array | None = None) -> PolarDecompos
     Reference: Chen and Chow, A stable scaling of Newton-Schulz for improving the sign function computation (2014).
     """
     eye = jnp.eye(matrix.shape[1], dtype=matrix.dtype)
-    gram = matmul(transpose(matrix), matrix)
-    # ||(B^T B)^2||_F^(1/4) is an upper bound of the largest singular value, too large by a factor of at most p^(1/8).
-    bound = jnp.sqrt(jnp.sqrt(jnp.linalg.norm(matmul(gram, gram))))
+    bound = _largest_singular_value(matrix)
     tolerance = jnp.finfo(matrix.dtype).eps ** 0.5  # one more step squares the error
 
     def iterate(state: _NewtonSchulzState) -> _NewtonSchulzState:
@@ -221,14 +288,9 @@ def _by_newton_schulz(matrix: Array, init: Array | None = None) -> PolarDecompos
         lower = jnp.maximum(lower, _SAFETY * _least_singular_value(start, init.astype(matrix.dtype)))
     state = _NewtonSchulzState(start, lower, infinite, jnp.zeros((), jnp.int32))
     end = jax.lax.while_loop(unfinished, iterate, state)
-    # If the rank is deficient, the iteration cannot raise the zero singular values to 1; then use an SVD.
-    converged = end.error <= tolerance
-    factor, unique = jax.lax.cond(
-        converged,
-        lambda: (end.factor, jnp.ones((), bool)),
-        lambda: (_by_svd(matrix).factor, _by_svd(matrix).unique),
-    )
-    return PolarDecomposition(factor, None, None, unique, end.iteration)
+    # If the rank is deficient, the iteration may not raise the least singular values to 1; then use an SVD.
+    factor = jax.lax.cond(end.error <= tolerance, lambda: end.factor, lambda: _by_svd(matrix).factor)
+    return _Found(factor, None, None, end.iteration)
 
 
 # Power iteration approaches the largest eigenvalue from below, so 16 steps (products with a vector) give a least
@@ -255,11 +317,6 @@ def _least_singular_value(matrix: Array, init: Array) -> Array:
 
     vector = jax.lax.fori_loop(0, _POWER_STEPS, step, vector)
     return 1 - jnp.vdot(vector, matmul(gap, vector), precision="highest")
-
-
-def _has_full_rank(matrix: Array, values: Array) -> Array:
-    """Whether the rank is full by the rule of numpy.linalg.matrix_rank, from singular values in any order."""
-    return jnp.min(values) > max(matrix.shape) * jnp.finfo(matrix.dtype).eps * jnp.max(values)
 
 
 _METHODS = {"svd": _by_svd, "gram": _by_gram, "qdwh": _by_qdwh}

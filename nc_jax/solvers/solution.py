@@ -24,7 +24,10 @@ class Status(enum.IntEnum):
 _SENTENCES = {
     Status.CONVERGED: "converged: the gradient norm is below the tolerance",
     Status.CONVERGED_TO_PRECISION: "converged to the dtype's precision: no step lowers the gradient norm any further",
-    Status.NOT_UNIQUE: "converged to one of several solutions: directions that the input leaves open get no gradient",
+    Status.NOT_UNIQUE: (
+        "converged to one of several solutions: directions that the input leaves open, up to its rounding, get no "
+        "gradient"
+    ),
     Status.ITERATION_LIMIT: "not converged: the iteration limit was reached first",
     Status.RADIUS_COLLAPSED: "not converged: the trust region shrank to nothing, so the derivatives may be wrong",
     Status.NON_FINITE: "failed: a NaN or an infinity in the cost, its gradient or the input",

@@ -41,7 +41,7 @@ def truncated_cg(
     gradient: Float[Array, "..."],
     radius: Float[Array, ""],
     tolerance: Float[Array, ""],
-    max_iterations: int,
+    max_iterations: int | Int[Array, ""],
 ) -> TruncatedStep:
     r"""Approximately minimise the model <g, s> + <s, H s> / 2 over steps s with ||s|| <= radius.
 

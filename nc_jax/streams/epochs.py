@@ -1,6 +1,7 @@
 """The usual stream: every example once per epoch, in a new order each time."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -62,6 +63,10 @@ class Epochs:
         """Step numbers at which epochs end."""
         steps = self.epoch_steps
         return range(steps, self.epochs * steps + 1, steps)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the batches besides the source and the seed: see `nc_jax.training.fingerprint`."""
+        return {"batch_size": self.batch_size, "stratified": self.stratified, "shuffle": self.shuffle}
 
     def plan(self, seed: int, segment: int) -> Plan:
         """Return the examples of all steps of an epoch; `segment` is its number, from 0."""

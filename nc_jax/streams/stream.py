@@ -32,6 +32,9 @@ class Stream(Protocol):
 
     Streams compose: a replay memory, for instance, is a stream that wraps another stream and adds old examples to its
     steps. The content of the memory at step s is also a function of the seed and s, so it is not part of the state.
+
+    A run that goes on must have the stream with which it began; `nc_jax.training.fingerprint` compares all the fields.
+    A stream whose fields do not all decide its batches says which do by a method `fingerprint`.
     """
 
     @property

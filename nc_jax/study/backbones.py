@@ -23,7 +23,7 @@ from nc_jax.models import (
     WideResNet,
     WithNeck,
 )
-from nc_jax.training import Checkpoints
+from nc_jax.training import read_checkpoint
 
 SMALL = 64  # images of up to so many pixels get the "cifar" stem, larger ones that of ImageNet
 NETWORKS: dict[str, Callable[..., Any]] = {
@@ -139,8 +139,7 @@ def loader(options: BackboneOptions) -> Callable[[Any, Any], Any] | None:
         return None
     if not options.checkpoint.is_dir():
         raise FileNotFoundError(f"a backbone's checkpoint must be a folder of checkpoints; got {options.checkpoint}")
-    with Checkpoints(options.checkpoint) as checkpoints:
-        loaded = jax.device_get(checkpoints.read()["params"]["backbone"])
+    loaded = read_checkpoint(options.checkpoint)["params"]["backbone"]
     loaded = loaded.get("backbone", loaded)  # of a network with a neck
     *above, last = _path(options).split("/")
 

@@ -68,7 +68,8 @@ def confusion_tree(group: Group, data: Data) -> LabelTree:
         state = trainer.init(part.train, seed=SEED)
         content = ResidentSet(part.train, stream.batch_size, devices=trainer.devices).content  # pyright: ignore
         for segment in range(len(stream.ends)):
-            state = trainer.segment(state, None, content, stream.plan(SEED, segment))
+            plan = stream.plan(SEED, segment)
+            state = trainer.segment(state, None, content, plan, 0, len(plan.index))
         for output, batch in trainer.outputs(state, part.test):
             used = np.asarray(batch.mask)
             np.add.at(confusion, np.asarray(batch.labels)[used], np.asarray(jax.nn.softmax(output.logits))[used])

@@ -1,15 +1,29 @@
 """Data sets by name, with what belongs to them: class names, preprocessing, a label tree."""
 
 import dataclasses
+import math
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from nc_jax.data import ExampleSource, LabelledArrays, digits, glyphs, hierarchies, sources, take_per_class
+from nc_jax.data import (
+    ExampleSource,
+    LabelledArrays,
+    class_names_of,
+    digits,
+    glyphs,
+    hierarchies,
+    sources,
+    take_per_class,
+)
 from nc_jax.data.augment import AUGMENTATIONS, make, make_preprocess
 from nc_jax.data.images import ImageSource
 from nc_jax.hierarchy import LabelTree, from_nested
+from nc_jax.hierarchy.tree import Parents
+from nc_jax.study.progress import say
 from nc_jax.training.step import Augment, Preprocess
+
+MANY_INPUTS = 64 * 64 * 3  # an MLP's first layer of 256 units then has 3 million weights, more than a small ResNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +35,10 @@ class DataOptions:
             `nc_jax.data.sources.load` knows, or the path of a folder of images.
         tree: label tree of the classes: a name that `nc_jax.data.hierarchies.load` knows, or the path of a file. "flat"
             puts all classes at the same distance. None is no tree, for methods that need none.
+        tree_parents: what becomes of a node with several parents in a tree's file: "one" refuses it, "shallowest" keeps
+            the parent that is nearest to the root.
+        tree_inner: what becomes of a class that is an inner node of the tree: "refuse" it, or give it a "leaf" of its
+            own below that node.
         num_classes: number of glyph classes, 2 to 1000. None takes the preset's. Other data sets have a fixed number.
         per_class: number of training images to keep of each class. None keeps all.
         without_class: label of a class to leave out of the training set. None leaves out none.
@@ -29,18 +47,26 @@ class DataOptions:
             "stretch" resizes the whole image.
         test_crop: how test images of different sizes come to one size: "centre" cuts the middle, "stretch" resizes the
             whole image.
+        image_size: height and width, in pixels, to which the images of a folder or of ImageNet are brought. None takes
+            the median of the shorter sides of a folder's images, at most 224, and 224 for other sets.
+        test_share: share of the images of each class that are tested on, where a folder of images has no split for
+            that, such as 0.2 for FOLDER/class/image. The same ones for every seed. None uses the folder's own splits.
         data_dir: folder in which TFDS keeps prepared data and in which folders of images are looked for. None is the
             default folder of TFDS.
     """
 
     name: str = "digits"
     tree: str | None = None
+    tree_parents: Parents = "one"
+    tree_inner: hierarchies.Inner = "refuse"
     num_classes: int | None = None
     per_class: int | None = None
     without_class: int | None = None
     augmentation: str = "none"
     train_crop: Literal["random", "stretch"] = "random"
     test_crop: Literal["centre", "stretch"] = "centre"
+    image_size: int | None = None
+    test_share: float | None = None
     data_dir: str | None = None
 
 
@@ -71,8 +97,7 @@ class Data(NamedTuple):
     @property
     def class_names(self) -> tuple[str, ...]:
         """K names."""
-        names = getattr(self.train, "class_names", ())
-        return tuple(names) or tuple(str(label) for label in range(self.num_classes))
+        return class_names_of(self.train)
 
     @property
     def absent_classes(self) -> tuple[int, ...]:
@@ -100,7 +125,7 @@ def load(options: DataOptions, *, flat: bool = False, seed: int = 0) -> Data:
 
     Args:
         options: which data set, and how it is changed.
-        flat: digits as vectors, for an MLP, instead of images.
+        flat: for an MLP: digits as vectors instead of images, and a line on standard error for more than `MANY_INPUTS`.
         seed: seed of the choice that `per_class` makes, and of random crops.
 
     Raises:
@@ -114,6 +139,11 @@ def load(options: DataOptions, *, flat: bool = False, seed: int = 0) -> Data:
     if options.num_classes is not None and base != "glyphs":
         raise ValueError(
             f"only the glyphs come with any number of classes; got num_classes={options.num_classes} of {name}"
+        )
+    if base in sources.EMBEDDED and (options.image_size, options.test_share) != (None, None):
+        raise ValueError(
+            f"image_size and test_share are for images in files; got image_size={options.image_size}, "
+            f"test_share={options.test_share} for {name}"
         )
     train: Any
     test: Any
@@ -136,23 +166,28 @@ def load(options: DataOptions, *, flat: bool = False, seed: int = 0) -> Data:
     if options.without_class is not None:
         train = _without(train, options.without_class, name)
     named = base == "digits"
-    size = train.take(np.zeros(1, np.int64)).inputs.shape[1]
+    shape = train.take(np.zeros(1, np.int64)).inputs.shape[1:]
+    if flat and math.prod(shape) > MANY_INPUTS:
+        say(
+            f"the MLP gets {math.prod(shape):,} inputs from images of shape {shape}; a convolutional network "
+            "(--backbone.name resnet18) or smaller images (--data.image-size 32) learn sooner"
+        )
     return Data(
         train,
         test,
         augment=None if named or options.augmentation == "none" else make(options.augmentation),
         preprocess=None if named else make_preprocess(name),
-        size=size,
-        tree=_tree(options.tree, train.class_names),
+        size=shape[0],
+        tree=_tree(options, train.class_names),
     )
 
 
-def _tree(name: str | None, class_names: tuple[str, ...]) -> LabelTree | None:
-    if name is None:
+def _tree(options: DataOptions, class_names: tuple[str, ...]) -> LabelTree | None:
+    if options.tree is None:
         return None
-    if name == "flat":
+    if options.tree == "flat":
         return from_nested({"root": list(class_names)}).ordered(class_names)
-    return hierarchies.load(name, class_names)
+    return hierarchies.load(options.tree, class_names, parents=options.tree_parents, inner=options.tree_inner)
 
 
 def _centred_digits(data_dir: str | None, shape: tuple[int, ...]) -> tuple[LabelledArrays, LabelledArrays]:
@@ -163,12 +198,17 @@ def _centred_digits(data_dir: str | None, shape: tuple[int, ...]) -> tuple[Label
 
 
 def _prepared(options: DataOptions, seed: int) -> tuple[Any, Any]:
-    splits = sources.splits(options.name, options.data_dir)
+    splits = sources.splits(options.name, options.data_dir, test_share=options.test_share)
     if len(splits) < 2:
-        raise ValueError(f"{options.name} must have a split to train on and one to test on; got {', '.join(splits)}")
-    train, test = (sources.load(options.name, split, options.data_dir) for split in splits[:2])
+        raise ValueError(
+            f"{options.name} must have a split to train on and one to test on (--data.test-share 0.2 tests on a fifth "
+            f"of each class); got {', '.join(splits)}"
+        )
+    given: Any = {"test_share": options.test_share, "image_size": options.image_size}
+    train, test = (sources.load(options.name, split, options.data_dir, **given) for split in splits[:2])
     if isinstance(train, ImageSource) and isinstance(test, ImageSource):
-        size = sources.IMAGE_SIZE
+        size = train.size
+        assert size is not None, "sources that crop have one"
         train = train.stretched(size) if options.train_crop == "stretch" else train.cropped(size, seed=seed)
         test = test.stretched(size) if options.test_crop == "stretch" else test.cropped(size)
     return train, test

@@ -14,8 +14,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from nc_jax.checks import PADDING_LABEL
 from nc_jax.data import Batch
-from nc_jax.data.batch import PADDING_LABEL
 from nc_jax.heads import Head, scale_features
 from nc_jax.losses import cross_entropy
 from nc_jax.metrics import (

@@ -14,6 +14,7 @@ from nc_jax.study.plots import grid, save
 
 COSINES = colormaps["RdBu_r"].with_extremes(bad="0.8")  # the diagonal, which is one by definition, is grey
 MOST_NAMES = 30  # classes up to which their names fit on an axis
+LONGEST_NAME = 24  # letters of a name that leave more room to the matrix than they take
 
 
 def cosine_matrices(
@@ -155,9 +156,11 @@ def _leaf_order(wanted: np.ndarray) -> np.ndarray:
 
 def _name_classes(axis: Any, count: int, class_names: Sequence[str]) -> None:
     if class_names and count <= MOST_NAMES:
-        rotation = 90 if max(map(len, class_names)) > 2 else 0
-        axis.set_xticks(range(count), class_names, fontsize=7, rotation=rotation)
-        axis.set_yticks(range(count), class_names, fontsize=7)
+        names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in class_names]
+        rotation = 90 if max(map(len, names)) > 2 else 0
+        written: Any = {"labels": names, "fontsize": 7, "parse_math": False}  # a dollar sign begins no formula
+        axis.set_xticks(range(count), rotation=rotation, **written)
+        axis.set_yticks(range(count), **written)
     else:
         axis.set_xlabel("class", fontsize=8)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))

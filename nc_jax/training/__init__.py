@@ -1,6 +1,6 @@
 """Training: state, pure steps, data parallelism, evaluation, checkpoints, logs, and the loop that joins them."""
 
-from nc_jax.training.checkpoint import Checkpoints
+from nc_jax.training.checkpoint import CheckpointError, Checkpoints, read_checkpoint
 from nc_jax.training.evaluate import (
     Evaluation,
     example_margins,
@@ -11,29 +11,36 @@ from nc_jax.training.evaluate import (
 )
 from nc_jax.training.extension import Context, Extension
 from nc_jax.training.extensions import FeatureDecay
+from nc_jax.training.files import BusyError
 from nc_jax.training.logging import MetricsLog, read_metrics
-from nc_jax.training.loop import LoopOptions, NonFiniteError, Trained, Trainer
+from nc_jax.training.loop import LoopOptions, Trained, Trainer
 from nc_jax.training.optimizers import OptimizerOptions, agd, agd_init, make_optimizer, make_schedule, scaled_rate
-from nc_jax.training.parallel import AXIS, data_parallel
+from nc_jax.training.parallel import AXIS, UnequalDevicesError, check_equal_on_devices, data_parallel
 from nc_jax.training.preemption import PreemptedError
 from nc_jax.training.resident import ResidentSet
+from nc_jax.training.running import NonFiniteError
+from nc_jax.training.runs import LoadedRun, Predictions, load_run
 from nc_jax.training.state import TrainState, create_state, forward
 from nc_jax.training.step import Loss, StepOptions, cross_entropy, make_train_step
 from nc_jax.training.summary import EpochTotals, StepMetrics
 
 __all__ = [
     "AXIS",
+    "BusyError",
+    "CheckpointError",
     "Checkpoints",
     "Context",
     "EpochTotals",
     "Evaluation",
     "Extension",
     "FeatureDecay",
+    "LoadedRun",
     "LoopOptions",
     "Loss",
     "MetricsLog",
     "NonFiniteError",
     "OptimizerOptions",
+    "Predictions",
     "PreemptedError",
     "ResidentSet",
     "StepMetrics",
@@ -41,13 +48,16 @@ __all__ = [
     "TrainState",
     "Trained",
     "Trainer",
+    "UnequalDevicesError",
     "agd",
     "agd_init",
+    "check_equal_on_devices",
     "create_state",
     "cross_entropy",
     "data_parallel",
     "example_margins",
     "forward",
+    "load_run",
     "make_centred_step",
     "make_eval_step",
     "make_evaluated",
@@ -55,6 +65,7 @@ __all__ = [
     "make_optimizer",
     "make_schedule",
     "make_train_step",
+    "read_checkpoint",
     "read_metrics",
     "scaled_rate",
 ]

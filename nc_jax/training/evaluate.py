@@ -292,7 +292,7 @@ def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool 
         """Return the sums of the first pass, and a batch of one example."""
         if isinstance(source, ResidentSet):
             example = source.arrays.take(np.zeros(1, np.int64))
-            return all_eval_steps(no_sums(state, example), state, source.content, source.in_order), example
+            return all_eval_steps(no_sums(state, example), state, source.content, source.in_order, *source.all), example
         sums: Any = None
         example: Any = None
         for batch in source():
@@ -306,7 +306,7 @@ def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool 
 
     def centred_sums_of(state: TrainState, statistics: ClassStatistics, source: Source) -> CentredSums:
         if isinstance(source, ResidentSet):
-            return all_centred_steps(no_centred_sums, (state, statistics), source.content, source.in_order)
+            return all_centred_steps(no_centred_sums, (state, statistics), source.content, source.in_order, *source.all)
         sums = no_centred_sums
         for batch in source():
             sums = one_centred_step(((state, statistics), sums), batch)

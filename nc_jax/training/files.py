@@ -88,6 +88,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)  # of a write that failed: a full disk, for instance
 
 
+def free_name(path: Path) -> Path:
+    """Return the path if nothing is there, else the first of path-2, path-3, ... where nothing is."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
 def sync(path: Path) -> None:
     """Wait until all that was written to a file is on the disk; nothing happens if there is no file."""
     if path.exists():

@@ -1,6 +1,6 @@
 """The training loop, `Trainer.fit`, that every experiment calls."""
 
-import time
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +11,32 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nc_jax.data import Batch, ExampleSource, LabelledArrays
+from nc_jax.data import Batch, ExampleSource, LabelledArrays, check_fit, class_names_of
 from nc_jax.heads import HeadOutput
 from nc_jax.metrics import ClassStatistics
-from nc_jax.streams import Epochs, Stream, eval_batches, local_rows, locate, read
-from nc_jax.training.checkpoint import Checkpoints
+from nc_jax.streams import Epochs, Stream, eval_batches, read
+from nc_jax.training.checkpoint import Checkpoints, leaves_by_name
 from nc_jax.training.evaluate import Evaluation, Source, make_evaluated, make_evaluator, make_outputs
+from nc_jax.training.files import exclusive
+from nc_jax.training.fingerprint import describe
 from nc_jax.training.logging import MetricsLog
 from nc_jax.training.parallel import AXIS, Devices, check_divisible, data_parallel, replicate
-from nc_jax.training.preemption import PreemptedError, Preemption
+from nc_jax.training.preemption import Preemption
 from nc_jax.training.resident import ResidentSet, fits, resident_steps
+from nc_jax.training.running import Running, unreported
+from nc_jax.training.runs import (
+    Facts,
+    Predictions,
+    check_same_run,
+    describe_run,
+    evaluated_parts,
+    exported,
+    make_program,
+    predictions_of,
+    supersede,
+)
 from nc_jax.training.state import Model, TrainState, create_state
 from nc_jax.training.step import StepOptions, make_train_step
-from nc_jax.training.summary import EpochTotals
-
-
-class NonFiniteError(FloatingPointError):
-    """Training produced a NaN or an infinity. The last finite state has been saved."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,8 @@ class LoopOptions:
         devices: number of local devices to use; None uses all.
 
     Raises:
-        ValueError: if epochs, batch_size, checkpoint_every, keep_checkpoints, evaluate_every or threads is below 1.
+        ValueError: if epochs, batch_size, checkpoint_every, keep_checkpoints, evaluate_every or threads is not a whole
+            number of at least 1.
     """
 
     epochs: int = 20
@@ -67,8 +77,9 @@ class LoopOptions:
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "checkpoint_every", "keep_checkpoints", "evaluate_every", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1; got {value}")
 
 
 class Trained(NamedTuple):
@@ -116,7 +127,7 @@ class Trainer:
         self.initialise = initialise
         self.devices = list(local[: options.devices] if devices is None else devices)
         parts, total = step.accumulate, len(self.devices) * jax.process_count()
-        check_divisible(options.batch_size, total * parts)
+        check_divisible(options.batch_size, total, parts)
         self.model, self.optimizer, self.options, self.step_options = model, optimizer, options, step
         self._init = jax.jit(model.init)
         pure_step = make_train_step(model, optimizer, axis_name=AXIS, options=step)
@@ -124,19 +135,25 @@ class Trainer:
         self.segment = resident_steps(
             lambda state, _, batch: pure_step(state, batch), devices=self.devices, donate=True, parts=parts
         )
-        output_of = make_evaluated(model, step)
-        self.evaluate = make_evaluator(output_of, devices=self.devices, slow=options.slow_metrics)
-        self._outputs = make_outputs(output_of)
+        self._output_of = make_evaluated(model, step)
+        self.evaluate = make_evaluator(self._output_of, devices=self.devices, slow=options.slow_metrics)
+        self._outputs = make_outputs(self._output_of)
+        # Number of classes of the model and its stored form, by shape and dtype of the inputs.
+        self._programs: dict[Any, tuple[int, bytes | None]] = {}
 
     def init(self, train_set: ExampleSource, seed: int) -> TrainState:
-        """Return the initial state of a run, on the devices; the first training example gives the input's shape."""
+        """Return the initial state of a run, on the devices; the first training example gives the input's shape.
+
+        Raises:
+            ValueError: if the seed is not a whole number in 0..2^64-1.
+        """
         inputs: Any = train_set.take(np.zeros(1, np.int64)).inputs
         if self.step_options.preprocess is not None:
             inputs = self.step_options.preprocess(jnp.asarray(inputs))
         state = create_state(
             self.model,
             self.optimizer,
-            jax.random.key(seed),
+            _key_of(seed),
             inputs,
             average=self.step_options.average_decay is not None,
             initialise=self.initialise,
@@ -155,89 +172,84 @@ class Trainer:
         directory: Path,
         log: MetricsLog,
         stream: Stream | None = None,
+        restart: bool = False,
         on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
     ) -> Trained:
-        """Train from the newest checkpoint, or from the start, to the end of the stream.
+        """Train from the newest sound checkpoint, or from the start, to the end of the stream.
 
         A run is a function of its options and seed. If it is interrupted anywhere and `fit` is called again with the
-        same arguments, it ends in the same state. The log gets one line for every evaluated epoch (segment of the
-        stream); the line of epoch 0 describes the initial state.
+        same arguments, it ends in the same state. A run belongs to everything that decides it: seed, model, optimiser,
+        step options, stream and data. With other ones, `fit` refuses to go on. More epochs continue a run, as long as
+        nothing else depends on their number. The log gets one line for every evaluated epoch (segment of the stream);
+        the line of epoch 0 describes the initial state.
 
         Args:
             train_set: the training examples.
             test_set: the examples on which every evaluation tests.
-            seed: determines the initial state and the order of the examples.
+            seed: determines the initial state and the order of the examples, in 0..2^64-1.
             run: name of this run in the log, and of the folder of its checkpoints in the subfolder "checkpoints".
             directory: directory of the experiment.
             log: receives the metrics.
             stream: which examples make up which step; None uses every example once per epoch.
+            restart: start anew. What the run has saved so far is moved to the subfolder "superseded".
             on_epoch: called as on_epoch(epoch, metrics) after every evaluation, to show progress.
 
         Returns:
             The final state and its evaluations.
 
         Raises:
+            BusyError: if another process trains this run.
+            CheckpointError: if a checkpoint cannot be written, or there are checkpoints and none is sound.
             NonFiniteError: if a step produced a NaN or an infinity. The last finite state is saved first.
             PreemptedError: if the process received SIGTERM. The state after the current step is saved first; for a
-                resident set, the state after the current epoch.
-            ValueError: if `options.resident` is True but a set is not in memory or there are several processes.
+                resident set, the state after at most about a second of steps.
+            ValueError: if the run was begun with other settings or has been trained for more steps than are asked for;
+                if the two sets or the model do not fit each other; if the seed is out of its range; if
+                `options.resident` is True but a set is not in memory or there are several processes.
+            UnequalDevicesError: if the devices hold different states after the first step.
         """
-        options = self.options
-        folder = directory / "checkpoints" / run
+        options, folder = self.options, directory / "checkpoints" / run
         stream = self.stream(train_set) if stream is None else stream
-        total_steps, segments = stream.ends[-1], len(stream.ends)
-        writer = log if jax.process_index() == 0 else None
+        state = self.init(train_set, seed)
+        facts, program = self._facts(state, train_set, test_set, stream, seed)
         sources = self._source(train_set), self._source(test_set)
-        with Checkpoints(folder, keep=options.keep_checkpoints) as checkpoints, Preemption() as preemption:
-            state = self.init(train_set, seed)
-            resumed = checkpoints.restore(state)
-            if resumed is not None:
-                state = resumed
+        writer = log if jax.process_index() == 0 else None
+        with contextlib.ExitStack() as stack:
             if writer is not None:
-                # A run that was killed before its first checkpoint starts again: remove all the lines that it wrote.
-                writer.rewind(run, -1 if resumed is None else int(state.step))
-            evaluations = None
-            if int(state.step) in (0, total_steps):
-                epoch = 0 if int(state.step) == 0 else segments
-                evaluations = self._report(
-                    state, sources, run, epoch, {}, writer if resumed is None else None, on_epoch
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(exclusive(folder.parent / f".{run}.lock", f"run {run!r} in {directory}"))
+                if restart:
+                    supersede(folder)
+            check_same_run(run, folder, facts)
+            checkpoints = stack.enter_context(Checkpoints(folder, keep=options.keep_checkpoints))
+            found = checkpoints.restore(state)
+            state = state if found is None else found
+            step = int(state.step)
+            if step > facts.steps:
+                raise ValueError(
+                    f"run {run!r} must be asked for at least the {step} steps that it has been trained for; got "
+                    f"{facts.steps}, which is {len(stream.ends)} epochs (give it another name, or restart it)"
                 )
-            batches = None
-            while int(state.step) < total_steps:
-                began, stopping = time.perf_counter(), False
-                segment, done = locate(stream, int(state.step))
-                end = stream.ends[segment]
-                if isinstance(sources[0], ResidentSet):
-                    plan = stream.plan(seed, segment)
-                    state = self.segment(state, None, sources[0].content, local_rows(plan, slice(done, None)))
-                    stopping = preemption.requested(end)
-                else:
-                    batches = batches or self._read(train_set, stream, seed, int(state.step))
-                    for step in range(int(state.step), end):
-                        state, _ = self.step(state, next(batches))
-                        stopping = preemption.requested(step + 1)
-                        if stopping:
-                            break
-                trained = jax.device_get(state.totals).summary()
-                trained["seconds"] = time.perf_counter() - began
-                if not trained["finite"]:
-                    state = state.replace(totals=replicate(EpochTotals.zero(), self.devices))
-                    checkpoints.save(state)
-                    raise NonFiniteError(
-                        f"training needs finite numbers; {run} met a NaN or an infinity in epoch {segment + 1}, "
-                        f"and the last good state (step {int(state.step)}) is in {folder}"
-                    )
-                last = segment + 1 == segments
-                if int(state.step) == end:
-                    state = state.replace(totals=replicate(EpochTotals.zero(), self.devices))
-                    if (segment + 1) % options.evaluate_every == 0 or last:
-                        evaluations = self._report(state, sources, run, segment + 1, trained, writer, on_epoch)
-                if stopping or (segment + 1) % options.checkpoint_every == 0 or last:
-                    checkpoints.save(state)
-                if stopping and int(state.step) < total_steps:
-                    raise PreemptedError(f"{run} was asked to stop; step {int(state.step)} is saved in {folder}")
-        assert evaluations is not None, "the last epoch ends with one"
-        return Trained(state, *evaluations)
+            if writer is not None:
+                describe_run(run, folder, facts, program)
+                # The lines after the checkpoint will be written again; before the first checkpoint, all of them.
+                writer.rewind(run, -1 if found is None else step - unreported(state, stream))
+            running = Running(
+                trainer=self,
+                stream=stream,
+                seed=seed,
+                train_set=train_set,
+                sources=sources,
+                run=run,
+                folder=folder,
+                log=writer,
+                on_epoch=on_epoch,
+                checkpoints=checkpoints,
+                preemption=stack.enter_context(Preemption()),
+                state=state,
+            )
+            evaluations = running.to_the_end(resumed=found is not None)
+        return Trained(running.state, *evaluations)
 
     def stream(self, train_set: ExampleSource) -> Epochs:
         """Return the stream that `fit` uses by default: every example once per epoch."""
@@ -252,6 +264,27 @@ class Trainer:
         """
         return self._outputs(state, eval_batches(examples, self.options.batch_size, threads=self.options.threads))
 
+    def predict(self, state: TrainState, examples: ExampleSource | Any) -> Predictions:
+        """Classify examples, or new inputs.
+
+        Args:
+            state: a trained state.
+            examples: a set of examples, or stored inputs of shape (N, ...), like those of the training set.
+
+        Returns:
+            Labels (N,) and probabilities (N, K). Without a set, the class names are the class numbers; `load_run` knows
+            the names of the training set.
+
+        Raises:
+            ValueError: if there is no example.
+        """
+        named = isinstance(examples, ExampleSource)
+        source = examples if named else LabelledArrays(examples, np.zeros(len(examples), np.int32), 1)
+        found = [np.asarray(output.logits)[np.asarray(batch.mask)] for output, batch in self.outputs(state, source)]
+        logits = np.concatenate(found)
+        names = class_names_of(examples) if named else tuple(map(str, range(logits.shape[1])))
+        return predictions_of(logits, names)
+
     def _source(self, examples: ExampleSource) -> Source:
         """Return where examples are read from: a set on the devices, or a function that reads batches."""
         resident, alone = self.options.resident, jax.process_count() == 1
@@ -263,7 +296,8 @@ class Trainer:
             return ResidentSet(examples, self.options.batch_size, devices=self.devices)
         return lambda: eval_batches(examples, self.options.batch_size, threads=self.options.threads, **_share())
 
-    def _read(self, train_set: ExampleSource, stream: Stream, seed: int, start: int) -> Iterator[Batch]:
+    def read(self, train_set: ExampleSource, stream: Stream, seed: int, start: int) -> Iterator[Batch]:
+        """Read this process's share of the batches of a stream, from step `start` on."""
         return read(
             train_set,
             stream,
@@ -274,26 +308,42 @@ class Trainer:
             **_share(),
         )
 
-    def _report(
-        self,
-        state: TrainState,
-        sources: tuple[Source, Source],
-        run: str,
-        epoch: int,
-        trained: dict[str, float],
-        log: MetricsLog | None,
-        on_epoch: Callable[[int, dict[str, float]], None],
-    ) -> tuple[Evaluation, Evaluation]:
-        """Evaluate on both sets, write a line to the log (`log` None: write nothing) and call `on_epoch`."""
-        evaluation = self.evaluate(state, sources[0], collapse=True)
-        test = self.evaluate(state, sources[1], collapse=True, centres=evaluation.statistics)
-        metrics = {f"train/{name}": value for name, value in evaluation.metrics.items()}
-        metrics |= {f"test/{name}": value for name, value in test.metrics.items()}
-        metrics |= {f"step/{name}": float(value) for name, value in trained.items()}
-        if log is not None:
-            log.write(run, int(state.step), epoch, metrics)
-        on_epoch(epoch, metrics)
-        return evaluation, test
+    def _facts(
+        self, state: TrainState, train_set: ExampleSource, test_set: ExampleSource, stream: Stream, seed: int
+    ) -> tuple[Facts, bytes | None]:
+        """Return what describes a run, and the stored form of its model; refuse sets and models that do not fit."""
+        example = check_fit(train_set, test_set)
+        known = example.shape[1:], example.dtype
+        if known not in self._programs:
+            program = make_program(self._output_of, state)
+            logits = jax.eval_shape(program, leaves_by_name(evaluated_parts(state)), example)["logits"]
+            self._programs[known] = logits.shape[-1], exported(program, state, example)
+        num_classes, stored = self._programs[known]
+        if num_classes != train_set.num_classes:
+            raise ValueError(
+                f"the head must have the {train_set.num_classes} classes of the training set; got {num_classes}"
+            )
+        decides = {
+            "seed": seed,
+            "training set": train_set,
+            "test set": test_set,
+            "stream": stream,
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "step": self.step_options,
+            "initialise": self.initialise,
+        }
+        names = class_names_of(train_set)
+        return Facts(stream.ends[-1], names, example.shape[1:], str(example.dtype), describe(decides)), stored
+
+
+def _key_of(seed: int) -> Any:
+    """Return the random key of a seed in 0..2^64-1."""
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be a whole number in 0..2^64-1; got {seed}")
+    # Without x64, `jax.random.key` drops all but the last 32 bits.
+    key, rest = jax.random.key(int(seed) % 2**32), int(seed) >> 32
+    return jax.random.fold_in(key, rest) if rest else key
 
 
 def _share() -> dict[str, Any]:

@@ -21,16 +21,20 @@ class OptimizerOptions:
         name: optimiser: "sgd" (with momentum), "adam", "adamw", "agd" (automatic gradient descent, which needs no
             learning rate) or "lbfgs" (line search, for full batches).
         learning_rate: peak learning rate, > 0. "agd" multiplies its own step by this number; "lbfgs" ignores it.
-        momentum: momentum of "sgd", in [0, 1). Other optimisers ignore it.
-        nesterov: use Nesterov momentum in "sgd". Other optimisers ignore it.
+        momentum: momentum of "sgd", in [0, 1). Other optimisers have none, and refuse other numbers than the default
+            and 0.
+        nesterov: use Nesterov momentum in "sgd". Other optimisers refuse it.
         weight_decay: number >= 0. "sgd" and "adam" add this number times the parameters to the gradient. "adamw"
             applies the decay separately from the gradient (decoupled). "agd" and "lbfgs" need 0.
+        decayed: which parameters the weight decay acts on. "all": every parameter, biases and the scales of
+            normalisations included. "kernels": matrices and convolutions only.
         schedule: how the learning rate changes after the warm-up. "constant": it stays. "step": it is
             multiplied by `factor` every `period` epochs. "multistep": it is multiplied by `factor` at each
             of the `milestones`. "cosine": it falls to zero along a cosine. "one-cycle": it rises over the
             first 30 % of the steps and then falls, both along cosines.
-        warmup: number of epochs in which the learning rate rises linearly from zero, before the schedule starts. The
-            schedule "one-cycle" has its own warm-up and needs 0.
+        warmup: number of epochs in which the learning rate rises linearly, before the schedule starts: in step t of w,
+            t = 1..w, it is t / w times the peak. So no step has the rate zero, in which a nearest head would move while
+            the parameters stay. The schedule "one-cycle" has its own warm-up and needs 0.
         period: epochs between two reductions of the learning rate in the schedule "step", > 0.
         milestones: ascending epochs at which the schedule "multistep" multiplies the learning rate by `factor`,
             counted from the start of training. Other schedules ignore them.
@@ -48,8 +52,10 @@ class OptimizerOptions:
     momentum: float = 0.9  # He et al. (2016), section 4.2
     nesterov: bool = False  # He et al. (2016) use plain momentum
     weight_decay: float = 0.0
+    # He et al. (2016) and the released programs of Zhu et al. (2021) and Liang and Davis (2023): all parameters
+    decayed: Literal["all", "kernels"] = "all"
     schedule: ScheduleName = "constant"
-    warmup: float = 0.0
+    warmup: float = 0.0  # its form is the gradual warm-up of Goyal et al. (2017), section 2.2
     period: float = 30.0  # He et al. (2016) on ImageNet, as in torchvision's reference training
     milestones: tuple[float, ...] = ()
     factor: float = 0.1  # He et al. (2016): divided by ten
@@ -63,6 +69,16 @@ class OptimizerOptions:
             raise ValueError(f"clip_norm must be positive, or None; got {self.clip_norm}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1); got {self.momentum}")
+        default = type(self).momentum
+        if self.name != "sgd" and (self.nesterov or self.momentum not in (0, default)):
+            raise ValueError(
+                f'momentum and nesterov are settings of "sgd"; got momentum={self.momentum} and '
+                f'nesterov={self.nesterov} for "{self.name}"'
+            )
+        if self.decayed not in ("all", "kernels"):
+            raise ValueError(f'decayed must be "all" or "kernels"; got {self.decayed!r}')
+        if self.decayed != "all" and not self.weight_decay:
+            raise ValueError(f'decayed="{self.decayed}" needs a weight_decay above 0; got 0')
         for name in ("weight_decay", "warmup"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0; got {getattr(self, name)}")
@@ -110,7 +126,8 @@ def make_schedule(options: OptimizerOptions, *, epochs: int, epoch_steps: int) -
         schedule = optax.piecewise_constant_schedule(peak, steps)
     if not warmup:
         return schedule
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup])
+    rising = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([rising, schedule], [warmup])
 
 
 def make_optimizer(options: OptimizerOptions, *, epochs: int, epoch_steps: int) -> optax.GradientTransformation:
@@ -125,12 +142,13 @@ def make_optimizer(options: OptimizerOptions, *, epochs: int, epoch_steps: int) 
         ValueError: if the warm-up is not shorter than the training.
     """
     rate = make_schedule(options, epochs=epochs, epoch_steps=epoch_steps)
+    mask = _kernels if options.decayed == "kernels" else None
     if options.name == "sgd":
         core = optax.sgd(rate, options.momentum or None, options.nesterov)
     elif options.name == "adam":
         core = optax.adam(rate)
     elif options.name == "adamw":
-        core = optax.adamw(rate, weight_decay=options.weight_decay)
+        core = optax.adamw(rate, weight_decay=options.weight_decay, mask=mask)
     elif options.name == "agd":
         core = agd(options.learning_rate)
     else:
@@ -139,8 +157,13 @@ def make_optimizer(options: OptimizerOptions, *, epochs: int, epoch_steps: int) 
     if options.clip_norm is not None:
         before.append(optax.clip_by_global_norm(options.clip_norm))
     if options.weight_decay and options.name != "adamw":
-        before.append(optax.add_decayed_weights(options.weight_decay))
+        before.append(optax.add_decayed_weights(options.weight_decay, mask))
     return optax.chain(*before, core) if before else core
+
+
+def _kernels(params: Any) -> Any:
+    """Return True for matrices and convolutions, and False for biases, scales and other numbers per channel."""
+    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
 
 
 def scaled_rate(optimizer: optax.GradientTransformation, path: str, factor: float) -> optax.GradientTransformation:

@@ -14,8 +14,12 @@ class PreemptedError(Exception):
     """Training was asked to stop (SIGTERM). The state has been saved."""
 
 
+class StopRequestedError(Exception):
+    """The process was asked to stop; the state has to be saved."""
+
+
 class Preemption:
-    """A `with` block that catches SIGTERM; `requested` tells whether it has come.
+    """A `with` block that catches SIGTERM; `check` raises an error once it has come.
 
     With several processes (`jax.distributed`), JAX's preemption service makes all of them stop after the same step.
     Python delivers signals to the main thread only; in another thread the block does not catch SIGTERM.
@@ -31,11 +35,22 @@ class Preemption:
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
 
-    def requested(self, step: int) -> bool:
-        """Return whether to stop after this step. Every process must call this after every step."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._received
+    def check(self, step: int | None = None) -> None:
+        """Raise an error if the process was asked to stop. Several processes must all call this after every step.
+
+        Args:
+            step: number of the step that has ended. None between steps, where only a single process stops: several
+                stop after the same step.
+
+        Raises:
+            StopRequestedError: if SIGTERM has come.
+        """
+        if jax.process_count() == 1:
+            stop = self._received
+        else:
+            stop = step is not None and multihost_utils.reached_preemption_sync_point(step)
+        if stop:
+            raise StopRequestedError
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         del number, frame

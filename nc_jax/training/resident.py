@@ -5,9 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from nc_jax.checks import PADDING_LABEL
 from nc_jax.data import Batch, LabelledArrays
-from nc_jax.data.batch import PADDING_LABEL, rows_with
+from nc_jax.data.batch import rows_with
 from nc_jax.streams import Epochs, Plan, local_rows
 from nc_jax.training.parallel import Devices, data_parallel, replicate
 
@@ -32,12 +34,13 @@ class ResidentSet:
         self.arrays, self.batch_size = arrays, batch_size
         self.content = replicate({"inputs": arrays.inputs, "labels": arrays.labels}, devices)
         self.in_order = Epochs(arrays, batch_size, shuffle=False).plan(0, 0)
+        self.all = 0, len(self.in_order.index)
 
 
 def resident_steps(
     step: Callable[[Any, Any, Batch], tuple[Any, Any]], *, devices: Devices = None, donate: bool = False, parts: int = 1
-) -> Callable[[Any, Any, dict, Plan], Any]:
-    """Compile a sequence of steps, as one program (`jax.lax.scan`) where that is faster.
+) -> Callable[[Any, Any, dict, Plan, int, int], Any]:
+    """Compile a sequence of steps, as one program where that is faster. The program serves any part of the sequence.
 
     On a CPU, steps with convolutions are started one by one instead: inside a loop, XLA's CPU backend runs convolutions
     on one core and without its fast kernels. (A training step of a ResNet-18 of width 1/4 took 17 s inside a scan and
@@ -52,29 +55,32 @@ def resident_steps(
         parts: number of equal parts of a batch; every device gets an equal share of each part.
 
     Returns:
-        A function (carry, constant, content of a `ResidentSet`, plan of the steps) -> carry.
+        A function (carry, constant, content of a `ResidentSet`, plan of the steps, first, last) -> carry, which runs
+        the steps first..last-1 of the plan.
     """
 
-    def scan(carry: Any, constant: Any, content: dict, plan: Plan) -> Any:
-        def body(carry: Any, chosen: Any) -> tuple[Any, None]:
-            return step(carry, constant, _take(content, chosen))[0], None
+    def loop(carry: Any, constant: Any, content: dict, first: Any, last: Any, plan: Plan) -> Any:
+        def body(row: Any, carry: Any) -> Any:
+            chosen = jax.tree.map(lambda array: jax.lax.dynamic_index_in_dim(array, row, keepdims=False), plan)
+            return step(carry, constant, _take(content, chosen))[0]
 
-        return jax.lax.scan(body, carry, plan)[0]
+        return jax.lax.fori_loop(first, last, body, carry)
 
     # The single step takes gathered batches and not the whole set, so sets of different sizes share its program.
     mapped_one = data_parallel(step, devices=devices, donate=donate, split=(None, 0), parts=parts)
     take = jax.jit(_take)
-    mapped_scan = data_parallel(scan, devices=devices, donate=donate, split=(None, None, 1), parts=parts)
+    split = (None, None, None, None, 1)
+    mapped_loop = data_parallel(loop, devices=devices, donate=donate, split=split, parts=parts)
     in_one_program: list[bool] = []  # decided at the first call, which brings the arguments to trace with
 
-    def run(carry: Any, constant: Any, content: dict, plan: Plan) -> Any:
+    def run(carry: Any, constant: Any, content: dict, plan: Plan, first: int, last: int) -> Any:
         if not in_one_program:
             on_cpu = (devices or jax.local_devices())[0].platform == "cpu"
             slow = on_cpu and _convolves(mapped_one, carry, constant, take(content, local_rows(plan, 0)))
             in_one_program.append(not slow)
         if in_one_program[0]:
-            return mapped_scan(carry, constant, content, plan)
-        for row in range(len(plan.index)):
+            return mapped_loop(carry, constant, content, np.int32(first), np.int32(last), plan)
+        for row in range(first, last):
             carry, _ = mapped_one(carry, constant, take(content, local_rows(plan, row)))
         return carry
 

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from nc_jax import collective, losses
+from nc_jax.checks import check_label_shape, checked_mask, without_class
 from nc_jax.collective import all_sum
 from nc_jax.data import Batch
 from nc_jax.heads import HeadOutput
@@ -77,8 +78,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """Make the step (state, batch) -> (state, metrics): loss, gradient, optimiser.
 
-    If the loss, the gradient or the new state is not finite, the step returns the old state with updated totals, so
-    no finite state is lost. Line-search optimisers (`optax.lbfgs`) receive the cost of the batch as a function.
+    If the loss, the gradient or the new state is not finite, or an example has a label that is no class, the step
+    returns the old state with updated totals, so no finite state is lost. Line-search optimisers (`optax.lbfgs`)
+    receive the cost of the batch as a function.
 
     Weight decay on parameters belongs to the optimiser. Decay on features is an extension, see
     `nc_jax.training.FeatureDecay`.
@@ -91,13 +93,16 @@ def make_train_step(
         options: what the step does besides gradient and optimiser.
 
     Returns:
-        The step, a pure function. When it is traced it raises ValueError if each device's share of a batch is not a
-        multiple of `options.accumulate`.
+        The step, a pure function. When it is traced it raises ValueError if labels are not integers of shape (N,), the
+        mask is not boolean of the same shape, or each device's share of a batch is not a multiple of
+        `options.accumulate`.
     """
     optimizer = optax.with_extra_args_support(optimizer)
     chain = Chain(options.extensions)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        check_label_shape(batch.labels)
+        checked_mask(batch.mask, len(batch.labels))
         with collective.over(*([axis_name] if axis_name else [])):
             return summed_step(state, batch)
 
@@ -116,29 +121,33 @@ def make_train_step(
             between = partial(chain.on_features, here, states) if chain.has("on_features") else None
             output, variables, part = forward(model, params, variables, part, train=True, between=between)
             output = chain.on_output(here, states, output, part)
-            correct = jnp.sum(right_answers(output.logits, part))
+            correct = jnp.sum(right_answers(output.logits, part), dtype=jnp.int32)
+            lacking = jnp.sum(without_class(part.labels, output.logits.shape[-1], part.mask), dtype=jnp.int32)
             # This device's share of the batch's mean. Sum over devices only after differentiation: the transpose of
             # psum is psum, so differentiating through it would multiply each gradient by the number of devices.
             loss = jnp.sum(jnp.where(part.mask, _mixed(options.loss, output, part, here), 0)) / count
             cost = loss
             for penalty in chain.penalties(here, states, output, part).values():
                 cost = cost + jnp.sum(jnp.where(part.mask, penalty, 0)) / count
-            return cost, (loss, correct, _solved(output), variables, chain.update(here, states, output, part))
+            seen = _Seen(loss, correct, lacking)
+            return cost, (seen, _solved(output), variables, chain.update(here, states, output, part))
 
-        def gradient_of(params: Any) -> tuple[Array, Any, Array, Array, _Solved, dict, Any]:
-            """Return cost, gradient, loss and right answers over all devices; then solver report and new variables."""
+        def gradient_of(params: Any) -> tuple[Array, Any, _Seen, _Solved, dict, Any]:
+            """Return cost, gradient and what was seen, over all devices; then solver report and new variables."""
+            params = collective.own(params)
 
             def add(carry: tuple, part: tuple[Batch, Any]) -> tuple[tuple, None]:
                 sums, gradients, solved, variables, states = carry
-                (cost, (loss, correct, new_solved, variables, states)), new = jax.value_and_grad(cost_of, has_aux=True)(
+                (cost, (seen, new_solved, variables, states)), new = jax.value_and_grad(cost_of, has_aux=True)(
                     params, variables, states, *part
                 )
                 gradients = jax.tree.map(jnp.add, gradients, new)
                 worst = jax.tree.map(jnp.maximum, solved, new_solved)
-                sums = jax.tree.map(jnp.add, sums, (cost, loss, correct))
+                sums = jax.tree.map(jnp.add, sums, (cost, seen))
                 return (sums, gradients, worst, variables, states), None
 
-            sums = jnp.zeros(()), jnp.zeros(()), jnp.zeros((), int)
+            none = jnp.zeros((), jnp.int32)
+            sums = collective.own((jnp.zeros(()), _Seen(jnp.zeros(()), none, none)))
             zeros = jax.tree.map(jnp.zeros_like, params)
             start = (sums, zeros, _Solved.none(), state.variables, state.extensions)
             whole = batch, context.places
@@ -146,9 +155,9 @@ def make_train_step(
                 found, _ = add(start, whole)
             else:
                 found, _ = jax.lax.scan(add, start, _parts(whole, options.accumulate))
-            (cost, loss, correct), gradients, solved, variables, states = found
-            cost, gradients, loss, correct = all_sum((cost, gradients, loss, correct))
-            return cost, gradients, loss, correct, solved, variables, states
+            (cost, seen), gradients, solved, variables, states = found
+            cost, gradients, seen = all_sum((cost, gradients, seen))
+            return cost, gradients, seen, solved, variables, states
 
         @jax.custom_vjp
         def cost_at(params: Any) -> Array:  # for line searches: cost and derivative are sums over all devices
@@ -159,7 +168,7 @@ def make_train_step(
             lambda gradients, cotangent: (jax.tree.map(lambda leaf: cotangent * leaf, gradients),),
         )
 
-        cost, gradients, loss, correct, solved, variables, states = gradient_of(state.params)
+        cost, gradients, seen, solved, variables, states = gradient_of(state.params)
         updates, opt_state = optimizer.update(
             gradients, state.opt_state, state.params, value=cost, grad=gradients, value_fn=cost_at
         )
@@ -178,13 +187,15 @@ def make_train_step(
 
         grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(cost) & jnp.isfinite(grad_norm) & _all_finite(new.replace(totals=None))
+        finite &= seen.without_class == 0
         metrics = StepMetrics(
-            loss=loss,
-            accuracy=correct / count,
+            loss=seen.loss,
+            accuracy=seen.correct / count,
             grad_norm=grad_norm,
             # Every device solves the same inner problem, so the status and the norm need no reduction.
             solve_status=solved.status,
             solve_grad_norm=solved.grad_norm,
+            without_class=seen.without_class,
             finite=finite,
         )
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
@@ -201,6 +212,14 @@ def preprocessed(batch: Batch, preprocess: Preprocess | None) -> Batch:
 def right_answers(logits: Float[Array, "batch classes"], batch: Batch) -> Array:
     """Return which examples the logits classify correctly, shape (batch,); False for padding."""
     return (jnp.argmax(logits, axis=-1) == batch.labels) & batch.mask
+
+
+class _Seen(NamedTuple):
+    """Sums over examples: of the losses, of right answers, and of labels that are no class."""
+
+    loss: Float[Array, ""]
+    correct: Int[Array, ""]
+    without_class: Int[Array, ""]
 
 
 class _Solved(NamedTuple):

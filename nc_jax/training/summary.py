@@ -18,7 +18,9 @@ class StepMetrics(NamedTuple):
         grad_norm: Euclidean norm of the gradient over all parameters.
         solve_status: worst `nc_jax.solvers.Status` of the inner solves; CONVERGED for heads without an inner solve.
         solve_grad_norm: largest Riemannian gradient norm at the end of the inner solves; 0 for heads without one.
-        finite: whether cost, gradient and new state are finite. If not, the step kept the old state.
+        without_class: number of examples whose label is not one of the classes of the logits.
+        finite: whether cost, gradient and new state are finite and no example is without a class. If not, the step kept
+            the old state.
     """
 
     loss: Float[Array, "..."]
@@ -26,15 +28,16 @@ class StepMetrics(NamedTuple):
     grad_norm: Float[Array, "..."]
     solve_status: Int[Array, "..."]
     solve_grad_norm: Float[Array, "..."]
+    without_class: Int[Array, "..."]
     finite: Bool[Array, "..."]
 
 
 class EpochTotals(NamedTuple):
     """Totals over the steps of an epoch so far.
 
-    loss, accuracy and grad_norm are sums; solve_status, solve_grad_norm and finite hold the worst value. The totals
-    stay on the device, so the loop need not wait for a step to end. They are part of the state, so a checkpoint in the
-    middle of an epoch keeps them.
+    loss, accuracy, grad_norm and without_class are sums; solve_status, solve_grad_norm and finite hold the worst value.
+    The totals stay on the device, so the loop need not wait for a step to end. They are part of the state, so a
+    checkpoint in the middle of an epoch keeps them.
     """
 
     steps: Int[Array, ""]
@@ -43,6 +46,7 @@ class EpochTotals(NamedTuple):
     grad_norm: Float[Array, ""]
     solve_status: Int[Array, ""]
     solve_grad_norm: Float[Array, ""]
+    without_class: Int[Array, ""]
     finite: Bool[Array, ""]
 
     @staticmethod
@@ -59,16 +63,18 @@ class EpochTotals(NamedTuple):
             grad_norm=self.grad_norm + metrics.grad_norm,
             solve_status=jnp.maximum(self.solve_status, metrics.solve_status),
             solve_grad_norm=jnp.maximum(self.solve_grad_norm, metrics.solve_grad_norm),
+            without_class=self.without_class + metrics.without_class,
             finite=self.finite & metrics.finite,
         )
 
     def summary(self) -> dict[str, float]:
-        """Return the means of the sums over the steps, and the worst values, by name."""
+        """Return the means over the steps, the number of examples without a class, and the worst values, by name."""
         steps = max(int(self.steps), 1)
         means = {name: float(getattr(self, name)) / steps for name in ("loss", "accuracy", "grad_norm")}
         return means | {
             "solve_status": int(self.solve_status),
             "solve_grad_norm": float(self.solve_grad_norm),
+            "without_class": int(self.without_class),
             "finite": bool(self.finite),
         }
 
@@ -83,5 +89,6 @@ def _no_steps() -> EpochTotals:
         grad_norm=jnp.zeros(()),
         solve_status=jnp.array(Status.CONVERGED, jnp.int32),  # jnp.full would give a weak type for an enumeration
         solve_grad_norm=jnp.zeros(()),
+        without_class=jnp.zeros((), jnp.int32),
         finite=jnp.ones((), bool),
     )

@@ -90,7 +90,7 @@ def test_collapse_metrics_reports_a_complete_pass(tmp_path):
     assert document["path"].with_suffix(".png").stat().st_size > 0
     (row,) = document["rows"]
     assert (row["batch"], row["num_batches"], row["extrapolated"]) == (100, 20, False)
-    assert row["accumulator_bytes"] == 4 * (7 + 24 * 7 + 24 * 24 + 7)
+    assert row["accumulator_bytes"] == 4 * (7 + 24 + 24 * 7 + 1 + 24 * 24 + 7 + 1)
     assert max(row["errors"].values()) < 1e-5
     assert set(row["errors"]) == {"counts", "class_means", "scatter", "class_scatter", "nc1", "nc2_means", "nc3"}
     assert row["peak_bytes"] > 0
@@ -114,10 +114,14 @@ def test_lost_examples_and_wrong_statistics_are_refused(monkeypatch):
         collapse_metrics.check_complete(METRICS, stats)
     with pytest.raises(harness.WrongAnswerError, match="variance within classes"):
         collapse_metrics.check_complete(
-            dataclasses.replace(METRICS, num_examples=14), stats._replace(scatter=0 * stats.scatter)
+            dataclasses.replace(METRICS, num_examples=14), stats._replace(scaled_scatter=0 * stats.scaled_scatter)
         )
     right = collapse_metrics.update
-    wrong = lambda stats, *batch: (new := right(stats, *batch))._replace(scatter=1.01 * new.scatter)  # noqa: E731
+
+    def wrong(stats, *batch):
+        new = right(stats, *batch)
+        return new._replace(scaled_scatter=1.01 * new.scaled_scatter)
+
     monkeypatch.setattr(collapse_metrics, "update", wrong)
     with pytest.raises(harness.WrongAnswerError, match="scatter of 300 examples"):
         collapse_metrics.check(METRICS)

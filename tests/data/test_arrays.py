@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -36,8 +37,37 @@ REFUSED = [
         dict(labels=np.array([0, 1, 2, 3, 4, 5, 6, 2**32 + 1])),  # would wrap round to 1 as int32
         "labels must lie in 0..9 for num_classes=10; got 4294967297 at index 7 (1 such label)",
     ),
-    (dict(labels=np.arange(8.0)), "labels must be integers; got dtype float64"),
-    (dict(labels=np.zeros((8, 10), np.int32)), "labels must have shape (examples,); got (8, 10)"),
+    (
+        dict(labels=np.arange(8.0)),
+        "labels must be integers of shape (batch,); got dtype float64; convert class numbers by labels.astype(int)",
+    ),
+    (
+        dict(labels=np.zeros((8, 10), np.int32)),
+        "labels must be integers of shape (batch,); got shape (8, 10); take argmax(axis=1) of one-hot labels",
+    ),
+    (
+        dict(labels=np.zeros((8, 1), np.int32)),
+        "labels must be integers of shape (batch,); got shape (8, 1); take labels[:, 0]",
+    ),
+    (
+        dict(labels=np.arange(1, 9), num_classes=8),
+        "labels must lie in 0..7 for num_classes=8; got 8 at index 7 (1 such label); "
+        "subtract 1 from labels that begin at 1",
+    ),
+    (
+        dict(inputs=np.full((8, 2), 2**40)),  # would be 0 on the device
+        "inputs must fit into int32, in which JAX keeps int64; got 1.09951e+12 (scale them, or set jax_enable_x64)",
+    ),
+    (
+        dict(inputs=np.full((8, 2), -1e300)),  # would be an infinity on the device
+        "inputs must fit into float32, in which JAX keeps float64; got -1e+300 (scale them, or set jax_enable_x64)",
+    ),
+    (dict(inputs=np.zeros((8, 0))), "inputs must have at least one number per example; got shape (8, 0)"),
+    (
+        dict(inputs=np.zeros((8, 2), np.longdouble)),
+        "inputs must be real numbers of at most 64 bits; got dtype float128",
+    ),
+    (dict(inputs=np.full((8, 2), None)), "inputs must be real numbers of at most 64 bits; got dtype object"),
     (dict(labels=np.arange(7)), "inputs and labels must have the same length; got 8 inputs and 7 labels"),
     (dict(inputs=spoiled(np.nan, 7)), "inputs must be finite; got NaN at example 7"),
     (dict(inputs=spoiled(-np.inf, 3, 5)), "inputs must be finite; got an infinity at example 3"),
@@ -45,7 +75,7 @@ REFUSED = [
         dict(inputs=np.zeros(8)),
         "inputs must have shape (examples, ...) with at least two axes; got (8,)",
     ),
-    (dict(inputs=np.zeros((8, 2), complex)), "inputs must be floating or integer; got dtype complex128"),
+    (dict(inputs=np.zeros((8, 2), complex)), "inputs must be real numbers of at most 64 bits; got dtype complex128"),
     (dict(num_classes=0), "num_classes must be at least 1; got 0"),
     (dict(class_names=("cat", "dog")), "class_names must hold num_classes=10 names; got 2"),
 ]
@@ -57,7 +87,7 @@ def test_refuses_with_one_sentence(wrong, sentence):
         with_defaults(**wrong)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.uint8])
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32, np.float64, np.uint8])
 def test_keeps_the_dtype_of_inputs_without_copying(dtype):
     inputs = np.ones((8, 3, 3, 1), dtype)
     assert with_defaults(inputs=inputs).inputs is inputs
@@ -68,6 +98,24 @@ def test_stores_labels_as_int32(dtype):
     arrays = with_defaults(labels=np.arange(8, dtype=dtype))
     assert arrays.labels.dtype == np.int32
     np.testing.assert_array_equal(arrays.labels, np.arange(8))
+
+
+def test_arrays_that_were_handed_in_cannot_change_the_checked_set():
+    whole, labels = np.ones((8, 4, 2), np.float32), np.arange(8, dtype=np.int32)
+    arrays = with_defaults(inputs=whole.reshape(8, 8), labels=labels)
+    labels[0] = 77
+    assert arrays.labels[0] == 0
+    for array in (whole, arrays.inputs, arrays.labels):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 5
+    batch = arrays.take(np.array([0]))
+    batch.inputs[0] = 5
+    assert arrays.inputs[0, 0] == 1
+
+
+def test_large_numbers_are_right_where_jax_keeps_them(x64):
+    assert with_defaults(inputs=np.full((8, 2), 2**40)).inputs[0, 0] == 2**40
+    assert with_defaults(inputs=np.full((8, 2), 1e300)).inputs[0, 0] == 1e300
 
 
 def test_is_frozen_and_names_its_classes():

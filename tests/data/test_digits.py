@@ -149,7 +149,7 @@ def test_damage_is_one_sentence(copied, damage):
     expected = (
         f"digits/1.0.0 in {copied} must hold 1437 train and 360 test examples (delete that folder and load again); got "
     )
-    with pytest.raises(RuntimeError, match=f"^{re.escape(expected)}"):
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}"):
         digits.load("train", copied)
 
 

@@ -171,7 +171,7 @@ def test_the_pipeline_takes_a_source():
 
 
 def test_images_of_many_sizes_make_no_batch():
-    sentence = "images must have one size to make a batch (see `cropped`); got (20, 30, 3), (21, 30, 3)"
+    sentence = "images must have one size to make a batch (see `cropped`); got (20, 30, 3) and (21, 30, 3)"
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         plain(smooth(20, 30), smooth(21, 30)).take(np.arange(2))
 
@@ -211,6 +211,16 @@ REFUSED = [
     (
         lambda folder: sources.load("stl10", "unlabelled", folder),
         "split of stl10 must be one of 'train', 'test'; got 'unlabelled'",
+    ),
+    (
+        lambda folder: sources.load("cifar10", "train", folder, test_share=0.2),
+        "test_share is for folders of images; got test_share=0.2 for cifar10",
+    ),
+    (lambda folder: sources.splits("cifar10", folder, test_share=0.2), "test_share is for folders of images"),
+    (
+        lambda folder: sources.load("cifar10", "train", folder, image_size=8),
+        "image_size is for folders of images and for imagenet2012 and places365_small, not in memory; "
+        "got image_size=8 for cifar10",
     ),
     (lambda folder: sources.prepare("cifar", folder), "name must be one of"),
     (lambda folder: plain(smooth(4, 4)).cropped(0), "size must be at least 1, or None for images as they are stored; "),
@@ -266,13 +276,13 @@ def test_another_format_is_refused_with_the_command_that_converts(tmp_path, cifa
         f"cifar10/3.0.2 in {tmp_path} must be stored as array_record (run `tfds convert_format "
         f"--dataset_version_dir={cifar10} --out_file_format=array_record`); got tfrecord"
     )
-    with pytest.raises(RuntimeError, match=f"^{re.escape(sentence)}$"):
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         sources.load("cifar10", "train", tmp_path)
 
 
 def test_a_split_that_was_not_prepared_is_named(tmp_path, imagenet):
     sentence = f"imagenet2012/5.1.0 in {tmp_path} must hold the split 'validation'; got 'train'"
-    with pytest.raises(RuntimeError, match=f"^{re.escape(sentence)}$"):
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         sources.load("imagenet2012", "validation", tmp_path)
 
 
@@ -290,8 +300,10 @@ DAMAGE = {
 def test_damage_is_one_sentence(tmp_path, cifar10, damage):
     damage(cifar10)
     sentence = f"cifar10/3.0.2 in {tmp_path} must be readable (delete that folder and prepare it again); got "
-    with pytest.raises(RuntimeError, match=f"^{re.escape(sentence)}"):
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
         sources.load("cifar10", "train", tmp_path)
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
+        sources.load("cifar10", "train", tmp_path, in_memory=False).take(np.arange(8))
 
 
 def test_our_own_sets_come_through_the_same_door(tmp_path):

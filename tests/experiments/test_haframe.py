@@ -9,7 +9,7 @@ import pytest
 from prepared import encoded, smooth
 
 from experiments import haframe, haframe_questions, haframe_trees
-from nc_jax.data import hierarchies, sources
+from nc_jax.data import hierarchies
 from nc_jax.hierarchy import read_parent_child
 from nc_jax.methods import METHODS, Setting
 from nc_jax.study import Comparison, cli, confusion_trees
@@ -124,8 +124,7 @@ def test_every_variant_of_a_question_is_another_one_that_can_be_made(question):
 
 
 @pytest.mark.slow
-def test_a_preset_of_the_paper_trains_on_a_folder_of_images_with_a_tree_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "IMAGE_SIZE", 32)
+def test_a_preset_of_the_paper_trains_on_a_folder_of_images_with_a_tree_of_its_own(tmp_path):
     families = {"airbus": ["a320", "a380"], "cessna": ["c172", "c208"]}
     names = [name for family in families.values() for name in family]
     for split, count in (("train", 4), ("test", 2)):
@@ -138,7 +137,7 @@ def test_a_preset_of_the_paper_trains_on_a_folder_of_images_with_a_tree_of_its_o
     flags = ["--data.data-dir", str(tmp_path / "data"), "--data.tree", str(tmp_path / "tree.json")]
     flags += ["--methods", "haframe", "--seeds", "1", "--loop.epochs", "1", "--loop.evaluate-every", "1"]
     flags += ["--loop.batch-size", "8", "--loop.devices", "1", "--workdir", str(tmp_path / "run")]
-    flags += ["--backbone.name", "resnet18", "--backbone.width-multiplier", "0.0625"]
+    flags += ["--backbone.name", "resnet18", "--backbone.width-multiplier", "0.0625", "--data.image-size", "32"]
     summary = haframe.run_comparison(config_of(*flags, preset="paper-fgvc-aircraft"))
     assert np.isfinite(summary["cases"][""]["HAFrame"]["ahd@1"]).all()
     assert np.shape(summary["class_accuracy"][""]["HAFrame"]) == (1, 4)

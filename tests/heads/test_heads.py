@@ -1,5 +1,6 @@
 """Heads as pure functions: in plain JAX, Linen, NNX and Equinox they give the same numbers."""
 
+import re
 from functools import partial
 
 import equinox as eqx
@@ -18,6 +19,7 @@ from nc_jax.hierarchy import LabelTree
 from nc_jax.losses import cross_entropy
 from nc_jax.models import FixedHead, HeadModule
 from nc_jax.models.nnx import NNXHead
+from nc_jax.solvers import Status
 
 K, DIM, INPUTS, N, STEPS = 4, 6, 5, 24, 4
 KEY, RATE = jax.random.key(0), 0.05
@@ -294,3 +296,96 @@ def test_a_fixed_frame_is_stored_in_float32_under_bfloat16_features():
     rounded = cosines(simplex_etf(K, DIM, key=KEY, dtype=jnp.bfloat16))
     assert np.abs(rounded - oracles.gram_of_simplex(K)).max() > 1e-4, "bfloat16 would not do"
     assert head.init(KEY, DIM, jnp.float16)[1]["frame"].dtype == jnp.float32
+
+
+# --- What goes wrong in a user's own loop. ---
+
+
+@pytest.mark.parametrize("bad", ["a NaN", "an infinity", "a label that is no class", "a label below -1"])
+def test_a_bad_batch_leaves_the_state_as_it_was(bad):
+    head = heads.nearest(K)
+    params, state = head.init(KEY, DIM)
+    step = compiled(partial(head.apply, train=True))
+    features, labels = BATCHES[0][0] @ WEIGHTS, BATCHES[1][0]
+    _, state = step(params, state, features, labels)
+    spoiled = {
+        "a NaN": (features.at[0, 0].set(jnp.nan), labels),
+        "an infinity": (features.at[0, 0].set(jnp.inf), labels),
+        "a label that is no class": (features, labels.at[0].set(K)),
+        "a label below -1": (features, labels.at[0].set(-2)),
+    }[bad]
+    output, after = step(params, state, *spoiled)
+    assert int(output.solution.status) == Status.NON_FINITE
+    assert jnp.isnan(output.logits).any()
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+    output, _ = step(params, after, features, labels)
+    assert int(output.solution.status) == Status.CONVERGED
+
+
+def test_labels_without_train_are_worth_a_word():
+    head = heads.nearest(K)
+    params, state = head.init(KEY, DIM)
+    with pytest.warns(UserWarning, match="a nearest head learns from labels only with train=True; got labels without"):
+        head.apply(params, state, jnp.ones((2, DIM)), jnp.zeros(2, int))
+
+
+@pytest.mark.parametrize("settings", [{}, *NEAREST.values()], ids=["default", *NEAREST])
+def test_the_first_frame_is_that_of_the_first_rotation(settings):
+    settings = {"initial": "random"} | settings
+    head = heads.nearest(K, **settings)
+    params, state = head.init(KEY, DIM)
+    for found in (state, HeadModule(head).init(KEY, jnp.ones((2, DIM)))["nearest"]):
+        cosines_of = np.linalg.norm(found["rotation"].T @ found["frame"]) / np.linalg.norm(found["frame"])
+        np.testing.assert_allclose(cosines_of, 1, atol=1e-5)
+        if "template" not in settings and settings.get("reduced", True):
+            expected = found["rotation"] @ (np.sqrt(K / (K - 1)) * simplex_template(K))
+            np.testing.assert_allclose(found["frame"], expected, atol=1e-5)
+    assert params is not None
+
+
+ANY_HEAD = HEADS | {
+    "rotated": heads.rotated(K),
+    "rotated by free numbers": heads.rotated(K, parametrisation="cayley"),
+    "tree softmax": heads.tree_softmax(FLAT),
+    "levels": heads.levels(LabelTree.from_edges(PAIRS)),
+}
+
+
+@pytest.mark.parametrize("head", ANY_HEAD.values(), ids=ANY_HEAD)
+def test_features_of_another_width_are_refused(head):
+    params, state = head.init(KEY, DIM)
+    with pytest.raises(ValueError, match=r"^features must have .* the head was initialised; got"):
+        head.apply(params, state, jnp.ones((2, DIM - 1)))
+    with pytest.raises(ValueError, match=r"^features must have .* the head was initialised; got"):
+        HeadModule(head).apply({"params": params, head.collection: state}, jnp.ones((2, DIM - 1)))
+
+
+@pytest.mark.parametrize("head", ANY_HEAD.values(), ids=ANY_HEAD)
+def test_wrong_labels_are_refused_by_every_head(head):
+    params, state = head.init(KEY, DIM)
+    for labels, sentence in [
+        (np.eye(K), "take argmax"),
+        (np.zeros((K, 1), int), r"take labels\[:, 0\]"),
+        (np.arange(K) + 0.0, "got dtype float64"),
+        (np.arange(K) + 1, "subtract 1 from labels that begin at 1"),
+        (np.arange(K + 1), r"labels must have shape \(4,\), one label for each row of features"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            head.apply(params, state, jnp.ones((K, DIM)), labels, train=True)
+    with pytest.raises(ValueError, match=r"mask must be booleans of shape \(4,\); got bool of shape \(3,\)"):
+        head.apply(params, state, jnp.ones((K, DIM)), np.arange(K), train=True, mask=np.ones(3, bool))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"min_alpha": -0.1}, "min_alpha must lie in [0, 1]; got -0.1"),
+        (
+            {"stop_gradient": (3, 1)},
+            "stop_gradient must be True, False or a pair of steps 0 <= start <= stop; got (3, 1)",
+        ),
+    ],
+)
+def test_options_out_of_range_are_refused(options, sentence):
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        heads.NearestOptions(**options)

@@ -111,7 +111,12 @@ def test_the_range_of_gamma_ends_where_the_frame_does():
 
 D2 = 1.0 - np.eye(3)
 WRONG = {
-    "nan": (np.where(np.eye(3) > 0, 0, np.nan), {}, "finite"),
+    "nan": (np.where(np.eye(3) > 0, 0, np.nan), {}, "distances must be finite; got nan between class 0 and 1"),
+    "a mapping to nan": (
+        D2,
+        {"mapping": lambda u: np.where(u > 0, np.inf, 1.0)},
+        r"a mapping gives finite similarities; got inf for u = 1$",
+    ),
     "asymmetric": (np.array([[0.0, 1], [2, 0]]), {}, "got 1.0 from class 0 to 1 and 2.0 back"),
     "diagonal": (np.ones((3, 3)), {}, "class 0 has not"),
     "equal classes": (np.zeros((3, 3)), {}, "got 0.0 between 0 and 1"),

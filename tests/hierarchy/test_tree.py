@@ -97,6 +97,19 @@ def test_what_is_no_tree_is_refused_by_name(case):
         LabelTree.from_edges(edges)
 
 
+def test_a_class_at_an_inner_node_gets_a_leaf_of_its_own():
+    classes = (*"abcdexz",)
+    tree = LabelTree.from_edges(UNEVEN).with_leaves(classes).ordered(classes)
+    at = dict(zip(tree.classes, tree.distances(), strict=True))
+    assert [at["x"][tree.classes.index(name)] for name in "abzd"] == [2, 2, 2, 3]  # z is below x, d is not
+    assert at["z"][tree.classes.index("b")] == 1
+    assert {"x (all)", "z (all)"} < set(tree.nodes)
+    same = LabelTree.from_edges(UNEVEN)
+    assert same.with_leaves("abcde").nodes == same.nodes
+    with pytest.raises(ValueError, match=r"takes another name; 'x \(all\)' is there already$"):
+        LabelTree.from_edges([*UNEVEN, ("y", "x (all)")]).with_leaves(["x"])
+
+
 @pytest.mark.parametrize(
     ("classes", "sentence"),
     [
@@ -118,6 +131,8 @@ def test_bundled_trees_have_the_classes_of_their_sets():
     assert np.all((cifar.distances() == 1).sum(axis=0) == 4)
     with pytest.raises(ValueError, match="a tree must be one of cifar100, digits"):
         hierarchies.load("trees")
+    with pytest.raises(ValueError, match=r"^inner must be one of 'refuse', 'leaf'; got 'drop'$"):
+        hierarchies.load("digits", inner="drop")
     with pytest.raises(ValueError, match="class names"):
         hierarchies.load("glyphs/shape")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 
 from nc_jax.metrics import (
@@ -131,9 +132,7 @@ def test_nc1_in_float32_for_nearly_dependent_means(condition):
     means = basis * np.geomspace(1, 1 / condition, 5) @ weights[:, 1:].T
     root = rng.normal(size=(16, 16)) / 10
     scatter = root @ root.T
-    stats = ClassStatistics(
-        jnp.ones(6, jnp.int32), jnp.asarray(means), jnp.asarray(scatter), jnp.full(6, np.trace(scatter) / 6)
-    )
+    stats = oracles.statistics_of(np.ones(6), means, scatter, np.full(6, np.trace(scatter) / 6))
     # The smallest singular value has a relative error of eps * condition. From eigh of a Gram matrix, at a condition of
     # 1e4, its relative error would be of order one.
     expected = np.sum(np.sum((basis.T @ scatter) * basis.T, axis=1) / 6 * np.geomspace(1, condition, 5) ** 2)
@@ -299,9 +298,51 @@ def test_bfloat16_classifiers_are_measured_in_float32():
     stats = from_batch(features, labels, 3)
     metrics = measure(stats, frame, bias)
     same = measure(stats, frame.astype(jnp.float32), bias.astype(jnp.float32))
-    for name in metrics.keys() - {"num_present"}:
+    for name in metrics.keys() - {"num_present", "without_class"}:
         assert metrics[name].dtype == jnp.float32
         np.testing.assert_allclose(metrics[name], same[name])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e22, 1e30])
+def test_scale_matters_to_no_metric_in_float32(scale):
+    features, labels, frame, bias = gaussian_classes(**FEW, dtype=jnp.float32)
+    zeros = jnp.zeros_like(bias)
+    before = measure(from_batch(features, labels, 3), frame, zeros)
+    stats = from_batch(features * scale, labels, 3)
+    after = measure(stats, frame * scale, zeros)
+    for name in before.keys() - {"nc4_bias"}:
+        np.testing.assert_allclose(after[name], before[name], rtol=1e-4, err_msg=name)
+    assert not jnp.isnan(after["nc4_bias"])
+    agreed = agreement(features * scale, frame * scale, None, stats.means)
+    assert agreed == agreement(features, frame, None, from_batch(features, labels, 3).means)
+
+
+def test_without_a_classifier_its_metrics_are_left_out():
+    features, labels, frame, _ = gaussian_classes(**FEW, dtype=jnp.float32)
+    stats = from_batch(features, labels, 3)
+    alone, together = collapse_metrics(stats), collapse_metrics(stats, frame)
+    assert sorted(alone) == ["equiangle_means", "equinorm_means", "nc1", "nc2_means", "num_present", "without_class"]
+    assert all(alone[name] == together[name] for name in alone)
+    with pytest.raises(ValueError, match="a bias needs the frame of its classifier"):
+        collapse_metrics(stats, None, jnp.zeros(3))
+
+
+def test_a_frame_may_be_given_as_rows():
+    features, labels, frame, bias = gaussian_classes(**FEW, dtype=jnp.float32)
+    stats = from_batch(features, labels, 3)
+    found = collapse_metrics(stats, np.asarray(frame).T, np.asarray(bias), rows=True)
+    assert found == collapse_metrics(stats, frame, bias)
+    with pytest.raises(ValueError, match=r"frame must have shape \(3, .*\), one row per class; got"):
+        collapse_metrics(stats, frame, bias, rows=True)
+
+
+@pytest.mark.parametrize(("num_classes", "dim"), [(10, 3), (40, 20)])
+def test_the_least_distance_where_no_simplex_fits(x64, num_classes, dim):
+    """Attained by the projection of a simplex to d dimensions."""
+    vectors = jnp.asarray(
+        np.linalg.qr(np.c_[np.ones(num_classes), np.random.default_rng(0).normal(size=(num_classes, dim))])[0][:, 1:].T
+    )
+    np.testing.assert_allclose(etf_distance(vectors), np.sqrt(2 - 2 * np.sqrt(dim / (num_classes - 1))), rtol=1e-9)
 
 
 # The library's own error messages, without the shape checks that the tests install around every function.
@@ -311,7 +352,9 @@ def test_errors_say_what_was_expected_and_what_came():
         inspect.unwrap(within_class_collapse)(stats, "svd")
     with pytest.raises(ValueError, match="form must be one of product, difference; got 'cosine'"):
         inspect.unwrap(self_duality)(frame, stats, "cosine")
-    with pytest.raises(ValueError, match=r"frame must have shape \(3, 4\) like the class means; got \(4, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"frame must have shape \(3, 4\) like the class means; got \(4, 3\): transpose it"
+    ):
         collapse_metrics(stats, frame.T)
     with pytest.raises(ValueError, match=r"shape \(dim, classes\) with classes >= 2; got \(3, 1\)"):
         etf_distance(frame[:, :1])
@@ -323,5 +366,5 @@ def test_errors_say_what_was_expected_and_what_came():
         inspect.unwrap(bias_collapse)(frame, jnp.ones(4), jnp.ones(4))
     with pytest.raises(ValueError, match=r"got \(5, 2\), \(3, 4\) and \(3, 4\)"):
         inspect.unwrap(nearest_centre_agreement)(jnp.ones((5, 2)), frame, None, frame)
-    with pytest.raises(ValueError, match=r"labels must have shape \(5,\) like the features; got \(4,\)"):
+    with pytest.raises(ValueError, match=r"labels must have shape \(5,\), one label for each row"):
         inspect.unwrap(nearest_centre_agreement)(jnp.ones((5, 3)), frame, None, frame, labels=jnp.ones(4, int))

@@ -155,9 +155,9 @@ def test_a_wrong_gradient_does_not_converge(x64):
     np.testing.assert_allclose(found.point, init, atol=1e-6)
 
 
-@pytest.mark.parametrize("max_inner_iterations", [None, 63])
+@pytest.mark.parametrize("max_inner_iterations", [3000, 1300])
 def test_a_converged_solve_has_a_small_gradient(x64, max_inner_iterations):
-    """Also if conjugate gradients are cut off: at a condition of 1e5, 63 iterations (the dimension) are too few."""
+    """Also if the limit cuts some solves off, at a condition of 1e5."""
     rng = np.random.default_rng(0)
     lefts, rights = np.linalg.qr(rng.normal(size=(20, 12, 9)))[0], np.linalg.qr(rng.normal(size=(20, 9, 9)))[0]
     matrices = lefts * np.logspace(0, -5, 9) @ np.swapaxes(rights, 1, 2)
@@ -171,7 +171,9 @@ def test_a_converged_solve_has_a_small_gradient(x64, max_inner_iterations):
     )
     found = jax.device_get(jax.jit(jax.vmap(procrustes))(inits, matrices))
     converged = found.status <= Status.CONVERGED_TO_PRECISION
-    assert converged.sum() == 20 if max_inner_iterations is None else converged.sum() > 0
+    assert converged.sum() == 20 if max_inner_iterations == 3000 else 0 < converged.sum() < 20
+    np.testing.assert_array_equal(found.status[~converged], Status.ITERATION_LIMIT)
+    assert found.inner_iterations.max() <= max_inner_iterations
     assert found.grad_norm[converged].max() < 1e-14
     for point, matrix in zip(found.point[converged], matrices[converged], strict=True):
         # The smallest eigenvalue of the Hessian is 1e-5.

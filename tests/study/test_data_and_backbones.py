@@ -1,11 +1,13 @@
 """Data sets and networks by name."""
 
+import dataclasses
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from prepared import encoded, smooth
 
 from nc_jax.study import backbones
 from nc_jax.study.backbones import BackboneOptions, make_backbone
@@ -43,11 +45,58 @@ def test_glyphs_come_in_any_number_and_are_preprocessed_on_the_device():
         ({"name": "cifar"}, "name must be one of"),
         ({"without_class": 10}, "without_class must lie in 0..9; got 10"),
         ({"tree": "cifar100"}, "'0' is no node"),
+        ({"image_size": 8}, "image_size and test_share are for images in files; got image_size=8, test_share=None for"),
+        ({"name": "glyphs", "test_share": 0.2}, "image_size and test_share are for images in files; got"),
     ],
 )
 def test_sets_that_cannot_be_had_are_refused(data_dir, options, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         load(DataOptions(data_dir=data_dir, **options))
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of two classes with five images each and no split."""
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(5):
+            (tmp_path / "pets" / name / f"{number}.png").write_bytes(encoded(smooth(80, 90, turn=number), "png"))
+    return DataOptions("pets", data_dir=str(tmp_path), test_share=0.2)
+
+
+def test_a_folder_of_images_is_shared_and_brought_to_one_size(photographs, capsys):
+    data = load(photographs)
+    assert (len(data.train), len(data.test), data.size) == (8, 2, 80)
+    small = load(dataclasses.replace(photographs, image_size=16), flat=True)
+    assert [part.take(np.arange(2)).inputs.shape for part in (small.train, small.test)] == [(2, 16, 16, 3)] * 2
+    assert capsys.readouterr().err == ""
+    load(photographs, flat=True)
+    sentence = "the MLP gets 19,200 inputs from images of shape (80, 80, 3); a convolutional network (--backbone.name "
+    assert capsys.readouterr().err.startswith(sentence)
+    with pytest.raises(FileNotFoundError, match=r"or --data.test-share 0.2, tests on a fifth of each class\)$"):
+        load(dataclasses.replace(photographs, test_share=None))
+
+
+def test_trees_that_people_have_are_taken_if_asked(photographs, tmp_path):
+    (tmp_path / "tree.csv").write_text("parent,child\nany,pet\nany,cat\npet,cat\ncat,dog\n", encoding="utf-8")
+    asked = dataclasses.replace(photographs, tree=str(tmp_path / "tree.csv"))
+    with pytest.raises(
+        ValueError, match=r"\(parents='shallowest', or --data.tree-parents shallowest, .*'cat' has a second"
+    ):
+        load(asked)
+    asked = dataclasses.replace(asked, tree_parents="shallowest")
+    with pytest.raises(
+        ValueError, match=r"\(inner='leaf', or --data.tree-inner leaf, gives .*; 'cat' is an inner node$"
+    ):
+        load(asked)
+    tree = load(dataclasses.replace(asked, tree_inner="leaf")).tree
+    assert (tree.classes, tree.nodes) == (("cat", "dog"), ("any", "cat (all)", "dog", "cat"))
+
+
+def test_a_training_set_alone_says_how_to_share_it(photographs, tmp_path):
+    (tmp_path / "pets").rename(tmp_path / "train")
+    with pytest.raises(ValueError, match=r"\(--data.test-share 0.2 tests on a fifth of each class\); got train$"):
+        load(DataOptions(str(tmp_path)))
 
 
 @pytest.mark.parametrize("name", backbones.BACKBONES)

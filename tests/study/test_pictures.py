@@ -84,6 +84,26 @@ def test_matrices_name_their_classes(tmp_path, drawn):
     assert len(list(tmp_path.iterdir())) == 4
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 10, 31, 100])
+def test_ticks_are_classes(tmp_path, drawn, count):
+    names = [rf"$\a{{{number}$" for number in range(count)] if count <= 30 else ()  # no formula
+    matrix = np.eye(count) + 0.1
+    heat_maps.confusion(tmp_path / "a.png", {"nearest": matrix}, names)
+    heat_maps.confusion(tmp_path / "b.png", {"nearest": matrix})
+    for figure in drawn:
+        low, high = figure.axes[0].get_xlim()
+        ticks = [tick for tick in figure.axes[0].get_xticks() if low <= tick <= high]
+        assert set(ticks) <= set(range(count))
+    labels = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
+    if names:
+        assert labels == names
+
+
+def test_long_names_leave_room_for_the_matrix(tmp_path, drawn):
+    heat_maps.confusion(tmp_path / "a.png", {"nearest": np.eye(2)}, ("a" * 24, "b" * 200))
+    assert [label.get_text() for label in drawn[0].axes[0].get_yticklabels()] == ["a" * 24, "b" * 23 + "…"]
+
+
 def test_points_have_a_row_per_name_and_an_interval_of_the_mean(tmp_path, drawn):
     values = {"HAFrame": [1.0, 2.0, 3.0], "cross-entropy": [float("nan"), 4.0, 5.0]}
     look = plots.looks({name: ("", name) for name in values})

@@ -81,6 +81,9 @@ def test_a_killed_run_resumes_bit_for_bit_with_its_extensions(kind, resident, tm
         batch_size: int = stream.batch_size
         ends: tuple = tuple(stream.ends)
 
+        def fingerprint(self):
+            return stream
+
         def plan(self, seed, segment):
             if segment == len(self.ends) - 1:
                 raise KilledError

@@ -1,6 +1,10 @@
 """The loop: exact resume, loud failure, classes that never appear."""
 
 import math
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import chex
 import jax
@@ -93,9 +97,9 @@ def test_a_checkpoint_of_another_model_is_refused(one_device, train_set, test_se
 
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "checkpoint_every", "keep_checkpoints"])
 def test_options_are_checked(name):
-    settings = {"epochs": 1, "batch_size": 1} | {name: 0}
-    with pytest.raises(ValueError, match=f"{name} must be at least 1; got 0"):
-        LoopOptions(**settings)
+    for value in (0, -1):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1; got {value}"):
+            LoopOptions(**{"epochs": 1, "batch_size": 1} | {name: value})
 
 
 @pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
@@ -110,3 +114,33 @@ def test_each_program_is_compiled_once(train_set, test_set, tmp_path, caplog, re
     # One program for the step and one for each of the two passes of evaluation. For resident sets, each pass is
     # compiled twice, because its program depends on the number of batches.
     assert compiled.count("jit(_fun)") == (5 if resident else 3)
+
+
+TWO_RUNS = """
+import sys, pathlib
+sys.path.insert(0, {tests!r})
+from toy_training import blobs, fit, make_trainer
+fit(make_trainer(1, epochs=20), blobs(100), blobs(40, seed=1), pathlib.Path(sys.argv[1]), run=sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_log_into_one_directory_without_loss(tmp_path):
+    program = TWO_RUNS.format(tests=str(Path(__file__).parents[1]))
+    both = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), run]) for run in ("a", "b")]
+    assert [process.wait() for process in both] == [0, 0]
+    for run in ("a", "b"):
+        assert [row["epoch"] for row in rows_of(tmp_path) if row["run"] == run] == list(range(21))
+
+
+@pytest.mark.slow
+def test_the_same_run_twice_at_once_is_one_run_and_one_sentence(tmp_path):
+    program = TWO_RUNS.format(tests=str(Path(__file__).parents[1]))
+    both = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path), "a"], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = {process.wait(): process.communicate()[1] for process in both}
+    assert set(said) == {0, 1}
+    assert re.search(r"BusyError: only one process at a time may work on run 'a' in .*; process \d+ on", said[1])
+    assert [row["epoch"] for row in rows_of(tmp_path)] == list(range(21))

@@ -19,9 +19,9 @@ SCHEDULES = {
     # Five steps of linear warm-up, then the schedule over the remaining steps; milestones count from the start.
     "cosine, warm-up": (
         {"warmup": 5.0},
-        [0.0, 0.1, 0.2, 0.3, 0.4] + [0.25 * (1 + np.cos(np.pi * i / 5)) for i in range(5)],
+        [0.5 * (7 * i + 1) / 35 for i in range(5)] + [0.25 * (1 + np.cos(np.pi * i / 5)) for i in range(5)],
     ),
-    "multistep, warm-up": ({"warmup": 2.0, "milestones": (5.0,)}, [0.0, 0.25, 0.5, 0.5, 0.5] + [0.05] * 5),
+    "multistep, warm-up": ({"warmup": 2.0, "milestones": (5.0,)}, [0.5 / 14, 0.5 * 8 / 14, 0.5, 0.5, 0.5] + [0.05] * 5),
 }
 
 
@@ -101,6 +101,25 @@ def test_weight_decay_is_added_to_the_gradient():
     np.testing.assert_allclose(optax.apply_updates(params, updates), 2 - 0.1 * (1 + 0.5 * 2))
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("decayed", ["all", "kernels"])
+def test_weight_decay_reaches_what_it_is_said_to_reach(name, decayed):
+    """Without a gradient, only the decay moves a parameter."""
+    options = OptimizerOptions(name, learning_rate=0.1, weight_decay=0.5, decayed=decayed)
+    optimizer = make_optimizer(options, epochs=1, epoch_steps=1)
+    params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2), "norm": {"scale": jnp.ones(2)}}
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    moved = jax.tree.map(lambda update: bool(jnp.any(update != 0)), updates)
+    assert moved == {"kernel": True, "bias": decayed == "all", "norm": {"scale": decayed == "all"}}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_no_step_of_a_warm_up_has_the_rate_zero(steps):
+    schedule = make_schedule(OptimizerOptions(learning_rate=0.5, warmup=float(steps)), epochs=10, epoch_steps=1)
+    expected = [0.5 * step / steps for step in range(1, steps + 1)] + [0.5]
+    np.testing.assert_allclose([schedule(step) for step in range(steps + 1)], expected, rtol=1e-6)
+
+
 REFUSED = {
     "learning_rate must be positive; got 0.0": {"learning_rate": 0.0},
     "momentum must lie in [0, 1); got 1.0": {"momentum": 1.0},
@@ -112,6 +131,15 @@ REFUSED = {
         "milestones": (3.0, 2.0),
     },
     '"one-cycle" has its own warm-up; got warmup=1.0': {"schedule": "one-cycle", "warmup": 1.0},
+    'momentum and nesterov are settings of "sgd"; got momentum=0.5 and nesterov=False for "adam"': {
+        "name": "adam",
+        "momentum": 0.5,
+    },
+    'momentum and nesterov are settings of "sgd"; got momentum=0.9 and nesterov=True for "adamw"': {
+        "name": "adamw",
+        "nesterov": True,
+    },
+    'decayed="kernels" needs a weight_decay above 0; got 0': {"decayed": "kernels"},
     '"agd" sets its own step, without schedule, warm-up or weight decay': {"name": "agd", "schedule": "cosine"},
 }
 

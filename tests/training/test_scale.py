@@ -125,27 +125,33 @@ def test_options_are_checked(settings, sentence):
 # --- SIGTERM. ---
 
 
-@pytest.mark.parametrize("resident", [True, False])
-def test_a_run_that_was_told_to_stop_ends_as_the_unbroken_one(train_set, test_set, tmp_path, resident):
-    """Training stops after an epoch (resident set) or within it (streamed set); after resuming, the log is complete."""
+STOPS = {  # resident?, the part of the trainer that is at work when the signal comes, in which call, the step saved
+    "between the steps": (False, "step", 7, 7),
+    "in an epoch on the device": (True, "segment", 1, 8),
+    "in the report of an epoch": (False, "evaluate", 3, 9),
+    "after the last step": (False, "step", 27, 27),
+}
+
+
+@pytest.mark.parametrize(("resident", "part", "call", "step"), STOPS.values(), ids=STOPS)
+def test_a_run_that_was_told_to_stop_ends_as_the_unbroken_one(test_set, tmp_path, resident, part, call, step):
+    """Training stops after the step, and saves it before anything else; after resuming, the log is complete."""
+    train_set = blobs(200)  # nine steps an epoch: more than run on the device before the host looks for a signal
     trainer = make_trainer(1, resident=resident, checkpoint_every=100, backbone=NormalisedMLP())
     unbroken = fit(trainer, train_set, test_set, tmp_path / "unbroken")
-    taken, original = [], trainer.step
+    calls, original = [], getattr(trainer, part)
 
-    def interrupted(*arguments):
-        taken.append(None)
-        if len(taken) == 7:
+    def interrupted(*arguments, **keywords):
+        calls.append(None)
+        if len(calls) == call:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(*arguments)
+        return original(*arguments, **keywords)
 
-    def on_epoch(epoch, metrics):
-        if resident and epoch == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    trainer.step = interrupted
-    with pytest.raises(PreemptedError, match=f"run was asked to stop; step {10 if resident else 7} is saved in"):
-        fit(trainer, train_set, test_set, tmp_path / "broken", on_epoch=on_epoch)
-    trainer.step = original
+    setattr(trainer, part, interrupted)
+    with pytest.raises(PreemptedError, match=f"run was asked to stop; step {step} is saved in"):
+        fit(trainer, train_set, test_set, tmp_path / "broken")
+    setattr(trainer, part, original)
+    assert [row["epoch"] for row in rows_of(tmp_path / "broken")] == list(range((step - 1) // 9 + 1))
     resumed = fit(trainer, train_set, test_set, tmp_path / "broken")
     chex.assert_trees_all_equal(resumed, unbroken)
     assert rows_of(tmp_path / "broken") == rows_of(tmp_path / "unbroken")

@@ -9,7 +9,7 @@ import pytest
 from toy_training import make_trainer
 
 from nc_jax.data import Batch
-from nc_jax.models import MLP, Classifier, LearnedHead
+from nc_jax.models import MLP, Classifier, LearnedHead, NearestHead
 from nc_jax.solvers import Status, TrustRegionOptions
 from nc_jax.streams import batches
 from nc_jax.training import create_state, make_train_step
@@ -62,3 +62,28 @@ def test_an_unfinished_solve_is_reported(train_set):
     _, metrics = trainer.step(trainer.init(train_set, seed=0), next(batches(train_set, 24, seed=0, num_steps=1)))
     assert int(metrics.solve_status) == Status.ITERATION_LIMIT
     assert float(metrics.solve_grad_norm) > 1e-4
+
+
+@pytest.mark.parametrize("wrong", [4, -1, -7])
+@pytest.mark.parametrize("head", [LearnedHead(4), NearestHead(4)], ids=["learned", "nearest"])
+def test_labels_that_are_no_class_are_counted_and_the_step_is_not_taken(train_set, wrong, head):
+    model, optimizer = Classifier(MLP((), 8), head), optax.sgd(0.1)
+    state = create_state(model, optimizer, jax.random.key(0), train_set.inputs[:1])
+    labels = train_set.labels[:24].copy()
+    labels[[3, 5, 20]] = wrong
+    batch = Batch(train_set.inputs[:24], labels, mask=np.arange(24) < 20)  # one of the three is padding
+    after, metrics = jax.jit(make_train_step(model, optimizer))(state, batch)
+    assert int(metrics.without_class) == 2
+    assert not bool(metrics.finite)
+    chex.assert_trees_all_equal(after.replace(totals=state.totals), state)
+    assert after.totals.summary()["without_class"] == 2
+
+
+def test_one_hot_labels_and_other_masks_are_refused(learned, train_set):
+    model, optimizer, step = learned
+    state = create_state(model, optimizer, jax.random.key(0), train_set.inputs[:1])
+    inputs, labels = train_set.inputs[:8], train_set.labels[:8]
+    with pytest.raises(ValueError, match="take argmax"):
+        step(state, Batch.of(inputs, np.eye(4)[labels]))
+    with pytest.raises(ValueError, match=r"mask must be booleans of shape \(8,\); got float32 of shape \(8,\)"):
+        step(state, Batch(inputs, labels, np.ones(8, np.float32)))

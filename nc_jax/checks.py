@@ -1,0 +1,197 @@
+"""What callers hand over: real arrays and class labels, checked in one place, so that a wrong one gives one sentence.
+
+Arrays may be JAX or NumPy arrays, lists, or whatever `numpy.asarray` reads (tensors of PyTorch, for instance). Inside
+`jax.jit` the values are unknown. Shapes and dtypes are checked there too, while JAX traces the function. The range of
+labels is not: `without_class` finds such labels, so that callers can count them or answer NaN.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int
+
+from nc_jax.arrays import at_least_float32
+
+PADDING_LABEL = -1  # not a class number, so code that forgets the mask does not count padding as an example of a class
+
+# Plain names for the type Any: shapes and dtypes come from the user, so they are checked below and not by annotations.
+Reals = Any  # real numbers, in an array
+Labels = Any  # class numbers of examples, in an array of integers
+Mask = Any  # True for examples, False for padding, in an array of booleans
+
+
+def as_array(value: Any, name: str) -> Array | np.ndarray:
+    """Return JAX arrays as they are, and everything else as a NumPy array.
+
+    Args:
+        value: an array, or what `numpy.asarray` reads.
+        name: name of the argument, for the error.
+
+    Raises:
+        ValueError: if NumPy cannot read it.
+    """
+    if isinstance(value, jax.Array):
+        return value
+    try:
+        return np.asarray(value)
+    except Exception as error:  # whatever a foreign type raises: PyTorch has a RuntimeError for tensors with gradients
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{name} must be an array; got a {type(value).__name__} that NumPy cannot read ({reason})"
+        ) from None
+
+
+def is_real(dtype: Any) -> bool:
+    """Return whether a dtype is floating (bfloat16 included) or integer and has at most 64 bits."""
+    number = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    return number and np.dtype(dtype).itemsize <= 8
+
+
+def real_array(value: Reals, name: str) -> Float[Array, "..."]:
+    """Return real numbers as a floating JAX array, in their own dtype or, for integers, in float32.
+
+    Args:
+        value: an array, or what `numpy.asarray` reads.
+        name: name of the argument, for the error.
+
+    Raises:
+        ValueError: if the numbers are not real, or are finite but too large for the dtype in which JAX keeps them.
+
+    Example:
+        >>> real_array([[1, 2]], "features").dtype
+        dtype('float32')
+    """
+    array = as_array(value, name)
+    if not is_real(array.dtype):
+        raise ValueError(f"{name} must be real numbers of at most 64 bits; got dtype {array.dtype}")
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        return jnp.asarray(array.astype(jnp.float32))  # in NumPy, because JAX would wrap 64-bit integers around
+    if isinstance(array, np.ndarray):
+        check_representable(array, name)
+    return jnp.asarray(array)
+
+
+def check_representable(array: np.ndarray, name: str) -> None:
+    """Raise a ValueError if a finite number would become an infinity, or an integer another, in JAX's own dtypes.
+
+    JAX keeps 64-bit numbers in 32 bits unless `jax_enable_x64` is set.
+    """
+    kept = jax.dtypes.canonicalize_dtype(array.dtype)
+    if kept == array.dtype or not array.size:
+        return
+    limits: Any = jnp.finfo(kept) if jnp.issubdtype(kept, jnp.floating) else jnp.iinfo(kept)
+    largest = array.max(where=np.isfinite(array), initial=0)
+    smallest = array.min(where=np.isfinite(array), initial=0)
+    if largest > float(limits.max) or smallest < float(limits.min):
+        worst = largest if largest > float(limits.max) else smallest
+        raise ValueError(
+            f"{name} must fit into {kept}, in which JAX keeps {array.dtype}; got {worst:.6g} "
+            "(scale them, or set jax_enable_x64)"
+        )
+
+
+def checked_labels(
+    labels: Labels, num_classes: int | None = None, *, rows: int | None = None, of: str = "features"
+) -> Int[Array, " batch"]:
+    """Return class labels as int32, once they are integers of shape (batch,) that name classes or padding.
+
+    Args:
+        labels: shape (N,), class numbers 0..K-1, or `PADDING_LABEL` (-1) for padding.
+        num_classes: K; None for functions that use only the sign of labels.
+        rows: N, the number of rows of the array that the labels belong to; None if there is none.
+        of: name of that array, for the error.
+
+    Raises:
+        ValueError: if shape or dtype is wrong or, for values that are known, a label is no class.
+
+    Example:
+        >>> checked_labels([0, 2, -1], 3).tolist()
+        [0, 2, -1]
+    """
+    array = as_array(labels, "labels")
+    check_label_shape(array)
+    if rows is not None and len(array) != rows:
+        raise ValueError(f"labels must have shape ({rows},), one label for each row of {of}; got shape {array.shape}")
+    if not isinstance(array, Tracer) and getattr(array, "is_fully_addressable", True):
+        check_label_range(np.asarray(array), num_classes)
+    return jnp.asarray(array if isinstance(array, jax.Array) else array.astype(np.int32)).astype(jnp.int32)
+
+
+def checked_scores(logits: Reals, labels: Labels) -> tuple[Float[Array, "batch classes"], Int[Array, " batch"]]:
+    """Return logits in at least float32, and their labels.
+
+    Raises:
+        ValueError: if the logits do not have shape (N, K), or the labels are not integers of shape (N,) in -1..K-1.
+    """
+    logits = at_least_float32(real_array(logits, "logits"))
+    if logits.ndim != 2 or not logits.shape[1]:
+        raise ValueError(f"logits must have shape (batch, classes); got {logits.shape}")
+    return logits, checked_labels(labels, logits.shape[1], rows=len(logits), of="logits")
+
+
+def checked_mask(mask: Mask, rows: int) -> Bool[Array, " batch"]:
+    """Return the mask as a JAX array, once it is boolean and has shape (rows,)."""
+    mask = as_array(mask, "mask")
+    if mask.shape != (rows,) or mask.dtype != bool:
+        raise ValueError(f"mask must be booleans of shape ({rows},); got {mask.dtype} of shape {mask.shape}")
+    return jnp.asarray(mask)
+
+
+def check_label_shape(labels: Array | np.ndarray) -> None:
+    """Raise a ValueError unless labels are integers on one axis."""
+    wanted = "labels must be integers of shape (batch,)"
+    if labels.ndim != 1:
+        one_hot, column = labels.ndim == 2 and labels.shape[1] > 1, labels.ndim == 2 and labels.shape[1] == 1
+        remedy = "; take argmax(axis=1) of one-hot labels" if one_hot else "; take labels[:, 0]" if column else ""
+        raise ValueError(f"{wanted}; got shape {labels.shape}{remedy}")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"{wanted}; got dtype {labels.dtype}; convert class numbers by labels.astype(int)")
+
+
+def check_label_range(labels: np.ndarray, num_classes: int | None, *, padding: bool = True) -> None:
+    """Raise a ValueError unless labels lie in 0..K-1.
+
+    Args:
+        labels: integers of shape (N,).
+        num_classes: K; None: no upper end.
+        padding: allow `PADDING_LABEL`, too.
+    """
+    wrong = labels < (PADDING_LABEL if padding else 0)
+    if num_classes is not None:
+        wrong |= labels >= num_classes
+    outside = np.flatnonzero(wrong)
+    if not outside.size:
+        return
+    such = "1 such label" if outside.size == 1 else f"{outside.size} such labels"
+    wanted = "be at least 0" if num_classes is None else f"lie in 0..{num_classes - 1} for num_classes={num_classes}"
+    from_one = num_classes is not None and labels.max() == num_classes and labels.min() >= 1
+    raise ValueError(
+        f"labels must {wanted}{', or be -1 for padding' if padding else ''}; "
+        f"got {labels[outside[0]]} at index {outside[0]} ({such})"
+        f"{'; subtract 1 from labels that begin at 1' if from_one else ''}"
+    )
+
+
+def without_class(
+    labels: Int[Array, " batch"], num_classes: int, mask: Bool[Array, " batch"] | None = None
+) -> Bool[Array, " batch"]:
+    """Return which examples have a label that is no class: a mistake that only running code can find.
+
+    Args:
+        labels: shape (N,).
+        num_classes: K.
+        mask: True for examples, False for padding, shape (N,). None: labels of -1 mark padding.
+    """
+    if mask is None:
+        return (labels < PADDING_LABEL) | (labels >= num_classes)
+    return mask & ((labels < 0) | (labels >= num_classes))
+
+
+def nan_without_class(
+    values: Float[Array, " batch"], labels: Int[Array, " batch"], num_classes: int
+) -> Float[Array, " batch"]:
+    """Return the values of the examples, with NaN for those whose label is neither a class nor padding."""
+    return jnp.where(without_class(labels, num_classes), jnp.asarray(jnp.nan, values.dtype), values)
