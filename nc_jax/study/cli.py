@@ -28,6 +28,8 @@ class RunOptions:
         workdir: directory of a new run, which must not exist yet. None makes runs/<experiment>/<time>-<preset>.
         resume: directory of an interrupted run. The run is finished with the settings that it was started with; of a
             finished run, tables and pictures are made anew.
+        restart: with --resume, train anew what is not finished. The checkpoints so far are moved to the subfolder
+            "superseded".
         config: path of an earlier run's config.json. A new run starts with those settings, and with the flags given
             beside this one.
         dry_run: say how many runs and steps the settings ask for and about how long they take, then end.
@@ -40,6 +42,7 @@ class RunOptions:
 
     workdir: Path | None = None
     resume: Path | None = None
+    restart: bool = False
     config: Path | None = None
     dry_run: bool = False
     distributed: bool = False
@@ -157,12 +160,14 @@ def _parsed(start: Any, words: list[str], name: str) -> tuple[Any, Any]:
 
 
 def _check_run(config: RunOptions, start: RunOptions) -> None:
-    here = {name: getattr(config, name) for name in ("resume", "distributed", "picture_format")}
+    here = {name: getattr(config, name) for name in ("resume", "restart", "distributed", "picture_format")}
     if config.resume is not None and (config != dataclasses.replace(start, **here) or start.preset != "default"):
         raise ValueError(
             "--resume takes the settings of the run that it resumes, so it must be the only argument (but for "
-            "--picture-format and --distributed)"
+            "--restart, --picture-format and --distributed)"
         )
+    if config.restart and config.resume is None:
+        raise ValueError("--restart goes with --resume, which names the run; got none")
     if config.distributed and config.resume is None and config.workdir is None:
         raise ValueError("--distributed needs --workdir or --resume: every process must know the run's directory")
 

@@ -192,6 +192,7 @@ class Session:
             self.bar.advance(0, f"{name}: compiling, and the first epoch")
             trainer, stream = build()
             options: Any = {"seed": seed, "run": name, "directory": self.directory, "log": self.log}
+            options["restart"] = group.settings.restart
             try:
                 trained = trainer.fit(data.train, data.test, stream=stream, on_epoch=on_epoch, **options)
             except NonFiniteError as error:

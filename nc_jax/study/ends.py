@@ -50,7 +50,7 @@ def one_sentence(name: str) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(UNREAD) from None
     except BaseException as error:
-        preempted, _, status = _ends_of_training()
+        preempted, status, _ = _ends_of_training()
         if isinstance(error, (preempted, KeyboardInterrupt)):
             interrupted = isinstance(error, KeyboardInterrupt)
             say(f"{'interrupted' if interrupted else error}; {way_to_go_on()}")
@@ -81,10 +81,10 @@ def sentence_of(error: BaseException) -> str | None:
     first = str(error).partition("\n")[0]
     if isinstance(error, MemoryError) or (isinstance(error, jax.errors.JaxRuntimeError) and "EXHAUSTED" in first):
         return f"the memory must hold the network and a batch (a smaller --loop.batch-size needs less); got {first!r}"
-    _, diverged, _ = _ends_of_training()
-    # Data that turn out to be damaged, or a directory in use, are plain RuntimeErrors or BusyErrors.
-    mended = type(error) is RuntimeError or type(error).__name__ == "BusyError"
-    return str(error) if mended or isinstance(error, (ValueError, OSError, diverged)) else None
+    _, _, mended = _ends_of_training()
+    # Data that turn out to be damaged raise a plain RuntimeError.
+    known = type(error) is RuntimeError or isinstance(error, (ValueError, OSError, *mended))
+    return str(error) if known else None
 
 
 def _is_full(error: BaseException) -> bool:
@@ -92,9 +92,10 @@ def _is_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in NO_SPACE or "No space left on device" in str(error)
 
 
-def _ends_of_training() -> tuple[Any, Any, int]:
-    """Return two errors of training and the status after preemption; nothing where training is not loaded."""
+def _ends_of_training() -> tuple[Any, int, tuple[type[BaseException], ...]]:
+    """Return training's error of preemption, its status, and what users can mend; nothing where it is not loaded."""
     training = sys.modules.get("nc_jax.training")
     if training is None:
-        return (), (), 0
-    return training.PreemptedError, training.NonFiniteError, training.preemption.EXIT_STATUS
+        return (), 0, ()
+    mended = (training.NonFiniteError, training.BusyError, training.CheckpointError, training.UnequalDevicesError)
+    return training.PreemptedError, training.preemption.EXIT_STATUS, mended

@@ -16,7 +16,7 @@ from nc_jax.study.config import changed, differences
 from nc_jax.study.data import DataOptions
 from nc_jax.training import LoopOptions, OptimizerOptions
 
-FOLDERS = ("checkpoints", "tensorboard")  # of every run
+FOLDERS = ("checkpoints", "superseded", "tensorboard")  # of every run
 Changes = Mapping[str, Any]  # dotted names of settings and their values
 
 

@@ -208,7 +208,8 @@ def test_a_run_starts_from_the_backbone_of_another_and_is_resumed(tmp_path, digi
     words = ["--methods", "learned", "--backbone.checkpoint", str(checkpoint)]
     found = train(words, tmp_path / "second", digits_dir)
     (tmp_path / "second" / "results.jsonl").unlink()  # so that the settings are used again
-    main(nearest_etf.run_comparison, nearest_etf.PRESETS, ["--resume", str(tmp_path / "second")])
+    main(nearest_etf.run_comparison, nearest_etf.PRESETS, ["--resume", str(tmp_path / "second"), "--restart"])
+    assert (tmp_path / "second" / "superseded" / "learned-seed0").is_dir()
     again = json.loads((tmp_path / "second" / "summary.json").read_text())["cases"][""]
     assert again["learned"]["test/accuracy"] == found["learned"]["test/accuracy"]
 

@@ -26,7 +26,18 @@ class Inner:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pair:
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self):
+        if self.low > self.high:
+            raise ValueError(f"low must be at most high; got {self.low} and {self.high}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config(RunOptions):
+    pair: Pair = dataclasses.field(default_factory=Pair)
     inner: Inner = dataclasses.field(default_factory=Inner)
     folder: Path = Path("a")
     seeds: int = 3
@@ -112,6 +123,19 @@ def test_pictures_of_a_run_can_be_made_anew_in_another_format():
     assert [config.picture_format for _, config in found] == [None, "pdf"]
 
 
+def test_a_run_can_be_resumed_from_its_start():
+    call("--workdir", "one")
+    call("--resume", "one", "--restart")
+    call("--resume", "one")
+    assert [config.restart for _, config in found] == [False, True, False]
+
+
+def test_settings_of_a_run_are_taken_however_the_flag_is_written():
+    call("--seeds", "7", "--workdir", "one")
+    call("--config=one/config.json", "--workdir", "two")
+    assert [config.seeds for _, config in found] == [7, 7]
+
+
 MISTAKES = {
     "unknown preset": (["huge"], "the preset must be one of default, small; got 'huge'"),
     "unknown flag": (["--seedz", "3"], "--seedz"),
@@ -119,6 +143,10 @@ MISTAKES = {
     "nothing to resume": (["--resume", "nowhere"], "the directory of a run has a config.json; got nowhere, without"),
     "resume with settings": (["--resume", "nowhere", "--seeds", "2"], "it must be the only argument"),
     "no file": (["--config"], "--config"),
+    "no settings there": (["--config", "nowhere/config.json"], "the directory of a run has a config.json; got nowhere"),
+    "settings and a preset": (["small", "--config", "a"], "--config takes all settings of a run, so it needs no pres"),
+    "a group that does not fit": (["--pair.low", "3"], "Error parsing pair: low must be at most high; got 3.0 and 1.0"),
+    "nothing to restart": (["--restart"], "--restart goes with --resume, which names the run; got none"),
     "distributed": (["--distributed"], "--distributed needs --workdir or --resume"),
 }
 
@@ -133,6 +161,7 @@ def test_a_mistake_ends_in_one_sentence_and_status_2(mistake, capsys):
     assert sentence in printed
     assert printed.startswith("error: ")
     assert printed.count("\n") == 1
+    assert sys.argv[0] not in printed
     assert not list(Path.cwd().iterdir())  # nothing was written
 
 

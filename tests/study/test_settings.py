@@ -20,7 +20,7 @@ COLLISIONS = {
     "a method twice": (Comparison(methods=("fixed", "fixed")), "names of rows must differ, .*; got 'fixed', 'fixed'"),
     "two cases of one slug": (
         Comparison(methods=("learned",), grid={"a/b": {"": {}}, "a b": {"": FIXED}}),
-        "folders must differ, .*; got 'checkpoints', 'tensorboard', 'a-b', 'a-b'",
+        "folders must differ, .*; got 'checkpoints', 'superseded', 'tensorboard', 'a-b', 'a-b'",
     ),
     "two cases of one folder where case is ignored": (with_cases(A={"": {}}, a={"": FIXED}), "folders must differ"),
     "a case called as a folder of the run": (with_cases(Checkpoints={"": {}}, b={"": {}}), "folders must differ"),
