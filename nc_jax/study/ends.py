@@ -81,10 +81,9 @@ def sentence_of(error: BaseException) -> str | None:
     first = str(error).partition("\n")[0]
     if isinstance(error, MemoryError) or (isinstance(error, jax.errors.JaxRuntimeError) and "EXHAUSTED" in first):
         return f"the memory must hold the network and a batch (a smaller --loop.batch-size needs less); got {first!r}"
-    _, diverged, _ = _ends_of_training()
-    # Data that turn out to be damaged, or a directory in use, are plain RuntimeErrors or BusyErrors.
-    mended = type(error) is RuntimeError or type(error).__name__ == "BusyError"
-    return str(error) if mended or isinstance(error, (ValueError, OSError, diverged)) else None
+    _, mended, _ = _ends_of_training()
+    # Data that turn out to be damaged are plain RuntimeErrors.
+    return str(error) if type(error) is RuntimeError or isinstance(error, (ValueError, OSError, *mended)) else None
 
 
 def _is_full(error: BaseException) -> bool:
@@ -92,9 +91,10 @@ def _is_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in NO_SPACE or "No space left on device" in str(error)
 
 
-def _ends_of_training() -> tuple[Any, Any, int]:
-    """Return two errors of training and the status after preemption; nothing where training is not loaded."""
+def _ends_of_training() -> tuple[Any, tuple[Any, ...], int]:
+    """Return the error and the status of preemption, and between them the errors of training that a user can mend."""
     training = sys.modules.get("nc_jax.training")
     if training is None:
         return (), (), 0
-    return training.PreemptedError, training.NonFiniteError, training.preemption.EXIT_STATUS
+    mended = training.NonFiniteError, training.CheckpointError, training.BusyError
+    return training.PreemptedError, mended, training.preemption.EXIT_STATUS

@@ -45,7 +45,7 @@ def open_run(experiment: str, config: Any) -> Iterator[tuple[Path, Any]]:
     first = jax.process_index() == 0
     if config.resume is not None:
         directory, saved = config.resume, read_config(config.resume / SETTINGS, experiment, config)
-        here = {"workdir": None, "resume": config.resume, "distributed": config.distributed}
+        here = {"workdir": None, "resume": config.resume, "restart": config.restart, "distributed": config.distributed}
         here["picture_format"] = config.picture_format or saved.picture_format
         config = dataclasses.replace(saved, **here)
     else:
