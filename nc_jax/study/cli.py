@@ -160,11 +160,11 @@ def _parsed(start: Any, words: list[str], name: str) -> tuple[Any, Any]:
 
 
 def _check_run(config: RunOptions, start: RunOptions) -> None:
-    here = {name: getattr(config, name) for name in ("resume", "distributed", "picture_format")}
+    here = {name: getattr(config, name) for name in ("resume", "restart", "distributed", "picture_format")}
     if config.resume is not None and (config != dataclasses.replace(start, **here) or start.preset != "default"):
         raise ValueError(
             "--resume takes the settings of the run that it resumes, so it must be the only argument (but for "
-            "--picture-format and --distributed)"
+            "--restart, --picture-format and --distributed)"
         )
     if config.distributed and config.resume is None and config.workdir is None:
         raise ValueError("--distributed needs --workdir or --resume: every process must know the run's directory")
