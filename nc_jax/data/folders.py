@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from nc_jax.data.decoding import BACKGROUND, ENDINGS, Header, read_header, readable
+from nc_jax.data.decoding import BACKGROUND, ENDINGS, read_header, readable
 from nc_jax.data.images import ImageSource
 
 # Common names of the split to test on, in the order of preference.
@@ -128,26 +128,21 @@ def load(root: Path, split: str, *, test_share: float | None = None) -> ImageSou
     folder = base if test_share is not None else root / split
     left_out: Counter[str] = Counter()
     found = _found(folder, classes, left_out)
-    for name in classes:
-        if folder == base and not found[name]:
-            _images(base / classes[name], own := Counter[str](), ())
-            raise _without_images(base / classes[name], own)
+    empty = next((name for name in classes if not found[name]), None)
+    if empty is not None and folder == base:
+        raise _without_images(folder / classes[empty])
     if not any(found.values()):
-        raise _without_images(folder, left_out)
-    files = [file for name in classes for file in found[name]]
-    labels = np.repeat(np.arange(len(classes)), [len(found[name]) for name in classes])
+        raise _without_images(folder)
+    examples = [(file, label) for label, images in enumerate(found.values()) for file in images]
     if test_share is not None:
-        tested = _held_out(labels, tuple(classes), test_share)
-        chosen = np.flatnonzero(tested if split == "test" else ~tested)
-        files, labels = [files[index] for index in chosen], labels[chosen]
-        if split == "test":  # said once, of the training images
-            left_out.clear()
-    headers = [read_header(file) for file in files]
-    nested = sum(file.parent.parent != folder for file in files)
-    said = _said(left_out, headers, nested, classes)
+        tested = _held_out([label for _, label in examples], tuple(classes), test_share)
+        examples = [example for example, test in zip(examples, tested, strict=True) if test == (split == "test")]
+        left_out = left_out if split == "train" else Counter()  # said once
+    records = FolderRecords([file for file, _ in examples], [label for _, label in examples])
+    said = _said(records.files, folder, classes, left_out)
     if said:
-        _log.warning("%s images of %s (%s): %s", len(files), folder, split, said)
-    return ImageSource(FolderRecords(files, labels.tolist()), 3, len(classes), tuple(classes))
+        _log.warning("%s images of %s (%s): %s", len(records), folder, split, said)
+    return ImageSource(records, 3, len(classes), tuple(classes))
 
 
 def usual_size(root: Path, *, test_share: float | None = None) -> int:
@@ -166,7 +161,7 @@ def usual_size(root: Path, *, test_share: float | None = None) -> int:
     found = _found(base, _folders(base), Counter())
     files = [file for images in found.values() for file in images]
     if not files:
-        raise _without_images(base, Counter())
+        raise _without_images(base)
     chosen = {int(place) for place in np.linspace(0, len(files) - 1, SAMPLE)}
     headers = [read_header(files[place]) for place in sorted(chosen)]
     side = min(int(np.median([min(header.width, header.height) for header in headers])), LARGEST)
@@ -244,11 +239,11 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _held_out(labels: np.ndarray, classes: Sequence[str], share: float) -> Bool[np.ndarray, " examples"]:
+def _held_out(labels: Sequence[int], classes: Sequence[str], share: float) -> Bool[np.ndarray, " examples"]:
     """Choose the examples to test on: this share of each class, but one at least and not all."""
     chosen = np.zeros(len(labels), bool)
     for label, name in enumerate(classes):
-        members = np.flatnonzero(labels == label)
+        members = np.flatnonzero(np.asarray(labels) == label)
         if len(members) < 2:
             raise ValueError(f"a class must have two images at least to share with the test set; {name!r} has one")
         count = min(max(round(share * len(members)), 1), len(members) - 1)
@@ -258,19 +253,22 @@ def _held_out(labels: np.ndarray, classes: Sequence[str], share: float) -> Bool[
     return chosen
 
 
-def _said(left_out: Counter[str], headers: Sequence[Header], nested: int, classes: Iterable[str]) -> str:
-    """Say what was left out, and what is not read as it is stored; "" where there is nothing to say."""
+def _said(files: Sequence[Path], folder: Path, classes: Iterable[str], left_out: Counter[str]) -> str:
+    """Check the files; say what was left out, and what is not read as it is stored; "" if there is nothing to say."""
+    headers = [read_header(file) for file in files]
     several, transparent = (sum(getattr(header, name) for header in headers) for name in ("several", "transparent"))
+    nested = sum(file.parent.parent != folder for file in files)
+    alike = Counter(name.casefold() for name in classes)
     parts = [f"left out: {_counted(left_out)}"] if left_out.total() else []
     parts += [f"{nested} in folders below those of their classes"] if nested else []
     parts += [f"{transparent} with transparency, laid over {BACKGROUND}"] if transparent else []
     parts += [f"{several} with several frames or pages, of which the first is read"] if several else []
-    alike = Counter(name.casefold() for name in classes)
     parts += [f"several classes are called {name!r} in large or small letters" for name in alike if alike[name] > 1]
     return "; ".join(parts)
 
 
-def _without_images(folder: Path, left_out: Counter[str]) -> ValueError:
+def _without_images(folder: Path) -> ValueError:
+    _images(folder, left_out := Counter[str](), ())
     others = f", but {_counted(left_out)}" if left_out.total() else ""
     return ValueError(f"{folder} must hold images ({', '.join(ENDINGS)}); got none{others}")
 

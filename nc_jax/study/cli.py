@@ -28,8 +28,8 @@ class RunOptions:
         workdir: directory of a new run, which must not exist yet. None makes runs/<experiment>/<time>-<preset>.
         resume: directory of an interrupted run. The run is finished with the settings that it was started with; of a
             finished run, tables and pictures are made anew.
-        restart: with --resume, train anew what is not finished. The checkpoints so far are moved to the subfolder
-            "superseded".
+        restart: with --resume, train those parts of the run anew that were begun and are not finished. What they have
+            saved is kept in the subfolder "superseded". This is the way on if data or program have changed since.
         config: path of an earlier run's config.json. A new run starts with those settings, and with the flags given
             beside this one.
         dry_run: say how many runs and steps the settings ask for and about how long they take, then end.

@@ -192,9 +192,9 @@ class Session:
             self.bar.advance(0, f"{name}: compiling, and the first epoch")
             trainer, stream = build()
             options: Any = {"seed": seed, "run": name, "directory": self.directory, "log": self.log}
-            options["restart"] = group.settings.restart
+            options |= {"stream": stream, "restart": group.settings.restart, "on_epoch": on_epoch}
             try:
-                trained = trainer.fit(data.train, data.test, stream=stream, on_epoch=on_epoch, **options)
+                trained = trainer.fit(data.train, data.test, **options)
             except NonFiniteError as error:
                 return {"diverged": str(error)}
             history = [row for row in read_metrics(self.log.path) if row["run"] == name]

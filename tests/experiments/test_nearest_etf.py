@@ -159,3 +159,26 @@ def test_phases_without_the_gradient_are_all_or_nothing_in_the_one_epoch_there_i
     whole = found["with the gradient"]["train/loss"]
     assert found["without, epochs 6 to 20"]["train/loss"] == pytest.approx(whole, rel=1e-5)
     assert found["without"]["train/loss"] != pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_whose_data_have_changed_goes_on_only_anew(tmp_path, data_dir, capsys):
+    run = tmp_path / "run"
+    flags = ["smoke", *ONE, "--loop.epochs", "1", "--data.data-dir", data_dir, "--workdir", str(run)]
+    main(nearest_etf.run_comparison, nearest_etf.PRESETS, flags)
+    (run / "results.jsonl").unlink()  # begun, and not finished
+    facts = run / "checkpoints" / "nearest-seed0" / "run.json"
+    stored = json.loads(facts.read_text())
+    stored["fingerprint"]["test set.labels"] = "int32[360] of yesterday"
+    facts.write_text(json.dumps(stored))
+    with pytest.raises(SystemExit, match="2"):
+        main(nearest_etf.run_comparison, nearest_etf.PRESETS, ["--resume", str(run)])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(
+        f"error: run 'nearest-seed0' in {run}/checkpoints/nearest-seed0 was begun with other settings:"
+    )
+    assert "test set.labels is int32[360]" in said
+    assert said.endswith("give the run another name, or restart it (restart=True, --restart)")
+    main(nearest_etf.run_comparison, nearest_etf.PRESETS, ["--resume", str(run), "--restart"])
+    assert (run / "superseded" / "nearest-seed0" / "run.json").is_file()
+    assert len(rows_of(run)) == 2

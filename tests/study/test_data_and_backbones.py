@@ -71,7 +71,7 @@ def test_a_folder_of_images_is_shared_and_brought_to_one_size(photographs, capsy
     assert [part.take(np.arange(2)).inputs.shape for part in (small.train, small.test)] == [(2, 16, 16, 3)] * 2
     assert capsys.readouterr().err == ""
     load(photographs, flat=True)
-    sentence = "the MLP gets 19,200 inputs from images of shape (80, 80, 3); a convolutional network (--backbone.name "
+    sentence = "the MLP gets 19,200 inputs from images of shape (80, 80, 3), and its first layer has a weight for each "
     assert capsys.readouterr().err.startswith(sentence)
     with pytest.raises(FileNotFoundError, match=r"or --data.test-share 0.2, tests on a fifth of each class\)$"):
         load(dataclasses.replace(photographs, test_share=None))
