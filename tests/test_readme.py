@@ -43,6 +43,7 @@ def test_python_blocks_run_one_after_the_other(capsys, tmp_path, monkeypatch):
         str(namespace["gram"][0, 1]) + " (512, 100) (2, 512, 100)",
         "(32, 10) 0",
         "1200 (20, 20)",
+        "(5, 20) ('0', '1', '2') (28, 28, 1)",
     ]
     assert abs(namespace["gram"][0, 1] + 1 / 99) < 1e-6
 
