@@ -54,7 +54,7 @@ class BackboneOptions:
         final_dim: feature dimension d of a residual network, set by its last convolution. None keeps the network's own.
         stem: first layers of a convolutional network: "imagenet" reduces the resolution to a quarter, "cifar" keeps it.
             None chooses by the size of the images.
-        dtype: floating-point type of the activations.
+        dtype: floating-point type of the activations of networks other than the MLP.
         neck: layer between backbone and head. "none": nothing. "norm": batch normalisation. "type1": batch
             normalisation, a linear layer, batch normalisation and ELU. "type2": a projection on K channels and the
             transformation layer. "transformation": the transformation layer alone.
@@ -165,6 +165,8 @@ def _network(options: BackboneOptions, size: int, only_matrices: bool) -> Any:
     name, dtype = options.name, jnp.dtype(options.dtype)
     if name in ("mlp", "vit") and only_matrices:
         raise ValueError(f'this network has biases, for which "agd" has no rule; got {name!r}')
+    if name == "mlp" and options.dtype != "float32":
+        raise ValueError(f"an MLP computes in float32; got dtype={options.dtype!r}, which is for other networks")
     if name == "mlp":
         return MLP(options.hidden, options.dim)
     chosen: dict[str, Any] = {"width_multiplier": options.width_multiplier, "dtype": dtype}

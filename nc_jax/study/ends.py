@@ -82,9 +82,7 @@ def sentence_of(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or (isinstance(error, jax.errors.JaxRuntimeError) and "EXHAUSTED" in first):
         return f"the memory must hold the network and a batch (a smaller --loop.batch-size needs less); got {first!r}"
     _, _, mended = _ends_of_training()
-    # Data that turn out to be damaged raise a plain RuntimeError.
-    known = type(error) is RuntimeError or isinstance(error, (ValueError, OSError, *mended))
-    return str(error) if known else None
+    return str(error) if isinstance(error, (ValueError, OSError, *mended)) else None
 
 
 def _is_full(error: BaseException) -> bool:

@@ -1,7 +1,6 @@
-"""Run directories and logs. A new run never overwrites an old one; a crash loses at most the line being written."""
+"""Logs of metrics, which only grow; a crash loses at most the line being written."""
 
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +88,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 f'{path} must hold lines with "run" and "step"; line {number} has {", ".join(row) or "nothing"}'
             )
     return rows
-
-
-def create_run_directory(experiment: str, preset: str, *, root: Path = Path("runs"), path: Path | None = None) -> Path:
-    """Create and return the directory of a new run: `path`, or by default `root/experiment/time-preset`.
-
-    Raises:
-        FileExistsError: if the directory exists, even if it is empty.
-    """
-    path = path or root / experiment / f"{time.strftime('%Y%m%d-%H%M%S')}-{preset}"
-    try:
-        path.mkdir(parents=True)
-    except FileExistsError:
-        raise FileExistsError(f"a new run needs a directory that does not exist yet; got {path}") from None
-    return path

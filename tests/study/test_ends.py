@@ -34,7 +34,7 @@ MENDED = {
     "full, elsewhere": (full_disk_in_a_thread(), FULL),
     "ours": (FileNotFoundError("a folder must exist; got a"), "a folder must exist; got a"),
     "busy": (BusyError("only one process at a time"), "only one process at a time"),
-    "a damaged image": (RuntimeError("image a.png must be readable; got b"), "image a.png must be readable; got b"),
+    "a damaged image": (ValueError("image a.png must be readable; got b"), "image a.png must be readable; got b"),
     "device memory": (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB\nmore"), "needs less); got 'RESOURCE_EXHA"),
     "memory": (MemoryError("Unable to allocate 9 GiB"), "needs less); got 'Unable to allocate 9 GiB'"),
 }
@@ -60,7 +60,14 @@ def test_what_a_user_can_mend_is_one_sentence_and_status_2(what, capsys):
 
 
 @pytest.mark.parametrize(
-    "error", [TypeError("a"), KeyError("a"), NotImplementedError("a"), jax.errors.JaxRuntimeError("INTERNAL: a")]
+    "error",
+    [
+        TypeError("a"),
+        RuntimeError("a"),
+        KeyError("a"),
+        NotImplementedError("a"),
+        jax.errors.JaxRuntimeError("INTERNAL: a"),
+    ],
 )
 def test_a_bug_shows_its_traceback(error):
     assert sentence_of(error) is None

@@ -1,11 +1,10 @@
-"""Logs survive crashes, and nothing is overwritten."""
+"""Logs survive crashes, and only grow."""
 
 import math
 
 import pytest
 
 from nc_jax.training import MetricsLog, read_metrics
-from nc_jax.training.logging import create_run_directory
 
 
 def test_lines_come_back_as_they_went_in(tmp_path):
@@ -75,10 +74,3 @@ def test_only_the_named_runs_later_lines_are_dropped(tmp_path):
         ("b", 1),
         ("b", 2),
     ]
-
-
-def test_a_run_directory_is_never_reused(tmp_path):
-    path = create_run_directory("experiment", "preset", root=tmp_path)
-    assert path.parent == tmp_path / "experiment"
-    with pytest.raises(FileExistsError, match="a new run needs a directory that does not exist yet; got"):
-        create_run_directory("experiment", "preset", path=path)
