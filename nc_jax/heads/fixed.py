@@ -61,6 +61,6 @@ def fixed(
         logits = features.astype(jnp.promote_types(features.dtype, vectors.dtype)) @ vectors
         if not use_bias:
             return HeadOutput(logits, features, vectors, jnp.zeros((num_classes,), vectors.dtype)), state
-        return HeadOutput(logits + params["bias"], features, vectors, params["bias"]), state
+        return HeadOutput(logits + params["bias"][None], features, vectors, params["bias"]), state
 
     return Head("fixed", num_classes, declare, forward, collection="frame")

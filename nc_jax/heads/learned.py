@@ -46,7 +46,7 @@ def learned(
             norms = safe_norm(frame, axis=0)
             frame = frame / jnp.where(norms > 0, norms, 1)
         bias = params["bias"] if use_bias else jnp.zeros((num_classes,), frame.dtype)
-        return HeadOutput(features @ frame + bias, features, frame, bias), state
+        return HeadOutput(features @ frame + bias[None], features, frame, bias), state
 
     return Head("learned", num_classes, declare, forward)
 

@@ -42,7 +42,7 @@ def tree_softmax(tree: LabelTree) -> Head:
         # A class's log-probability is the sum of the node logits on its path, minus the softmax normalisers. So the
         # class vector is the sum of the node vectors on the path.
         paths = jnp.asarray(tree.membership[1:])
-        logits = tree_log_softmax(features @ kernel + bias, tree)
+        logits = tree_log_softmax(features @ kernel + bias[None], tree)
         return HeadOutput(logits, features, kernel @ paths, bias @ paths), state
 
     return Head("tree softmax", len(tree.classes), declare, forward)
@@ -90,7 +90,7 @@ def levels(tree: LabelTree, kind: Literal["flamingo", "hafeature"] = "flamingo",
             if kind == "hafeature":
                 kernel = kernel / safe_norm(kernel, axis=0)
             inputs = jnp.concatenate([features[:, start:end], jax.lax.stop_gradient(features[:, end:])], axis=1)
-            logits.append(inputs @ kernel + params[f"bias{number}"])
+            logits.append(inputs @ kernel + params[f"bias{number}"][None])
             frames.append(jnp.pad(kernel, ((start, 0), (0, 0))))
         bias = params[f"bias{len(sizes)}"]
         found = LevelOutput(tuple(logits), tuple(frames))

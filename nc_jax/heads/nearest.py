@@ -213,12 +213,12 @@ def _step(
     if not template.centred:
         global_mean = jnp.zeros_like(global_mean)
     present = counts > 0
-    updates = state["updates"] + present
+    updates = state["updates"] + present.astype(jnp.int32)
     any_present = jnp.any(present)  # a batch that is all padding does not count as a step
-    steps = state["steps"] + any_present
+    steps = state["steps"] + any_present.astype(jnp.int32)
     class_means = jnp.where(
-        present,
-        _average(state["class_means"], batch_means - global_mean[:, None], _alpha(options, updates)),
+        present[None],
+        _average(state["class_means"], batch_means - global_mean[:, None], _alpha(options, updates)[None]),
         state["class_means"],
     )
     global_mean = jnp.where(
@@ -306,7 +306,7 @@ def _cut(options: NearestOptions, values: tuple[Array, Array], step: Array) -> t
 def _output(features: Array, frame: Array, global_mean: Array, solution: Any) -> HeadOutput:
     frame, global_mean = frame.astype(features.dtype), global_mean.astype(features.dtype)
     bias = -(global_mean @ frame)
-    return HeadOutput(features @ frame + bias, features, frame, bias, solution)
+    return HeadOutput(features @ frame + bias[None], features, frame, bias, solution)
 
 
 def _alpha(options: NearestOptions, count: Array) -> Array:

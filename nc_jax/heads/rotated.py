@@ -92,7 +92,7 @@ def rotated(
             rotation = free.point(params["free"], dim, rank)
         frame = kept.rotate(rotation)
         bias = params["bias"] if use_bias else jnp.zeros((num_classes,), frame.dtype)
-        return HeadOutput(features @ frame + bias, features, frame, bias), state
+        return HeadOutput(features @ frame + bias[None], features, frame, bias), state
 
     manifolds = {"rotation": lambda dim: Stiefel(dim, rank)} if free is None else {}
     return Head("rotated", num_classes, declare, forward, manifolds=manifolds)

@@ -133,7 +133,7 @@ def hierarchical_cross_entropy(
     own = jnp.clip(labels, 0, num_classes - 1)
 
     def log_probability_at(level: Array) -> Array:
-        same = level[own][:, None] == level
+        same = level[own][:, None] == level[None]
         return jax.nn.logsumexp(jnp.where(same, log_probabilities, -jnp.inf), axis=1)
 
     path = jax.lax.map(log_probability_at, levels)  # one level at a time, so memory holds (H, N) and not (H, N, K)

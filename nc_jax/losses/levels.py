@@ -153,7 +153,8 @@ def dissimilarity(
     """
     pairs = (labels[1:] != labels[:-1]) & used[1:] & used[:-1]
     divergences = jensen_shannon(probabilities[1:], probabilities[:-1])
-    return margin - jnp.sum(jnp.where(pairs, divergences, 0)) / jnp.maximum(jnp.sum(pairs), 1)
+    number = jnp.maximum(jnp.sum(pairs.astype(divergences.dtype)), 1)
+    return margin - jnp.sum(jnp.where(pairs, divergences, 0)) / number
 
 
 def hierarchy_aware_features(

@@ -97,11 +97,11 @@ def within_class_collapse(
     eps = jnp.finfo(centred.dtype).eps
     # Bound on the rounding error of the means: that of sums of features, relative to the origin.
     means = stats.means if centre == "origin" else stats.shifts
-    spread_within = jnp.sum(stats.class_scatter) / num_examples * jnp.sum(stats.present)
+    spread_within = jnp.sum(stats.class_scatter) / num_examples * jnp.sum(stats.present.astype(centred.dtype))
     rounding = 4 * eps * jnp.sqrt(jnp.sum(means**2) + spread_within)
     if variant == "quotient":
         spread = jnp.sum(centred**2)
-        between = jnp.where(spread > rounding**2, spread / jnp.sum(stats.present), jnp.nan)
+        between = jnp.where(spread > rounding**2, spread / jnp.sum(stats.present.astype(centred.dtype)), jnp.nan)
         return jnp.sum(stats.class_scatter) / num_examples / between
 
     # With centred = U diag(s) V^T, K Sigma_B = U diag(s^2) U^T: the K cancels. The eigenvalues of a Gram matrix would
@@ -212,17 +212,17 @@ def nearest_centre_agreement(
     # ||h - mu||^2 without ||h||^2, which is the same for all classes. Features and means are shifted by the mean of the
     # class means, so that large common offsets do not cause cancellation. Powers of two keep all products in range.
     middle = jnp.mean(means, axis=1, where=present)
-    means = jnp.where(present, means - middle[:, None], 0)
+    means = jnp.where(present[None], means - middle[:, None], 0)
     size, length = power_of_two(means), power_of_two(frame)
-    means, relative = means / size, (features - middle) / size
-    nearness = matmul(relative, means) - jnp.sum(means**2, axis=0) / 2
+    means, relative = means / size, (features - middle[None]) / size
+    nearness = matmul(relative, means) - jnp.sum(means**2, axis=0)[None] / 2
     logits = matmul(features / size, frame / length)
     if bias is not None:
-        logits = logits * size * length + _checked_bias(bias, frame)
-    chosen, nearest = (jnp.argmax(jnp.where(present, scores, -jnp.inf), axis=1) for scores in (logits, nearness))
+        logits = logits * size * length + _checked_bias(bias, frame)[None]
+    chosen, nearest = (jnp.argmax(jnp.where(present[None], scores, -jnp.inf), axis=1) for scores in (logits, nearness))
     used = jnp.ones_like(chosen, bool) if labels is None else labels >= 0
     # argmax treats the first NaN as the largest score, so without this test a diverged network would always agree.
-    agree = (chosen == nearest) & jnp.isfinite(jnp.max(jnp.where(present, logits + nearness, -jnp.inf), axis=1))
+    agree = (chosen == nearest) & jnp.isfinite(jnp.max(jnp.where(present[None], logits + nearness, -jnp.inf), axis=1))
     return Agreement(jnp.sum(used & agree, dtype=jnp.int32), jnp.sum(used, dtype=jnp.int32))
 
 

@@ -59,18 +59,18 @@ def variability_collapse_index(
     weights = stats.counts.astype(dtype)
     weights = weights / jnp.sum(weights)
     root = jnp.sqrt(weights)
-    between = stats.centred_means(centre) * root  # B B^T = Sigma_B
+    between = stats.centred_means(centre) * root[None]  # B B^T = Sigma_B
     within = stats.scatter / jnp.sum(stats.counts.astype(dtype))
 
     # The index does not change under linear maps, so first scale each feature to unit variance. Otherwise the singular
     # values of features with a small scale could not be told from rounding. Leave out features that do not vary.
     # Bound on the rounding error of the means: that of sums of features, relative to the origin.
     means = stats.means if centre == "origin" else stats.shifts
-    rounding = 4 * eps * jnp.sqrt(jnp.sum((means * root) ** 2, axis=1) + jnp.diag(within))
+    rounding = 4 * eps * jnp.sqrt(jnp.sum((means * root[None]) ** 2, axis=1) + jnp.diag(within))
     deviation = jnp.sqrt(jnp.diag(within) + jnp.sum(between**2, axis=1))
     scale = jnp.where(deviation > rounding, 1 / jnp.where(deviation > rounding, deviation, 1), 0)
     scale = jnp.where(jnp.isfinite(deviation), scale, jnp.nan)
-    between, within = between * scale[:, None], within * scale[:, None] * scale
+    between, within = between * scale[:, None], within * scale[:, None] * scale[None]
 
     # Take a basis whose first r vectors span the class means. In this r x r block, Sigma_B is diag(s^2) and Sigma_T^+
     # is the inverse of diag(s^2) + W, where W is the block of Sigma_W after regression on the remaining directions.
@@ -79,12 +79,12 @@ def variability_collapse_index(
     kept = singular > jnp.maximum(max(between.shape) * eps * singular[0], jnp.linalg.norm(rounding * scale))
     inside = jnp.concatenate([kept, jnp.zeros(dim - num_leading, bool)])
     within = matmul(transpose(basis), matmul(within, basis))
-    values, vectors = jnp.linalg.eigh(jnp.where(inside | inside[:, None], 0, within))
+    values, vectors = jnp.linalg.eigh(jnp.where(inside[None] | inside[:, None], 0, within))
     regular = values > dim * eps * jnp.maximum(values[-1], 0)
-    cross = matmul(jnp.where(inside, 0, within[:num_leading]), vectors)
+    cross = matmul(jnp.where(inside[None], 0, within[:num_leading]), vectors)
     inverse = jnp.where(regular, 1 / jnp.where(regular, values, 1), 0)
-    rest = within[:num_leading, :num_leading] - matmul(cross * inverse, transpose(cross))
-    rest = jnp.where(kept & kept[:, None], rest, 0)
+    rest = within[:num_leading, :num_leading] - matmul(cross * inverse[None], transpose(cross))
+    rest = jnp.where(kept[None] & kept[:, None], rest, 0)
 
     # Compute tr((W + S^2)^-1 W), because r - tr((W + S^2)^-1 S^2) would cancel near collapse. First scale to unit
     # diagonals, so that nearly dependent means (a small s) do not lose accuracy next to the large ones. Each term of
@@ -92,12 +92,12 @@ def variability_collapse_index(
     squares = jnp.where(kept, singular, 0) ** 2
     size = jnp.sqrt(jnp.maximum(jnp.diag(rest), 0) + squares)
     size = jnp.where(kept, size, 1)
-    rest, squares = rest / size / size[:, None], squares / size**2
+    rest, squares = rest / size[None] / size[:, None], squares / size**2
     _, axes = jnp.linalg.eigh(rest + jnp.diag(squares))
     left = jnp.maximum(jnp.sum(axes * matmul(rest, axes), axis=0), 0)
     between_part = matmul(squares, axes**2)
     shares = left / jnp.where(left + between_part > 0, left + between_part, 1)
-    return jnp.where(jnp.any(kept), jnp.sum(shares) / jnp.sum(kept), jnp.nan)
+    return jnp.where(jnp.any(kept), jnp.sum(shares) / jnp.sum(kept.astype(dtype)), jnp.nan)
 
 
 def numerical_rank(matrix: Reals, relative_tolerance: float | None = None) -> Int[Array, ""]:
@@ -240,7 +240,7 @@ def nearest_etf_distance(vectors: Reals, present: Bool[Array, " classes"] | None
         present = jnp.ones(num_classes, bool)
     if present.shape != vectors.shape[1:]:
         raise ValueError(f"present must have shape {vectors.shape[1:]}, one entry per class; got {present.shape}")
-    vectors = jnp.where(present, at_least_float32(vectors), 0)
+    vectors = jnp.where(present[None], at_least_float32(vectors), 0)
     vectors = vectors / safe_norm(vectors)
     rank = jnp.sum(present.astype(vectors.dtype)) - 1
     common = jnp.sum(vectors, axis=1) / (rank + 1)
@@ -250,7 +250,7 @@ def nearest_etf_distance(vectors: Reals, present: Bool[Array, " classes"] | None
     # would lose half of the digits near 0 (error 1e-3 in float32, instead of 1e-6 here).
     singular = jnp.linalg.svd(centred, compute_uv=False)
     target = 1 / jnp.sqrt(jnp.maximum(rank, 1))
-    gaps = jnp.where(jnp.arange(singular.size) < rank, singular - target, 0)
+    gaps = jnp.where(jnp.arange(singular.size) < rank.astype(jnp.int32), singular - target, 0)
     parts = jnp.concatenate([gaps, jnp.sqrt(rank + 1) * common])
     # safe_norm has a derivative at 0. NaN for fewer than two columns and for vectors that are zero or not finite.
     return jnp.where((rank > 0) & jnp.all(jnp.isfinite(parts)), safe_norm(parts)[0], jnp.nan)

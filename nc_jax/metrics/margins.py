@@ -39,7 +39,7 @@ def logit_margins(logits: Reals, labels: Labels) -> Float[Array, " batch"]:
     if logits.shape[1] < 2:
         raise ValueError(f"a margin needs classes >= 2; got {logits.shape[1]}")
     classes = jnp.arange(logits.shape[1])
-    own = labels[:, None] == classes
+    own = labels[:, None] == classes[None]
     # Select the logits by `where`. A product with one-hot labels would give 0 * inf = NaN if another logit is infinite.
     gap = jnp.max(logits, axis=1, where=own, initial=-jnp.inf) - jnp.max(logits, axis=1, where=~own, initial=-jnp.inf)
     return jnp.where(jnp.any(own, axis=1), gap, jnp.nan)
@@ -169,11 +169,11 @@ class MarginSums(NamedTuple):
     def merge(self, other: "MarginSums") -> "MarginSums":
         """Join the statistics of two disjoint sets of examples; exact up to rounding, in any order."""
         count = self.count + other.count
-        share = other.count / jnp.maximum(count, 1).astype(self.mean.dtype)
+        share = other.count.astype(self.mean.dtype) / jnp.maximum(count, 1).astype(self.mean.dtype)
         delta = other.mean - self.mean
         return MarginSums(
             mean=self.mean + share * delta,
-            scatter=self.scatter + other.scatter + self.count * share * delta**2,
+            scatter=self.scatter + other.scatter + self.count.astype(delta.dtype) * share * delta**2,
             minimum=jnp.minimum(self.minimum, other.minimum),
             count=count,
             correct=self.correct + other.correct,
@@ -186,10 +186,12 @@ class MarginSums(NamedTuple):
             axis_name: the axis over which the examples are split.
         """
         count, correct = jax.lax.psum((self.count, self.correct), axis_name)
-        mean = jax.lax.psum(self.mean * (self.count / jnp.maximum(count, 1).astype(self.mean.dtype)), axis_name)
+        mean = jax.lax.psum(
+            self.mean * (self.count.astype(self.mean.dtype) / jnp.maximum(count, 1).astype(self.mean.dtype)), axis_name
+        )
         return MarginSums(
             mean=mean,
-            scatter=jax.lax.psum(self.scatter + self.count * (self.mean - mean) ** 2, axis_name),
+            scatter=jax.lax.psum(self.scatter + self.count.astype(mean.dtype) * (self.mean - mean) ** 2, axis_name),
             minimum=jax.lax.pmin(self.minimum, axis_name),
             count=count,
             correct=correct,
@@ -200,8 +202,8 @@ class MarginSums(NamedTuple):
         mean = jnp.where(self.count > 0, self.mean, jnp.nan)
         return MarginSummary(
             mean=mean,
-            standard_deviation=jnp.sqrt(self.scatter / self.count),
+            standard_deviation=jnp.sqrt(self.scatter / self.count.astype(mean.dtype)),
             # A minimum over devices may drop a NaN, but a sum keeps it: so the mean says whether there was one.
             minimum=jnp.where(jnp.isnan(mean), jnp.nan, self.minimum),
-            share_positive=self.correct / self.count.astype(mean.dtype),
+            share_positive=self.correct.astype(mean.dtype) / self.count.astype(mean.dtype),
         )

@@ -168,7 +168,7 @@ class ClassStatistics(NamedTuple):
         # The first example is an exact origin: the differences of nearby numbers have no rounding error. Features of
         # padding must be zero before the products, because 0 * NaN is NaN.
         origin = jnp.where(jnp.any(self.present), self.origin, jnp.where(used, features, 0)[jnp.argmax(member)])
-        features = jnp.where(used, features - origin, 0)
+        features = jnp.where(used, features - origin[None], 0)
         unit = jnp.maximum(self.unit, power_of_two(features))
         features = features / unit
         # One-hot products add in a fixed order on every backend, unlike scatter-adds, and cost less than the product S.
@@ -180,16 +180,16 @@ class ClassStatistics(NamedTuple):
         # A class without a mean so far is centred on its first example. The summed differences then have the size of
         # the spread of the class, even if the class is far from the origin.
         first = transpose(features[jnp.argmax(membership, axis=0)])
-        centre = jnp.where(self.present, self.shifts / unit, first)
+        centre = jnp.where(self.present[None], self.shifts / unit, first)
         centred = jnp.where(used, features - transpose(centre)[classes], 0)
-        moved = matmul(transpose(centred), membership) / total
-        share = moved / (1 + jnp.sqrt(self.counts.astype(dtype) / total))
+        moved = matmul(transpose(centred), membership) / total[None]
+        share = moved / (1 + jnp.sqrt(self.counts.astype(dtype) / total))[None]
         centred = jnp.where(used, centred - transpose(share)[classes], 0)
         old = (self.unit / unit) ** 2
         return ClassStatistics(
             counts=counts,
             origin=origin,
-            shifts=jnp.where(added > 0, (centre + moved) * unit, self.shifts),
+            shifts=jnp.where((added > 0)[None], (centre + moved) * unit, self.shifts),
             unit=unit,
             scaled_scatter=old * self.scaled_scatter + matmul(transpose(centred), centred),
             scaled_class_scatter=old * self.scaled_class_scatter + matmul(jnp.sum(centred**2, axis=1), membership),
@@ -213,7 +213,7 @@ class ClassStatistics(NamedTuple):
         counts = self.counts + other.counts
         # A product of two int32 counts could overflow; the share of `other` cannot.
         share = other.counts.astype(dtype) / jnp.maximum(counts, 1).astype(dtype)
-        delta = jnp.where(self.present & other.present, right - left, 0)
+        delta = jnp.where((self.present & other.present)[None], right - left, 0)
         unit = jnp.maximum(jnp.maximum(self.unit, other.unit), power_of_two(delta))
         scaled = delta / unit
         weights = self.counts.astype(dtype) * share  # n n' / (n + n'), zero where either side has no example
@@ -221,11 +221,11 @@ class ClassStatistics(NamedTuple):
         return ClassStatistics(
             counts=counts,
             origin=origin,
-            shifts=jnp.where(self.present, left + share * delta, right),
+            shifts=jnp.where(self.present[None], left + share[None] * delta, right),
             unit=unit,
             scaled_scatter=ours * self.scaled_scatter
             + theirs * other.scaled_scatter
-            + matmul(scaled * weights, transpose(scaled)),
+            + matmul(scaled * weights[None], transpose(scaled)),
             scaled_class_scatter=ours * self.scaled_class_scatter
             + theirs * other.scaled_class_scatter
             + weights * jnp.sum(scaled**2, axis=0),
@@ -244,9 +244,9 @@ class ClassStatistics(NamedTuple):
         origin = psum(self.origin * (number / jnp.maximum(psum(number, axis_name), 1)), axis_name)
         shifts = self._about(origin)
         share = self.counts.astype(dtype) / jnp.maximum(counts, 1).astype(dtype)
-        together = psum(shifts * share, axis_name)
+        together = psum(shifts * share[None], axis_name)
         # The scatter about any point m is S + n (mu - m)(mu - m)^T, so rounding errors of the new means do no harm.
-        delta = jnp.where(self.present, shifts - together, 0)
+        delta = jnp.where(self.present[None], shifts - together, 0)
         unit = jax.lax.pmax(jnp.maximum(self.unit, power_of_two(delta)), axis_name)
         scaled, old = delta / unit, (self.unit / unit) ** 2
         number_of = self.counts.astype(dtype)
@@ -255,7 +255,9 @@ class ClassStatistics(NamedTuple):
             origin=origin,
             shifts=together,
             unit=unit,
-            scaled_scatter=psum(old * self.scaled_scatter + matmul(scaled * number_of, transpose(scaled)), axis_name),
+            scaled_scatter=psum(
+                old * self.scaled_scatter + matmul(scaled * number_of[None], transpose(scaled)), axis_name
+            ),
             scaled_class_scatter=psum(
                 old * self.scaled_class_scatter + number_of * jnp.sum(scaled**2, axis=0), axis_name
             ),
@@ -264,7 +266,7 @@ class ClassStatistics(NamedTuple):
 
     def _about(self, origin: Float[Array, " dim"]) -> Float[Array, "dim classes"]:
         """Return the class means relative to another origin, with zero columns for absent classes."""
-        return jnp.where(self.present, self.shifts + (self.origin - origin)[:, None], 0)
+        return jnp.where(self.present[None], self.shifts + (self.origin - origin)[:, None], 0)
 
     def at_unit_scale(self) -> "ClassStatistics":
         """Return the statistics of the features divided by a power of two, such that no square over- or underflows.
@@ -317,8 +319,8 @@ class ClassStatistics(NamedTuple):
         # Centre twice. The rounding error of the first centre is relative to the distance of the means from the origin
         # (25 units in the last place with 1000 classes). The error is common to all classes, so it would look like a
         # direction of the class means.
-        rough = jnp.where(self.present, self.shifts - matmul(self.shifts, weights)[:, None], 0)
-        return jnp.where(self.present, rough - matmul(rough, weights)[:, None], 0)
+        rough = jnp.where(self.present[None], self.shifts - matmul(self.shifts, weights)[:, None], 0)
+        return jnp.where(self.present[None], rough - matmul(rough, weights)[:, None], 0)
 
     def compute(self) -> ClassMoments:
         """Compute means, covariances and the mask of present classes (see `ClassMoments`); NaN without any example."""

@@ -63,9 +63,10 @@ class BatchNorm(nn.Module):
         factor = jax.lax.rsqrt(var + self.epsilon)
         if self.use_scale:
             factor = factor * self.param("scale", self.scale_init, channels)
-        outputs = (inputs - mean) * factor
+        over_rows = (1,) * (inputs.ndim - 1)
+        outputs = (inputs - mean.reshape(*over_rows, -1)) * factor.reshape(*over_rows, -1)
         if self.use_bias:
-            outputs = outputs + self.param("bias", nn.initializers.zeros, channels)
+            outputs = outputs + self.param("bias", nn.initializers.zeros, channels).reshape(*over_rows, -1)
         return outputs.astype(self.dtype or inputs.dtype)
 
     def _moments(self, inputs: Array, origin: Array, mask: Array | None) -> tuple[Array, Array, Array]:
@@ -74,7 +75,7 @@ class BatchNorm(nn.Module):
         # One pass over the data: E[x^2] - E[x]^2, after the running mean is subtracted from x. Without this shift, the
         # difference would lose most digits in channels whose mean is large compared with their deviation.
         origin = jax.lax.stop_gradient(origin)
-        shifted = at_least_float32(inputs) - origin
+        shifted = at_least_float32(inputs) - origin.reshape(*(1,) * (inputs.ndim - 1), -1)
         rows = jnp.asarray(inputs.shape[0])
         if mask is not None:
             shifted = jnp.where(mask.reshape(-1, *[1] * (inputs.ndim - 1)), shifted, 0)

@@ -56,7 +56,7 @@ class PReLU(nn.Module):
     def __call__(self, inputs: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
         """Return x where x is positive, and slope times x elsewhere."""
         slope = self.param("slope", nn.initializers.constant(0.25), inputs.shape[-1:])
-        return jnp.where(inputs > 0, inputs, slope * inputs)
+        return jnp.where(inputs > 0, inputs, slope.reshape(*(1,) * (inputs.ndim - 1), -1) * inputs)
 
 
 class Bottleneck(nn.Module):

@@ -107,7 +107,7 @@ def make_train_step(
             return summed_step(state, batch)
 
     def summed_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        count = jnp.maximum(all_sum(jnp.sum(batch.mask)), 1)
+        count = jnp.maximum(all_sum(jnp.sum(batch.mask.astype(jnp.float32))), 1)
         places = _places(len(batch.labels), options.accumulate)
         context = Context(state.step, train=True, count=count, places=places)
         if options.augment is not None or chain.hooks:
@@ -190,7 +190,7 @@ def make_train_step(
         finite &= seen.without_class == 0
         metrics = StepMetrics(
             loss=seen.loss,
-            accuracy=seen.correct / count,
+            accuracy=seen.correct.astype(count.dtype) / count,
             grad_norm=grad_norm,
             # Every device solves the same inner problem, so the status and the norm need no reduction.
             solve_status=solved.status,
