@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from nc_jax import heads
+from nc_jax import heads, losses
 from nc_jax.frames import random_unit
 from nc_jax.methods.method import Method, Setting
 from nc_jax.training import Loss
@@ -24,8 +24,8 @@ def label_smoothing(_: Setting) -> Loss:
 
     def loss(output, batch, _):
         log_probabilities = jax.nn.log_softmax(output.logits)
-        own = jnp.take_along_axis(log_probabilities, jnp.maximum(batch.labels, 0)[:, None], axis=1)[:, 0]
-        return -(1 - SMOOTHING) * own - SMOOTHING * jnp.mean(log_probabilities, axis=1)
+        own = losses.cross_entropy(output.logits, batch.labels)
+        return (1 - SMOOTHING) * own - SMOOTHING * jnp.mean(log_probabilities, axis=1)
 
     return loss
 

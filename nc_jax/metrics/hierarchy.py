@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Real
 
-from nc_jax.arrays import at_least_float32, matmul
+from nc_jax.arrays import matmul
+from nc_jax.checks import Labels, Reals, checked_scores, without_class
 from nc_jax.frames.properties import cosines
 
 TOP = (1, 5, 20)  # values of k in "ahd@k" and "hp@k": Bertinetto et al. (2020), Liang and Davis (2023)
@@ -68,8 +69,8 @@ class HierarchyStatistics(NamedTuple):
     @classmethod
     def from_batch(
         cls,
-        scores: Float[Array, "batch classes"],
-        labels: Int[Array, " batch"],
+        scores: Reals,
+        labels: Labels,
         distances: Int[Array, "classes classes"],
         top: Sequence[int] = TOP,
         max_distance: int | None = None,
@@ -79,14 +80,17 @@ class HierarchyStatistics(NamedTuple):
         Args:
             scores: logits, or any other scores that rank the classes, shape (N, K). If two scores are equal, the
                 smaller class number comes first.
-            labels: shape (N,). An example whose label is not in 0..K-1 (by convention -1) is padding and is ignored.
+            labels: shape (N,), integers in 0..K-1; -1 marks padding.
             distances: distances between classes in whole edges, shape (K, K).
             top: the values of k, in 1..K; `usual_top` gives the usual ones.
             max_distance: d_max, the largest of the distances; required under jit. None takes it from `distances`.
 
         Raises:
-            ValueError: if a k is not in 1..K.
+            ValueError: if a k is not in 1..K, the scores do not have shape (N, K), or the labels are not integers of
+                shape (N,) in -1..K-1. Under `jax.jit` the range of labels is unknown; a label that is no class then
+                makes the sums NaN.
         """
+        scores, labels = checked_scores(scores, labels)
         num_classes = scores.shape[1]
         if not 1 <= min(top) <= max(top) <= num_classes:
             raise ValueError(
@@ -94,16 +98,17 @@ class HierarchyStatistics(NamedTuple):
                 f"got {tuple(top)}"
             )
         bins = (int(jnp.max(distances)) if max_distance is None else max_distance) + 1
+        wrong = jnp.any(without_class(labels, num_classes))
         used = (labels >= 0) & (labels < num_classes)
         own = distances[jnp.clip(labels, 0, num_classes - 1)].astype(jnp.float32)  # (N, K): distances from the truth
         depth = min(max(*top, RANKED), num_classes)
-        _, ranked = jax.lax.top_k(at_least_float32(scores), depth)
+        _, ranked = jax.lax.top_k(scores, depth)
         found = jnp.take_along_axis(own, ranked, axis=1)  # (N, depth), best first
         ordered = jnp.sort(own, axis=1)
         largest = bins - 1
 
         def total(values: Array) -> Array:
-            return jnp.sum(jnp.where(used, values, 0))
+            return jnp.where(wrong, jnp.nan, jnp.sum(jnp.where(used, values, 0)))
 
         precisions = [jnp.sum(largest - found[:, :k], 1) / jnp.sum(largest - ordered[:, :k], 1) for k in top]
         first = found[:, 0]

@@ -20,11 +20,6 @@ class Classifier(nn.Module):
     backbone: nn.Module
     head: nn.Module
 
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes K; None if the head does not tell."""
-        return getattr(self.head, "num_classes", None)
-
     def __call__(
         self,
         inputs: Num[Array, "batch ..."],

@@ -23,11 +23,6 @@ class HeadModule(nn.Module):
 
     head: Head
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes K."""
-        return self.head.num_classes
-
     @nn.compact
     def __call__(
         self,

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nc_jax import collective, losses
+from nc_jax.checks import without_class
 from nc_jax.collective import all_sum
 from nc_jax.data import Batch, known_labels
 from nc_jax.heads import HeadOutput
@@ -213,7 +214,8 @@ def centred_margins(
 
 
 def _confusion(logits: Array, batch: Batch, num_classes: int) -> Int[Array, "classes classes"]:
-    rows = jnp.where(batch.mask, batch.labels, num_classes)  # padding: out of range, so `add` drops it
+    known = batch.mask & ~without_class(batch.labels, num_classes, batch.mask)
+    rows = jnp.where(known, batch.labels, num_classes)  # others, and padding: out of range, so `add` drops them
     zeros = jnp.zeros((num_classes, num_classes), jnp.int32)
     return zeros.at[rows, jnp.argmax(logits, axis=-1)].add(1, mode="drop")
 

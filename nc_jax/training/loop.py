@@ -159,7 +159,6 @@ class Trainer:
             initialise=self.initialise,
             init=self._init,
             extensions=self.step_options.extensions,
-            num_classes=train_set.num_classes,
         )
         return replicate(state, self.devices)
 

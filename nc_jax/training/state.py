@@ -60,7 +60,6 @@ def create_state(
     initialise: Callable[[Any, PRNGKeyArray], Any] | None = None,
     init: Callable[..., Any] | None = None,
     extensions: Sequence[Extension] = (),
-    num_classes: int | None = None,
 ) -> TrainState:
     """Create the initial training state: draw the parameters and initialise everything else.
 
@@ -74,15 +73,11 @@ def create_state(
             (`nc_jax.training.agd_init`, for instance); None keeps them.
         init: `model.init`, compiled. Pass it to compile once for several states of a model; None compiles it here.
         extensions: the extensions of the step that will train the state.
-        num_classes: number of classes of the data, which the model's head must have; None does not check.
 
     Raises:
         ValueError: if the head does not fit the features (for instance, if their dimension d is below K - 1 for a
-            simplex ETF of K classes), or has another number of classes than the data.
+            simplex ETF of K classes).
     """
-    found = getattr(model, "num_classes", None)
-    if num_classes is not None and found not in (None, num_classes):
-        raise ValueError(f"the head must have the {num_classes} classes of the data; got a head of {found} classes")
     variables = (init or jax.jit(model.init))(key, inputs)
     params = variables.pop("params", {})
     if initialise is not None:
