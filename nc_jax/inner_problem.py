@@ -205,13 +205,21 @@ def _general_root(cost: Discrepancy, options: TrustRegionOptions) -> Callable:
     return implicit.implicit_root(solve, stationarity, linear_solver)
 
 
+_ORTHONORMAL = 30  # distance from the manifold, in eps times sqrt(r), that a solution has at most
+
+
 def _start(matrix: Array, init: Array | None) -> Array:
-    """Return where the trust region starts; for r = d, a point in the component that holds the polar factor of B."""
+    """Return a start on the manifold; for r = d, in the component that holds the polar factor of B."""
     matrix = jax.lax.stop_gradient(matrix)
     if init is None:
         return orthogonal_factor(matrix)  # R has a positive diagonal, so for r = d it is in the component of B
-    init = jax.lax.stop_gradient(init).astype(matrix.dtype)
+    given = jax.lax.stop_gradient(init).astype(matrix.dtype)
+    # If B draws to the proximal point, the start is the solution. So it must not be a rotation of a narrower dtype, or
+    # no rotation at all.
+    rounding = _ORTHONORMAL * float(jnp.finfo(given.dtype).eps) * given.shape[1] ** 0.5
+    off = Stiefel(*given.shape).distance_from(given) > rounding
+    start: Array = jax.lax.cond(off, orthogonal_factor, lambda given: given, given)
     if matrix.shape[0] != matrix.shape[1]:
-        return init
-    same = jnp.linalg.slogdet(matrix).sign * jnp.linalg.slogdet(init).sign >= 0
-    return init.at[:, -1].multiply(jnp.where(same, 1, -1).astype(matrix.dtype))
+        return start
+    same = jnp.linalg.slogdet(matrix).sign * jnp.linalg.slogdet(start).sign >= 0
+    return start.at[:, -1].multiply(jnp.where(same, 1, -1).astype(matrix.dtype))
