@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, Real
 
 from nc_jax.arguments import check_floating, check_key, check_whole, is_traced
-from nc_jax.arrays import matmul, transpose
+from nc_jax.arrays import matmul, transpose, wider
 from nc_jax.manifolds import Stiefel
 
 # Constructor (num_classes, dim, *, key, dtype) -> (d, K), the argument `frame` of `nc_jax.models.FixedHead`.
@@ -61,7 +61,7 @@ def hierarchical(
     check_whole("dim", dim)
     if dim < rank:
         raise ValueError(f"class vectors with these cosines span {rank} dimensions, so dim >= {rank}; got dim={dim}")
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = wider(dtype)
     manifold = Stiefel(dim, rank)
     rotation = jnp.eye(*manifold.shape, dtype=wide) if key is None else manifold.random_point(key, wide)
     return matmul(rotation, jnp.asarray(template, wide)).astype(dtype)
@@ -151,7 +151,7 @@ def separated_template(
     gamma = jnp.asarray(gamma)
     if not is_traced(gamma) and not gamma > 0:
         raise ValueError(f"gamma must be positive; got {gamma}")
-    dtype = jnp.promote_types(gamma.dtype, jnp.float32)
+    dtype = wider(gamma.dtype)
     scaled = (distances / jnp.max(distances)).astype(dtype)
     lower = jnp.linalg.cholesky(jnp.exp(-gamma.astype(dtype) * scaled))
     common = jax.scipy.linalg.solve_triangular(lower, jnp.ones(len(lower), dtype), lower=True)

@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from nc_jax.arguments import check_floating, check_key, check_whole
-from nc_jax.arrays import normalized
+from nc_jax.arrays import normalized, wider
 
 
 def random_unit(
@@ -40,5 +40,5 @@ def random_unit(
         raise ValueError(f"random class vectors need num_classes >= 2 and dim >= 1; got {num_classes} and {dim}")
     if key is None:
         raise ValueError("random class vectors need a key; got None")
-    drawn = jax.random.normal(key, (dim, num_classes), jnp.promote_types(dtype, jnp.float32))
+    drawn = jax.random.normal(key, (dim, num_classes), wider(dtype))
     return normalized(drawn, axis=0)[0].astype(dtype)

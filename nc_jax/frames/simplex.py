@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from nc_jax.arguments import check_floating, check_key, check_whole
-from nc_jax.arrays import matmul
+from nc_jax.arrays import matmul, wider
 from nc_jax.manifolds import Stiefel
 
 
@@ -46,7 +46,7 @@ def simplex_template(
     """
     check_num_classes(num_classes)
     check_floating(dtype)
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = wider(dtype)
     if not reduced:
         template = jnp.eye(num_classes, dtype=wide) - 1 / num_classes
     else:
@@ -163,7 +163,7 @@ def simplex_etf(
     check_room_for_simplex(num_classes, dim)
     check_floating(dtype)
     check_key(key)
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = wider(dtype)
     template = simplex_template(num_classes, dtype=wide)
     manifold = Stiefel(dim, num_classes - 1)
     rotation = jnp.eye(*manifold.shape, dtype=wide) if key is None else manifold.random_point(key, wide)

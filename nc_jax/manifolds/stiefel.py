@@ -150,4 +150,4 @@ def orthogonal_factor(matrix: Float[Array, "n p"]) -> Float[Array, "n p"]:
     """Orthogonal factor of the QR decomposition whose R has a positive diagonal; it is continuous in the matrix."""
     q, r = jnp.linalg.qr(matrix)
     signs = jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(matrix.dtype)
-    return q * signs
+    return q * signs[None]
