@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -44,10 +45,16 @@ def skew_part(matrix: Float[Array, "*batch size size"]) -> Float[Array, "*batch 
     return (matrix - transpose(matrix)) / 2
 
 
+def wider(dtype: DTypeLike, other: DTypeLike = jnp.float32) -> DTypeLike:
+    """Return the dtype that holds both dtypes, also where JAX promotes dtypes in its strict mode only."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(dtype, other)
+
+
 def at_least_float32(array: Array) -> Float[Array, "..."]:
     """Return the array in float32 if its dtype is integer, bfloat16 or float16, and unchanged otherwise."""
     array = jnp.asarray(array)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(wider(array.dtype))
 
 
 def unit_scale(array: Float[Array, "..."], axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:

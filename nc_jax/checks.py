@@ -1,16 +1,20 @@
-"""What callers hand over: real arrays and class labels, checked in one place, so that a wrong one gives one sentence.
+"""What callers hand over: arrays, labels, sizes, keys, functions; checked here, so that a wrong one gives one sentence.
 
 Arrays may be JAX or NumPy arrays, lists, or whatever `numpy.asarray` reads (tensors of PyTorch, for instance). Inside
 `jax.jit` the values are unknown. Shapes and dtypes are checked there too, while JAX traces the function. The range of
 labels is not: `without_class` finds such labels, so that callers can count them or answer NaN.
 """
 
+import functools
+import operator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax.arrays import at_least_float32
@@ -21,6 +25,11 @@ PADDING_LABEL = -1  # not a class number, so code that forgets the mask does not
 Reals = Any  # real numbers, in an array
 Labels = Any  # class numbers of examples, in an array of integers
 Mask = Any  # True for examples, False for padding, in an array of booleans
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is not known yet, because JAX traces the program (under jit, grad or vmap)."""
+    return isinstance(value, Tracer)
 
 
 def as_array(value: Any, name: str) -> Array | np.ndarray:
@@ -115,7 +124,7 @@ def checked_labels(
     check_label_shape(array)
     if rows is not None and len(array) != rows:
         raise ValueError(f"labels must have shape ({rows},), one label for each row of {of}; got shape {array.shape}")
-    if not isinstance(array, Tracer) and getattr(array, "is_fully_addressable", True):
+    if not is_traced(array) and getattr(array, "is_fully_addressable", True):
         check_label_range(np.asarray(array), num_classes)
     return jnp.asarray(array if isinstance(array, jax.Array) else array.astype(np.int32)).astype(jnp.int32)
 
@@ -195,3 +204,65 @@ def nan_without_class(
 ) -> Float[Array, " batch"]:
     """Return the values of the examples, with NaN for those whose label is neither a class nor padding."""
     return jnp.where(without_class(labels, num_classes), jnp.asarray(jnp.nan, values.dtype), values)
+
+
+def check_whole(name: str, value: Any) -> None:
+    """Raise a ValueError unless the value is a whole number (of Python or NumPy)."""
+    try:
+        operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number; got {value!r}") from None
+
+
+def check_floating(dtype: DTypeLike) -> None:
+    """Raise a ValueError unless the dtype is floating."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be a floating dtype; got {jnp.dtype(dtype).name}")
+
+
+def check_key(key: Any) -> None:
+    """Raise a ValueError unless the value is a random key, typed or as two or four unsigned integers, or None."""
+    dtype = getattr(key, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.ndim == 0
+    raw = dtype is not None and dtype == jnp.uint32 and key.ndim == 1
+    if not (key is None or typed or raw):
+        raise ValueError(f"key must be a random key, as jax.random.key(0) makes one; got {_kind(key)}")
+
+
+def check_holds_nothing_traced(name: str, function: Any) -> None:
+    """Raise a ValueError if a function holds a traced value: in its closure, its defaults or a partial's arguments."""
+    for value in _held(function, set()):
+        for leaf in jax.tree.leaves(value):
+            if is_traced(leaf):
+                raise ValueError(
+                    f"{name} must close over known values only; got one that closes over a traced value "
+                    f"{leaf.aval.str_short()}: compute that value outside jax.jit, jax.grad and jax.vmap"
+                )
+
+
+def _held(function: Any, seen: set[int]) -> Iterator[Any]:
+    if id(function) in seen:
+        return
+    seen.add(id(function))
+    held = list(getattr(function, "__dict__", {}).values())
+    held += getattr(function, "__defaults__", None) or ()
+    held += (getattr(function, "__kwdefaults__", None) or {}).values()
+    held.append(getattr(function, "__self__", None))
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            held.append(cell.cell_contents)
+        except ValueError:  # a variable that has no value yet
+            continue
+    if isinstance(function, functools.partial):
+        held += [function.func, *function.args, *function.keywords.values()]
+    for value in held:
+        if callable(value):
+            yield from _held(value, seen)
+        else:
+            yield value
+
+
+def _kind(value: Any) -> str:
+    return (
+        f"shape {value.shape} of {value.dtype}" if hasattr(value, "dtype") else f"{type(value).__name__} {value!r:.40}"
+    )

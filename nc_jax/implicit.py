@@ -260,10 +260,10 @@ def _sylvester_by_eigh(values: Array, vectors: Array, floor: Array) -> tuple[Cal
 
     def solve_skew(rhs: Array) -> Array:
         in_basis = matmul(matmul(transpose(vectors), rhs), vectors)
-        return matmul(matmul(vectors, divide(in_basis, values[:, None] + values)), transpose(vectors))
+        return matmul(matmul(vectors, divide(in_basis, values[:, None] + values[None])), transpose(vectors))
 
     def solve_outside(rhs: Array) -> Array:
-        return matmul(divide(matmul(rhs, vectors), values), transpose(vectors))
+        return matmul(divide(matmul(rhs, vectors), values[None]), transpose(vectors))
 
     return solve_skew, solve_outside
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nc_jax import implicit
-from nc_jax.arrays import at_least_float32, matmul, normalized, safe_norm, transpose, unit_scale
+from nc_jax.arrays import at_least_float32, matmul, normalized, safe_norm, transpose, unit_scale, wider
 from nc_jax.discrepancies import squared_frobenius
 from nc_jax.frames.template import Template
 from nc_jax.manifolds import Stiefel
@@ -46,13 +46,13 @@ def solve(
     means = at_least_float32(means)
     dtype = means.dtype
     if template.dtype is not None:
-        dtype = jnp.promote_types(dtype, template.dtype)
+        dtype = wider(dtype, template.dtype)
         template = template.astype(dtype)
     means = means.astype(dtype)
     if weights is not None:
         weights = weights.astype(dtype)
         # The mean of a class without examples may hold anything, even NaN.
-        means = jnp.where(weights > 0, means, 0)
+        means = jnp.where(weights[None] > 0, means, 0)
     # H is `scaled` times `factor`.
     scale = unit_scale(means)
     scaled = means / scale
@@ -98,7 +98,7 @@ def solve(
 
 def _inverse_norm(means: Array, weights: Array | None) -> Array:
     """One over the norm of the means, of which class k counts w_k times. It is 0 for zeros, which get no gradient."""
-    squares = jnp.sum(means**2 if weights is None else weights * means**2)
+    squares = jnp.sum(means**2 if weights is None else weights[None] * means**2)
     return jnp.where(squares == 0, 0, 1 / jnp.sqrt(jnp.where(squares == 0, 1, squares)))
 
 
@@ -107,7 +107,7 @@ def _procrustes_matrix(
 ) -> tuple[Array, Array]:
     """Return B for the class means `factor * means`, and how far rounding may have moved its singular values."""
     if weights is not None:
-        means = means * weights
+        means = means * weights[None]
     elif template.centred:
         # A template whose columns sum to zero does not see a common offset, so its rounding need not enter. The second
         # subtraction removes the rounding of the first mean.
@@ -117,9 +117,10 @@ def _procrustes_matrix(
     matrix = 2 * correlation + weight * prox
     # The entries of H T^T are sums of K products. The root mean square of the singular values of H and of T, each with
     # r of them, gives the size of the products as a singular value of B.
-    size = 2 * factor * safe_norm(means) * safe_norm(template.column_norms()) / template.shape[0] + weight
+    norms = safe_norm(means).reshape(()) * safe_norm(template.column_norms()).reshape(())
+    size = 2 * factor.reshape(()) * norms / template.shape[0] + weight
     eps = float(jnp.finfo(matrix.dtype).eps)
-    return matrix, jax.lax.stop_gradient(max(means.shape) * eps * size).reshape(())
+    return matrix, jax.lax.stop_gradient(max(means.shape) * eps * size)
 
 
 def _objective(cost: Discrepancy, rotation, means, template, *rest) -> Array:
@@ -205,13 +206,21 @@ def _general_root(cost: Discrepancy, options: TrustRegionOptions) -> Callable:
     return implicit.implicit_root(solve, stationarity, linear_solver)
 
 
+_ORTHONORMAL = 30  # distance from the manifold, in eps times sqrt(r), that a solution has at most
+
+
 def _start(matrix: Array, init: Array | None) -> Array:
-    """Return where the trust region starts; for r = d, a point in the component that holds the polar factor of B."""
+    """Return a start on the manifold; for r = d, in the component that holds the polar factor of B."""
     matrix = jax.lax.stop_gradient(matrix)
     if init is None:
         return orthogonal_factor(matrix)  # R has a positive diagonal, so for r = d it is in the component of B
-    init = jax.lax.stop_gradient(init).astype(matrix.dtype)
+    given = jax.lax.stop_gradient(init).astype(matrix.dtype)
+    # If B draws to the proximal point, the start is the solution. So it must not be a rotation of a narrower dtype, or
+    # no rotation at all.
+    rounding = _ORTHONORMAL * float(jnp.finfo(given.dtype).eps) * given.shape[1] ** 0.5
+    off = Stiefel(*given.shape).distance_from(given) > rounding
+    start: Array = jax.lax.cond(off, orthogonal_factor, lambda given: given, given)
     if matrix.shape[0] != matrix.shape[1]:
-        return init
-    same = jnp.linalg.slogdet(matrix).sign * jnp.linalg.slogdet(init).sign >= 0
-    return init.at[:, -1].multiply(jnp.where(same, 1, -1).astype(matrix.dtype))
+        return start
+    same = jnp.linalg.slogdet(matrix).sign * jnp.linalg.slogdet(start).sign >= 0
+    return start.at[:, -1].multiply(jnp.where(same, 1, -1).astype(matrix.dtype))

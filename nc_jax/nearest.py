@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nc_jax import inner_problem
-from nc_jax.arrays import at_least_float32
+from nc_jax.arrays import at_least_float32, transpose
+from nc_jax.checks import check_holds_nothing_traced, is_traced, real_array
 from nc_jax.frames.simplex import SimplexTemplate, check_room_for_simplex, simplex_template
-from nc_jax.frames.template import Template, as_template
+from nc_jax.frames.template import DenseTemplate, Template, as_template
 from nc_jax.inner_problem import Discrepancy, NearestFrame
 from nc_jax.solvers import TrustRegionOptions
 
@@ -52,7 +53,8 @@ def nearest_frame(
     any order, by the implicit function theorem.
 
     Args:
-        means: class means H as columns, shape (d, K). bfloat16 and float16 are solved in float32.
+        means: class means H as columns, shape (d, K); transpose a matrix that has a class in each row. bfloat16 and
+            float16 are solved in float32.
         template: T, shape (r, K) with r <= d: a matrix or a `nc_jax.frames.Template`, such as `SimplexTemplate`, whose
             products are cheap. If H T^T has rank below r up to the rounding of H and T, and there is no proximal point,
             the rotation is not unique: one of the solutions is returned, with status NOT_UNIQUE. An offset of the means
@@ -80,8 +82,9 @@ def nearest_frame(
         length of its Riemannian gradient, and `nc_jax.solvers.describe(solution.status)` says how the solve ended.
 
     Raises:
-        ValueError: if the shapes do not fit, r > d, prox_weight < 0, the solver is unknown, `solver="polar"` comes with
-            a cost, or weights come with a cost that does not return shape (K,).
+        ValueError: if the shapes do not fit, r > d, prox_weight or a weight is negative, an array does not consist of
+            real numbers, the solver is unknown, `solver="polar"` comes with a cost, a cost closes over a traced value,
+            or weights come with a cost that does not return shape (K,).
 
     Example:
         >>> import jax
@@ -115,6 +118,7 @@ def nearest_simplex_etf(
     solver: Literal["trust_region", "polar"] = "trust_region",
     init: Float[Array, "dim rank"] | None = None,
     reduced: bool = True,
+    rows: bool = False,
     cost: Discrepancy | None = None,
     weights: Float[Array, " classes"] | None = None,
     options: TrustRegionOptions = TrustRegionOptions(),
@@ -132,8 +136,8 @@ def nearest_simplex_etf(
     numbers count as zero.
 
     Args:
-        means: class means H as columns, shape (d, K) with d >= K - 1 (d >= K for the full template). Transpose a
-            PyTorch array of shape (K, d).
+        means: class means H as columns, shape (d, K) with d >= K - 1 (d >= K for the full template). Nothing can tell
+            whether a matrix of K rows, as PyTorch programs have it, fits by accident: transpose it, or say `rows=True`.
         prox_point: proximal point P, shape (d, K - 1), or (d, K) for the full template. A training loop passes the
             rotation that its previous step found. None: no proximal term.
         prox_weight: delta >= 0, how strongly the rotation is pulled towards the proximal point.
@@ -143,6 +147,7 @@ def nearest_simplex_etf(
             `nearest_frame`. None: the proximal point, or without one a start made from the means.
         reduced: True uses the template with K - 1 rows, whose rotation is unique if the centred means have rank K - 1.
             False uses the paper's (K, K) template I - 11^T / K.
+        rows: the means have a class in each row, shape (K, d). The result has columns all the same.
         cost: discrepancy between the frame and the means, both at unit norm; see `nearest_frame`. None: the squared
             Frobenius norm.
         weights: w, shape (K,), non-negative: class k counts w_k times; see `nearest_frame`. The weighted means are then
@@ -165,14 +170,22 @@ def nearest_simplex_etf(
 
     Reference: Markou, Ajanthan and Gould (2024), section 3.
     """
-    means = at_least_float32(means)
+    means = at_least_float32(real_array(means, "means"))
     if means.ndim != 2:
         raise ValueError(f"means must have shape (dim, classes); got shape {means.shape}")
+    if rows:
+        means = transpose(means)
     dim, num_classes = means.shape
+    if 2 <= dim < num_classes - 1:
+        raise ValueError(
+            f"class means are columns, and a simplex ETF of {num_classes} classes needs dim >= {num_classes - 1}; "
+            f"got dim={dim}: if each row is a class mean, transpose the means"
+        )
     check_room_for_simplex(num_classes, dim)
     template: Any = SimplexTemplate.of_unit_columns(num_classes)
     if not reduced:
-        template = template.scale * simplex_template(num_classes, reduced=False, dtype=means.dtype)
+        full = template.scale * simplex_template(num_classes, reduced=False, dtype=means.dtype)
+        template = DenseTemplate(full, centred=True)
     return nearest_at_unit_norm(
         means,
         template,
@@ -196,7 +209,8 @@ def nearest_at_unit_norm(
     The result does not depend on the scale of the means, and `prox_weight` has the same effect for every template.
 
     Args:
-        means: class means H as columns, shape (d, K). If all are zero, they do not influence the rotation.
+        means: class means H as columns, shape (d, K); transpose a matrix that has a class in each row. If all are zero,
+            they do not influence the rotation and get no gradient.
         template: T, shape (r, K) with r <= d: a matrix or a `nc_jax.frames.Template`.
         options: the other arguments of `nearest_frame`, by name. With weights w, the norm counts class k w_k times.
 
@@ -228,27 +242,50 @@ def _solve(
     options: TrustRegionOptions = TrustRegionOptions(),
 ) -> NearestFrame:
     """Check the arguments of `nearest_frame` and solve; at_unit_norm says whether to scale the means first."""
-    means, template = jnp.asarray(means), as_template(template)
+    means, template = real_array(means, "means"), as_template(template)
+    prox_point, prox_weight, init, weights = (
+        None if value is None else real_array(value, name)
+        for name, value in (
+            ("prox_point", prox_point),
+            ("prox_weight", prox_weight),
+            ("init", init),
+            ("weights", weights),
+        )
+    )
     _check_shapes(means, template, prox_point, init, weights)
     if solver not in ("trust_region", "polar"):
         raise ValueError(f'solver must be "trust_region" or "polar"; got {solver!r}')
-    if isinstance(prox_weight, int | float) and not prox_weight >= 0:
-        raise ValueError(f"prox_weight must be at least 0; got {prox_weight}")
-    if cost is not None and solver == "polar":
+    if prox_weight.shape != () or not (is_traced(prox_weight) or prox_weight >= 0):
+        raise ValueError(f"prox_weight must be one number, at least 0; got {prox_weight}")
+    if weights is not None and not is_traced(weights) and not jnp.all(weights >= 0):
+        raise ValueError(f"weights must be at least 0; got {jnp.min(weights)}")
+    if not isinstance(options, TrustRegionOptions):
+        raise ValueError(f"options must be a TrustRegionOptions; got {type(options).__name__}")
+    _check_cost(cost, solver)
+    how = {"at_unit_norm": at_unit_norm, "solver": solver, "cost": cost, "options": options}
+    return inner_problem.solve(means, template, prox_point, prox_weight, init, weights, **how)
+
+
+def _check_cost(cost: Any, solver: str) -> None:
+    if cost is None:
+        return
+    if solver == "polar":
         raise ValueError(
             'solver="polar" is the closed form for the Frobenius cost; give a cost to solver="trust_region"'
         )
-    how = {"at_unit_norm": at_unit_norm, "solver": solver, "cost": cost, "options": options}
-    return inner_problem.solve(means, template, prox_point, prox_weight, init, weights, **how)
+    if not callable(cost):
+        raise ValueError(f"a cost must be a function of (aligned, means); got {cost!r}")
+    check_holds_nothing_traced("a cost", cost)
 
 
 def _check_shapes(
     means: Array, template: Template, prox_point: Array | None, init: Array | None, weights: Array | None
 ) -> None:
     if means.ndim != 2 or means.shape[1] != template.shape[1]:
+        remedy = ": transpose the means" if means.ndim == 2 and means.shape[0] == template.shape[1] else ""
         raise ValueError(
             "means (dim, classes) and template (rank, classes) need the same classes; "
-            f"got {means.shape} and {template.shape}"
+            f"got {means.shape} and {template.shape}{remedy}"
         )
     dim, rank = means.shape[0], template.shape[0]
     if rank > dim:

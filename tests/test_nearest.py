@@ -449,7 +449,22 @@ REFUSED = {
         )
     ),
     "means must have shape (dim, classes); got shape (4,)": lambda: nearest_simplex_etf(jnp.ones(4)),
-    "a simplex ETF of 6 classes needs dim >= 5; got dim=4": lambda: nearest_simplex_etf(jnp.ones((4, 6))),
+    "class means are columns, and a simplex ETF of 6 classes needs dim >= 5; got dim=4: if each row is a class mean, "
+    "transpose the means": lambda: nearest_simplex_etf(jnp.ones((4, 6))),
+    "means (dim, classes) and template (rank, classes) need the same classes; got (4, 12) and (3, 4): transpose the "
+    "means": lambda: nearest_frame(MEANS.T, TEMPLATE),
+    "means must be real numbers of at most 64 bits; got dtype <U5": lambda: nearest_frame("means", TEMPLATE),
+    "means must be real numbers of at most 64 bits; got dtype complex64": lambda: nearest_frame(1j * MEANS, TEMPLATE),
+    "a template must be real numbers of at most 64 bits; got dtype bool": lambda: nearest_frame(MEANS, TEMPLATE > 0),
+    "weights must be at least 0; got -1.0": lambda: nearest_frame(MEANS, TEMPLATE, weights=jnp.array([1.0, 1, -1, 1])),
+    "prox_weight must be one number, at least 0; got -1.0": (
+        lambda: nearest_frame(MEANS, TEMPLATE, prox_weight=jnp.float32(-1))
+    ),
+    "prox_weight must be one number, at least 0; got [1. 1.]": (
+        lambda: nearest_frame(MEANS, TEMPLATE, prox_weight=jnp.ones(2))
+    ),
+    "options must be a TrustRegionOptions; got dict": lambda: nearest_frame(MEANS, TEMPLATE, options={}),
+    "a cost must be a function of (aligned, means); got 'huber'": lambda: nearest_frame(MEANS, TEMPLATE, cost="huber"),
     "a template of 5 rows needs means with dim >= 5; got dim=4": lambda: nearest_simplex_etf(
         jnp.ones((4, 5)), reduced=False
     ),
@@ -463,3 +478,37 @@ def test_bad_input_is_refused(monkeypatch, sentence, call):
     with pytest.raises(ValueError) as error:  # noqa: PT011, the whole sentence is compared below
         call()
     assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("transformation", [jax.grad, jax.jit])
+@pytest.mark.parametrize("how", ["closure", "partial", "within another function"])
+def test_a_cost_that_holds_a_traced_value_is_refused(how, transformation):
+    def solve(scale):
+        def scaled(aligned, means, scale=1.0):
+            return scale * huber(aligned, means)
+
+        costs = {
+            "closure": lambda aligned, means: scale * huber(aligned, means),
+            "partial": partial(scaled, scale=scale),
+            "within another function": lambda aligned, means: partial(scaled, scale=scale)(aligned, means),
+        }
+        return nearest_simplex_etf(MEANS, cost=costs[how]).solution.value
+
+    with pytest.raises(ValueError, match="a cost must close over known values only; got one that closes over a traced"):
+        transformation(solve)(2.0)
+
+
+def test_a_cost_may_hold_known_values():
+    scale = jnp.float32(2)
+    found = nearest_simplex_etf(MEANS, cost=lambda aligned, means: scale * squared_frobenius(aligned, means))
+    assert np.isfinite(found.solution.value)
+
+
+def test_lists_and_rows_are_taken(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as in production
+    means, prox_point = normal(12, 4).astype(np.float32), np.eye(12, 3, dtype=np.float32)
+    expected = nearest_simplex_etf(means, prox_point=prox_point, weights=np.ones(4, np.float32), solver="polar")
+    found = nearest_simplex_etf(
+        means.T.tolist(), rows=True, prox_point=prox_point.tolist(), weights=[1, 1, 1, 1], solver="polar"
+    )
+    np.testing.assert_array_equal(found.frame, expected.frame)

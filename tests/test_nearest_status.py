@@ -191,3 +191,10 @@ def test_means_that_are_not_finite_print_nothing(capfd, solver):
         assert found.solution.status == Status.NON_FINITE
         assert np.isnan(found.frame).all()
     assert "SLASCL" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("start", [2 * np.eye(DIM, K - 1), np.ones((DIM, K - 1)), np.float32(rotation(DIM, K - 1))])
+def test_a_start_that_is_no_rotation_is_not_returned(x64, start):
+    """All means are zero, so B is the proximal point, and a start there is stationary."""
+    found = nearest_simplex_etf(jnp.zeros((DIM, K)), prox_point=jnp.asarray(start, jnp.float64))
+    np.testing.assert_allclose(found.frame.T @ found.frame, oracles.gram_of_simplex(K), atol=1e-13)

@@ -9,7 +9,8 @@ import scipy.linalg
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, Real
 
-from nc_jax.arrays import matmul, transpose
+from nc_jax.arrays import matmul, transpose, wider
+from nc_jax.checks import check_floating, check_key, check_whole, is_traced
 from nc_jax.manifolds import Stiefel
 
 # Constructor (num_classes, dim, *, key, dtype) -> (d, K), the argument `frame` of `nc_jax.models.FixedHead`.
@@ -41,7 +42,8 @@ def hierarchical(
 
     Raises:
         ValueError: if S is not symmetric, does not have ones on the diagonal or is not positive semidefinite (the
-            message names the smallest eigenvalue), or d < rank(S).
+            message names the smallest eigenvalue), d < rank(S), d is not a whole number, the dtype is not floating, or
+            the key is none.
 
     Example:
         >>> similarity = np.array([[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]])
@@ -51,12 +53,15 @@ def hierarchical(
 
     Reference: Liang and Davis, Inducing Neural Collapse to a Fixed Hierarchy-Aware Frame (2023), section 3.2.
     """
+    check_floating(dtype)
+    check_key(key)
     template = hierarchical_template(similarity)
     rank = len(template)
-    dim = len(similarity) if dim is None else dim
+    dim = len(template[0]) if dim is None else dim
+    check_whole("dim", dim)
     if dim < rank:
         raise ValueError(f"class vectors with these cosines span {rank} dimensions, so dim >= {rank}; got dim={dim}")
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = wider(dtype)
     manifold = Stiefel(dim, rank)
     rotation = jnp.eye(*manifold.shape, dtype=wide) if key is None else manifold.random_point(key, wide)
     return matmul(rotation, jnp.asarray(template, wide)).astype(dtype)
@@ -136,7 +141,7 @@ def separated_template(
         T, shape (K - 1, K), with unit columns, in at least float32.
 
     Raises:
-        ValueError: if the distances are not a square matrix, or K < 2.
+        ValueError: if the distances are not a square matrix, K < 2, or gamma is not positive.
 
     Reference: derived here.
     """
@@ -144,7 +149,9 @@ def separated_template(
     if distances.ndim != 2 or distances.shape[0] != distances.shape[1] or distances.shape[0] < 2:
         raise ValueError(f"distances must have shape (classes, classes), two at least; got {distances.shape}")
     gamma = jnp.asarray(gamma)
-    dtype = jnp.promote_types(gamma.dtype, jnp.float32)
+    if not is_traced(gamma) and not gamma > 0:
+        raise ValueError(f"gamma must be positive; got {gamma}")
+    dtype = wider(gamma.dtype)
     scaled = (distances / jnp.max(distances)).astype(dtype)
     lower = jnp.linalg.cholesky(jnp.exp(-gamma.astype(dtype) * scaled))
     common = jax.scipy.linalg.solve_triangular(lower, jnp.ones(len(lower), dtype), lower=True)

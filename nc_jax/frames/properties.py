@@ -18,11 +18,16 @@ def gram(frame: Float[Array, "dim classes"]) -> Float[Array, "classes classes"]:
     Returns:
         Shape (K, K), in float32 or wider.
 
+    Raises:
+        ValueError: if the frame is not a matrix.
+
     Example:
         >>> gram(jnp.eye(2)).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
     frame = at_least_float32(frame)
+    if frame.ndim != 2:
+        raise ValueError(f"a frame must have shape (dim, classes); got shape {frame.shape}")
     return matmul(transpose(frame), frame)
 
 

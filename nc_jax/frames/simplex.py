@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from nc_jax.arrays import matmul
+from nc_jax.arrays import matmul, wider
+from nc_jax.checks import check_floating, check_key, check_whole
 from nc_jax.manifolds import Stiefel
 
 
@@ -35,7 +36,7 @@ def simplex_template(
         The template. Its columns have length sqrt((K - 1) / K) and pairwise cosines -1 / (K - 1).
 
     Raises:
-        ValueError: if K < 2.
+        ValueError: if K is not a whole number of at least 2, or the dtype is not floating.
 
     Example:
         >>> simplex_template(3).shape, simplex_template(3, reduced=False).shape
@@ -44,7 +45,8 @@ def simplex_template(
     Reference: Markou, Ajanthan and Gould (2024), section 3, for the full template. The reduced one is derived here.
     """
     check_num_classes(num_classes)
-    wide = jnp.promote_types(dtype, jnp.float32)
+    check_floating(dtype)
+    wide = wider(dtype)
     if not reduced:
         template = jnp.eye(num_classes, dtype=wide) - 1 / num_classes
     else:
@@ -65,10 +67,16 @@ class SimplexTemplate:
     Attributes:
         num_classes: K >= 2.
         scale: factor on all entries of the matrix.
+
+    Raises:
+        ValueError: if K is not a whole number of at least 2.
     """
 
     num_classes: int
     scale: float = 1.0
+
+    def __post_init__(self):
+        check_num_classes(self.num_classes)
 
     @classmethod
     def of_unit_columns(cls, num_classes: int) -> "SimplexTemplate":
@@ -143,7 +151,7 @@ def simplex_etf(
         Class vectors as columns, shape (d, K), each of unit Euclidean norm.
 
     Raises:
-        ValueError: if K < 2 or d < K - 1.
+        ValueError: if K < 2 or d < K - 1, a size is not a whole number, the dtype is not floating, or the key is none.
 
     Example:
         >>> gram = simplex_etf(4, 3).T @ simplex_etf(4, 3)
@@ -152,8 +160,10 @@ def simplex_etf(
 
     Reference: Papyan, Han and Donoho (2020) for the simplex ETF; Markou et al. (2024) for the rotation.
     """
-    wide = jnp.promote_types(dtype, jnp.float32)
     check_room_for_simplex(num_classes, dim)
+    check_floating(dtype)
+    check_key(key)
+    wide = wider(dtype)
     template = simplex_template(num_classes, dtype=wide)
     manifold = Stiefel(dim, num_classes - 1)
     rotation = jnp.eye(*manifold.shape, dtype=wide) if key is None else manifold.random_point(key, wide)
@@ -178,11 +188,13 @@ def aligned_etf(
         Class vectors as columns, shape (d, K), each of unit Euclidean norm.
 
     Raises:
-        ValueError: if d < K.
+        ValueError: if K < 2 or d < K, a size is not a whole number, or the dtype is not floating.
 
     Reference: Zhu et al. (2021), released program.
     """
     del key
+    check_num_classes(num_classes)
+    check_whole("dim", dim)
     if dim < num_classes:
         raise ValueError(f"a simplex ETF on {num_classes} coordinates needs dim >= {num_classes}; got dim={dim}")
     unit = math.sqrt(num_classes / (num_classes - 1)) * simplex_template(num_classes, reduced=False, dtype=dtype)
@@ -192,11 +204,13 @@ def aligned_etf(
 def check_room_for_simplex(num_classes: int, dim: int) -> None:
     """Raise a ValueError unless there are K >= 2 class vectors that fit into d dimensions."""
     check_num_classes(num_classes)
+    check_whole("dim", dim)
     if dim < num_classes - 1:
         raise ValueError(f"a simplex ETF of {num_classes} classes needs dim >= {num_classes - 1}; got dim={dim}")
 
 
 def check_num_classes(num_classes: int) -> None:
-    """Raise a ValueError unless K >= 2."""
+    """Raise a ValueError unless K is a whole number of at least 2."""
+    check_whole("num_classes", num_classes)
     if num_classes < 2:
         raise ValueError(f"a simplex ETF needs num_classes >= 2; got {num_classes}")

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from nc_jax.arrays import matmul, normalized, safe_norm, transpose
+from nc_jax.checks import is_traced, real_array
 
 
 @runtime_checkable
@@ -116,20 +117,14 @@ def as_template(template: Any, *, centred: bool | None = None) -> Template:
     """
     if isinstance(template, Template) and not isinstance(template, jax.Array | np.ndarray):
         return template
-    matrix = jnp.asarray(template)
+    matrix = real_array(template, "a template")
     if jnp.issubdtype(matrix.dtype, jnp.integer):
         matrix = matrix.astype(jnp.float32)
     if matrix.ndim != 2:
         raise ValueError(f"a template must have shape (rank, classes); got shape {matrix.shape}")
     if centred is None:
-        centred = _is_known(matrix) and _sums_to_zero(matrix)
+        centred = not is_traced(matrix) and _sums_to_zero(matrix)
     return DenseTemplate(matrix, centred)
-
-
-def _is_known(matrix: Array) -> bool:
-    from jax.core import Tracer  # not an attribute that type checkers know
-
-    return not isinstance(matrix, Tracer)
 
 
 def _sums_to_zero(matrix: Array) -> bool:

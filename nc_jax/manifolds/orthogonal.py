@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from nc_jax.arrays import at_least_float32, matmul, skew_part, symmetric_part, transpose
+from nc_jax.arrays import at_least_float32, matmul, skew_part, symmetric_part, transpose, wider
 from nc_jax.manifolds.stiefel import Stiefel, orthogonal_factor
 
 
@@ -184,7 +184,7 @@ def _differentiate_polar(primals, tangents):
 
     def divide(_, rhs: Array) -> Array:
         rotated = matmul(matmul(transpose(vectors), rhs), vectors)
-        return matmul(matmul(vectors, rotated / (values[:, None] + values)), transpose(vectors))
+        return matmul(matmul(vectors, rotated / (values[:, None] + values[None])), transpose(vectors))
 
     inner = matmul(transpose(factor), tangent)
     # JAX differentiates a custom_linear_solve through its equation, so higher derivatives are exact, too.
@@ -263,7 +263,7 @@ class Parametrisation:
             ValueError: if r is not in 1..d.
         """
         self.shape(dim, rank)
-        return self.draw(key, dim, rank, jnp.promote_types(dtype, jnp.float32)).astype(dtype)
+        return self.draw(key, dim, rank, wider(dtype)).astype(dtype)
 
     def point(self, free: Float[Array, "_ _"], dim: int, rank: int) -> Float[Array, "dim rank"]:
         """Return the point of a free matrix, shape (d, r).
@@ -299,8 +299,8 @@ def _draw_exponential(key: PRNGKeyArray, dim: int, rank: int, dtype: DTypeLike) 
     del rank
     upper = _draw_cayley(key, dim, dim, dtype)
     # Q = (I + A) (I - A)^-1 has eigenvalues (1 - i t) / (1 + i t) = exp(-2 i arctan t), where i A has the real t.
-    tangents, vectors = jnp.linalg.eigh(1j * (upper - transpose(upper)))
-    half = matmul(2 * jnp.arctan(tangents) * jnp.imag(vectors), transpose(jnp.real(vectors)))
+    tangents, vectors = jnp.linalg.eigh(jax.lax.complex(jnp.zeros_like(upper), upper - transpose(upper)))
+    half = matmul(2 * jnp.arctan(tangents)[None] * jnp.imag(vectors), transpose(jnp.real(vectors)))
     return jnp.triu(half - transpose(half), 1)
 
 

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from nc_jax.arrays import matmul, symmetric_part, transpose
+from nc_jax.checks import check_key, check_whole
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Stiefel:
             the columns.
 
     Raises:
-        ValueError: if not 1 <= p <= n, or the retraction is neither "qr" nor "polar".
+        ValueError: if n and p are not whole numbers with 1 <= p <= n, or the retraction is neither "qr" nor "polar".
 
     Example:
         >>> manifold = Stiefel(5, 3)
@@ -43,6 +44,8 @@ class Stiefel:
     retraction: Literal["qr", "polar"] = field(default="qr", kw_only=True)
 
     def __post_init__(self):
+        check_whole("n", self.n)
+        check_whole("p", self.p)
         if not 1 <= self.p <= self.n:
             raise ValueError(f"Stiefel(n, p) needs 1 <= p <= n; got n={self.n}, p={self.p}")
         if self.retraction not in ("qr", "polar"):
@@ -129,6 +132,7 @@ class Stiefel:
 
         Reference: Mezzadri, How to generate random matrices from the classical compact groups (2007), section 5.
         """
+        check_key(key)
         return orthogonal_factor(jax.random.normal(key, self.shape, dtype))
 
     def random_tangent(self, key: PRNGKeyArray, point: Float[Array, "n p"]) -> Float[Array, "n p"]:
@@ -146,4 +150,4 @@ def orthogonal_factor(matrix: Float[Array, "n p"]) -> Float[Array, "n p"]:
     """Orthogonal factor of the QR decomposition whose R has a positive diagonal; it is continuous in the matrix."""
     q, r = jnp.linalg.qr(matrix)
     signs = jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(matrix.dtype)
-    return q * signs
+    return q * signs[None]

@@ -219,14 +219,14 @@ def _by_gram(matrix: Array) -> _Found:
 
     def refine(_: None) -> _Found:
         values = jnp.sqrt(eigenvalues)
-        factor = matmul(matrix, matmul(vectors / values, transpose(vectors)))
+        factor = matmul(matrix, matmul(vectors / values[None], transpose(vectors)))
         # B^T B has the squared condition number, which leaves errors of size eps kappa^2 in the orthogonality and in
         # the rotation of the factor. A Newton-Schulz step removes the error in the orthogonality, and a Newton step for
         # the symmetry of U^T B removes the error in the rotation.
         stretch = jnp.eye(len(values), dtype=matrix.dtype) - matmul(transpose(factor), factor)
         product = matmul(transpose(factor), matrix)
         asymmetry = matmul(matmul(transpose(vectors), 2 * skew_part(product)), vectors)
-        turn = asymmetry / (values[:, None] + values)
+        turn = asymmetry / (values[:, None] + values[None])
         step = stretch / 2 + matmul(matmul(vectors, turn), transpose(vectors))
         # The Rayleigh quotients of sym(U^T B) are the singular values to second order.
         return _Found(factor + matmul(factor, step), jnp.sum(vectors * matmul(product, vectors), axis=0), vectors)

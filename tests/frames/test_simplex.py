@@ -4,11 +4,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import oracles
 import pytest
 
-from nc_jax.frames import SimplexTemplate, simplex_etf, simplex_template
+from nc_jax.frames import SimplexTemplate, aligned_etf, simplex_etf, simplex_template
 
 F64_EXACT = 1e-14
 F32_EXACT = 1e-6
@@ -88,11 +89,27 @@ REFUSED = {
     "a simplex ETF of 4 classes needs dim >= 3; got dim=2": partial(simplex_etf, 4, 2),
     "a simplex ETF needs num_classes >= 2; got 1": partial(simplex_etf, 1, 5),
     "a simplex ETF needs num_classes >= 2; got 0": partial(simplex_template, 0),
+    "a simplex ETF on 4 coordinates needs dim >= 4; got dim=3": partial(aligned_etf, 4, 3),
+    "num_classes must be a whole number; got 2.5": partial(simplex_etf, 2.5, 4),
+    "dim must be a whole number; got 4.0": partial(simplex_etf, 3, 4.0),
+    "a simplex ETF of 3 classes needs dim >= 2; got dim=0": partial(simplex_etf, 3, 0),
+    "dtype must be a floating dtype; got int32": partial(simplex_etf, 3, 4, dtype=jnp.int32),
+    "key must be a random key, as jax.random.key(0) makes one; got float 0.5": partial(simplex_etf, 3, 4, key=0.5),
+    "key must be a random key, as jax.random.key(0) makes one; got shape (3,) of float32": partial(
+        simplex_etf, 3, 4, key=jnp.ones(3)
+    ),
 }
 
 
+@pytest.mark.parametrize("construct", [partial(aligned_etf, 1, 5), partial(SimplexTemplate, 1)])
+def test_one_class_has_no_simplex(construct):
+    with pytest.raises(ValueError, match=r"^a simplex ETF needs num_classes >= 2; got 1$"):
+        construct()
+
+
 @pytest.mark.parametrize(("sentence", "call"), REFUSED.items())
-def test_what_does_not_fit_is_refused(sentence, call):
+def test_what_does_not_fit_is_refused(monkeypatch, sentence, call):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as in production
     with pytest.raises(ValueError) as error:  # noqa: PT011, the whole sentence is compared below
         call()
     assert str(error.value) == sentence
