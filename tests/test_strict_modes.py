@@ -1,4 +1,4 @@
-"""Metrics, losses and steps under JAX's strict modes, in which no rank and no dtype is promoted without a word."""
+"""Frames, solvers, metrics, losses and steps under JAX's strict modes, in which no rank and no dtype is promoted without a word."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,14 @@ import optax
 import pytest
 from trees import PAIRS
 
-from nc_jax import losses, metrics
+from nc_jax import implicit, losses, metrics, nearest_frame, nearest_simplex_etf
 from nc_jax.data import Batch
+from nc_jax.discrepancies import cosine
+from nc_jax.frames import hierarchical, properties, random_unit, separated_template, simplex_etf, simplex_template
 from nc_jax.hierarchy import LabelTree
-from nc_jax.models import MLP, Classifier, LearnedHead, NearestHead
+from nc_jax.manifolds import Stiefel
+from nc_jax.manifolds.orthogonal import PARAMETRISATIONS
+from nc_jax.models import MLP, Classifier, FixedHead, LearnedHead, NearestHead, RotatedHead
 from nc_jax.training import StepOptions, create_state, make_train_step
 
 K, DIM, N = 4, 6, 12
@@ -18,6 +22,8 @@ RNG = np.random.default_rng(0)
 FEATURES, LABELS = RNG.normal(size=(N, DIM)).astype(np.float32), np.arange(N) % K
 FRAME, BIAS = RNG.normal(size=(DIM, K)).astype(np.float32), np.ones(K, np.float32)
 TREE = LabelTree.from_edges(PAIRS)
+KEY = jax.random.key(0)
+DISTANCES = np.ones((4, 4)) - np.eye(4)
 
 
 def from_batch():
@@ -37,7 +43,31 @@ def step(head):
 
 
 LOGITS = FEATURES @ FRAME
+
+
+def means(dtype="float32"):
+    return jax.random.normal(KEY, (12, 4)).astype(dtype)
+
+
+def gradient_of_frame(dtype, **how):
+    return jax.grad(lambda means: jnp.sum(nearest_simplex_etf(means, **how).frame ** 3))(means(dtype))
+
+
 CALLS = {
+    "polar": lambda: gradient_of_frame("bfloat16", solver="polar"),
+    "polar, weights": lambda: gradient_of_frame("float32", solver="polar", weights=jnp.ones(4)),
+    "trust region": lambda: gradient_of_frame("float32", prox_point=Stiefel(12, 3).random_point(KEY)),
+    "template": lambda: nearest_frame(means(), simplex_template(4, dtype=jnp.bfloat16), solver="polar"),
+    "gram": lambda: implicit.polar_factor(means(), method="gram"),
+    "products": lambda: jax.grad(lambda x: jnp.sum(implicit.polar_factor(x, derivative="products") ** 3))(means()),
+    "cosine": lambda: cosine(means(), means() + 1),
+    "frames": lambda: (simplex_etf(4, 6, key=KEY, dtype=jnp.bfloat16), random_unit(4, 6, key=KEY)),
+    "hierarchical": lambda: hierarchical(1 - 0.5 * DISTANCES, 6, key=KEY),
+    "separated": lambda: separated_template(DISTANCES, 1.0),
+    "properties": lambda: (properties.coherence(means("bfloat16")), properties.is_tight(means("bfloat16"))),
+    "parametrisations": lambda: [
+        chosen.point(chosen.init(KEY, 5, 3, jnp.bfloat16), 5, 3) for chosen in PARAMETRISATIONS.values()
+    ],
     "statistics": lambda: from_batch().update(FEATURES, LABELS).merge(from_batch()).compute(),
     "collapse": lambda: metrics.collapse_metrics(from_batch(), FRAME, BIAS),
     "vci": lambda: metrics.variability_collapse_index(from_batch()),
@@ -55,16 +85,14 @@ CALLS = {
         TREE.levels(),
     ),
     "step, learned head": lambda: step(LearnedHead(K, radius=5.0)),
+    "step, fixed head": lambda: step(FixedHead(K)),
+    "step, nearest head": lambda: step(NearestHead(K)),
+    "step, rotated head": lambda: step(RotatedHead(K, parametrisation="exponential")),
 }
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_runs_without_promoting_ranks(call):
-    with jax.numpy_rank_promotion("raise"):
-        jax.block_until_ready(call())
-
-
-@pytest.mark.parametrize("call", [*CALLS.values(), lambda: step(NearestHead(K))], ids=[*CALLS, "step, nearest head"])
-def test_runs_without_promoting_dtypes(call):
-    with jax.numpy_dtype_promotion("strict"):
-        jax.block_until_ready(call())
+def test_runs_without_promotion(call):
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        found = call()
+    assert all(np.isfinite(np.asarray(leaf, float)).all() for leaf in jax.tree.leaves(found))
