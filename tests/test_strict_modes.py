@@ -1,4 +1,4 @@
-"""Frames, solvers, metrics, losses and steps under JAX's strict modes, in which no rank and no dtype is promoted without a word."""
+"""Frames, solvers, metrics, losses and steps under JAX's strict modes, in which nothing is promoted without a word."""
 
 import jax
 import jax.numpy as jnp
