@@ -58,18 +58,21 @@ def at_least_float32(array: Array) -> Float[Array, "..."]:
 
 
 def unit_scale(array: Float[Array, "..."], axis: int | tuple[int, ...] | None = None) -> Float[Array, "..."]:
-    """Power of two next to the largest absolute value, a constant for derivatives; 1/2 for zeros.
+    """Power of two next to the largest absolute value, a constant for derivatives.
 
-    Dividing by it is exact and brings the largest value to at most 4, so squares neither overflow nor underflow.
+    Dividing by it is exact and brings the largest value to at most 4, so squares neither overflow nor underflow. Of
+    zeros it is the smallest normal number; of numbers that are not finite, 1.
 
     Args:
         array: any array, in float32 or float64.
         axis: axes over which the largest value is taken; the result keeps them with size 1. None: all axes.
     """
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(array), axis=axis, keepdims=True, initial=0))
+    limits = jnp.finfo(largest.dtype)
     # XLA multiplies by the reciprocal, and flushes it to zero if it is subnormal.
-    exponent = jnp.minimum(jnp.frexp(largest)[1] - 1, jnp.finfo(largest.dtype).maxexp - 2)
-    return jnp.ldexp(jnp.ones_like(largest), exponent)
+    exponent = jnp.clip(jnp.frexp(largest)[1] - 1, limits.minexp, limits.maxexp - 2)
+    power = jnp.ldexp(jnp.ones_like(largest), jnp.where(largest > 0, exponent, limits.minexp))
+    return jnp.where(jnp.isfinite(largest), power, 1)
 
 
 def normalized(

@@ -36,10 +36,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
+from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose, unit_scale
 from nc_jax.checks import Labels, Reals, checked_labels, real_array
 from nc_jax.metrics.simplex import checked_vectors, distance_to_simplex, equiangle, equinorm, etf_distance
-from nc_jax.metrics.statistics import Agreement, Centre, ClassStatistics, checked_features, power_of_two
+from nc_jax.metrics.statistics import Agreement, Centre, ClassStatistics, checked_features
 
 Variability = Literal["pinv", "quotient", "cdnv"]
 Duality = Literal["product", "difference"]
@@ -153,7 +153,7 @@ def self_duality(
     frame = _checked_frame(frame, stats)
     frame, present = checked_vectors(frame, stats.present)
     centred = stats.centred_means(centre)
-    frame, centred = frame / power_of_two(frame), centred / power_of_two(centred)  # the squares of both must fit
+    frame, centred = frame / unit_scale(frame), centred / unit_scale(centred)  # the squares of both must fit
     if form == "product":
         return distance_to_simplex(matmul(transpose(frame), centred), present)
     return jnp.linalg.norm(frame / jnp.linalg.norm(frame) - centred / jnp.linalg.norm(centred))
@@ -213,7 +213,7 @@ def nearest_centre_agreement(
     # class means, so that large common offsets do not cause cancellation. Powers of two keep all products in range.
     middle = jnp.mean(means, axis=1, where=present)
     means = jnp.where(present[None], means - middle[:, None], 0)
-    size, length = power_of_two(means), power_of_two(frame)
+    size, length = (unit_scale(array).reshape(()) for array in (means, frame))
     means, relative = means / size, (features - middle[None]) / size
     nearness = matmul(relative, means) - jnp.sum(means**2, axis=0)[None] / 2
     logits = matmul(features / size, frame / length)
@@ -252,7 +252,7 @@ def bias_collapse(frame: Reals, bias: Reals | None, global_mean: Reals) -> Float
     if global_mean.shape != frame.shape[:1]:
         raise ValueError(f"global_mean must have shape {frame.shape[:1]} like the frame; got {global_mean.shape}")
     global_mean, vectors = at_least_float32(global_mean), at_least_float32(frame)
-    size, length = power_of_two(global_mean), power_of_two(vectors)
+    size, length = (unit_scale(array).reshape(()) for array in (global_mean, vectors))
     logits = matmul(global_mean / size, vectors / length) * size * length + _checked_bias(bias, frame)
     # The sum of products is finite, but the logits may be too large for their dtype: infinite, and not inf - inf.
     return jnp.where(jnp.any(jnp.isinf(logits)), jnp.inf, safe_norm(logits)[0])

@@ -3,9 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
+from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose, unit_scale
 from nc_jax.checks import Reals, real_array
-from nc_jax.metrics.statistics import power_of_two
 
 
 def etf_distance(vectors: Reals, present: Bool[Array, " classes"] | None = None) -> Float[Array, ""]:
@@ -33,7 +32,7 @@ def etf_distance(vectors: Reals, present: Bool[Array, " classes"] | None = None)
     Reference: Zhu et al. (2021), released program (ETF_metric); on centred means, the NC2 of rhubarbwu/neural-collapse.
     """
     vectors, present = checked_vectors(vectors, present)
-    vectors = vectors / power_of_two(vectors)  # squares of squares must fit
+    vectors = vectors / unit_scale(vectors)  # squares of squares must fit
     return distance_to_simplex(matmul(transpose(vectors), vectors), present)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from nc_jax.arrays import at_least_float32, matmul, transpose
+from nc_jax.arrays import at_least_float32, matmul, transpose, unit_scale
 from nc_jax.checks import Labels, Reals, checked_labels, real_array, without_class
 
 Centre = Literal["balanced", "sample", "origin"]
@@ -111,7 +111,7 @@ class ClassStatistics(NamedTuple):
             counts=jnp.zeros(num_classes, jnp.int32),
             origin=jnp.zeros(dim, dtype),
             shifts=jnp.zeros((dim, num_classes), dtype),
-            unit=power_of_two(jnp.zeros((), dtype)),
+            unit=unit_scale(jnp.zeros((), dtype)),
             scaled_scatter=jnp.zeros((dim, dim), dtype),
             scaled_class_scatter=jnp.zeros(num_classes, dtype),
             without_class=jnp.zeros((), jnp.int32),
@@ -169,7 +169,7 @@ class ClassStatistics(NamedTuple):
         # padding must be zero before the products, because 0 * NaN is NaN.
         origin = jnp.where(jnp.any(self.present), self.origin, jnp.where(used, features, 0)[jnp.argmax(member)])
         features = jnp.where(used, features - origin[None], 0)
-        unit = jnp.maximum(self.unit, power_of_two(features))
+        unit = jnp.maximum(self.unit, unit_scale(features).reshape(()))
         features = features / unit
         # One-hot products add in a fixed order on every backend, unlike scatter-adds, and cost less than the product S.
         membership = jax.nn.one_hot(labels, num_classes, dtype=dtype)
@@ -214,7 +214,7 @@ class ClassStatistics(NamedTuple):
         # A product of two int32 counts could overflow; the share of `other` cannot.
         share = other.counts.astype(dtype) / jnp.maximum(counts, 1).astype(dtype)
         delta = jnp.where((self.present & other.present)[None], right - left, 0)
-        unit = jnp.maximum(jnp.maximum(self.unit, other.unit), power_of_two(delta))
+        unit = jnp.maximum(jnp.maximum(self.unit, other.unit), unit_scale(delta).reshape(()))
         scaled = delta / unit
         weights = self.counts.astype(dtype) * share  # n n' / (n + n'), zero where either side has no example
         ours, theirs = (self.unit / unit) ** 2, (other.unit / unit) ** 2
@@ -247,7 +247,7 @@ class ClassStatistics(NamedTuple):
         together = psum(shifts * share[None], axis_name)
         # The scatter about any point m is S + n (mu - m)(mu - m)^T, so rounding errors of the new means do no harm.
         delta = jnp.where(self.present[None], shifts - together, 0)
-        unit = jax.lax.pmax(jnp.maximum(self.unit, power_of_two(delta)), axis_name)
+        unit = jax.lax.pmax(jnp.maximum(self.unit, unit_scale(delta).reshape(())), axis_name)
         scaled, old = delta / unit, (self.unit / unit) ** 2
         number_of = self.counts.astype(dtype)
         return ClassStatistics(
@@ -273,7 +273,7 @@ class ClassStatistics(NamedTuple):
 
         Metrics that do not depend on the scale of the features are computed from these.
         """
-        size = jnp.maximum(self.unit, power_of_two(self.shifts))
+        size = jnp.maximum(self.unit, unit_scale(self.shifts).reshape(()))
         return self._replace(origin=self.origin / size, shifts=self.shifts / size, unit=self.unit / size)
 
     @property
@@ -377,15 +377,3 @@ def checked_features(features: Reals) -> Float[Array, "batch dim"]:
     if features.ndim != 2 or not features.shape[1]:
         raise ValueError(f"features must have shape (batch, dim) with dim >= 1; got {features.shape}")
     return at_least_float32(features)
-
-
-def power_of_two(array: Float[Array, "..."]) -> Float[Array, ""]:
-    """Return a power of two of the size of the largest absolute value; dividing by it is exact, and squares then fit.
-
-    Of zeros it is the smallest normal number; of numbers that are not finite, 1. It has no derivative.
-    """
-    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(array)))
-    limits = jnp.finfo(array.dtype)
-    exponent = jnp.clip(jnp.frexp(largest)[1] - 1, limits.minexp, limits.maxexp - 1)
-    power = jnp.ldexp(jnp.ones((), array.dtype), jnp.where(largest > 0, exponent, limits.minexp))
-    return jnp.where(jnp.isfinite(largest), power, 1)

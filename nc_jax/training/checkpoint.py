@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from nc_jax.training.files import free_name
+from nc_jax.training.fingerprint import content_of
 
 Tree = TypeVar("Tree")
 _log = logging.getLogger(__name__)
@@ -240,7 +241,7 @@ def _placed(array: np.ndarray, like: Any) -> Any:
 
 
 def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(array.tobytes(), zlib.crc32(f"{array.dtype} {array.shape}".encode()))
+    return zlib.crc32(content_of(array), zlib.crc32(f"{array.dtype} {array.shape}".encode()))
 
 
 def _cause(error: BaseException) -> str:

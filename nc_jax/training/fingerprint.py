@@ -60,6 +60,11 @@ def difference(stored: Fingerprint, here: Fingerprint) -> str:
     return ", ".join(sentences[:3] + more)
 
 
+def content_of(array: np.ndarray) -> memoryview:
+    """Return the bytes of an array, without a copy if they lie in order."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
 def _walk(value: Any, place: str, found: Fingerprint, above: frozenset[int]) -> None:
     """Add the descriptions of a value, which lies inside the values with the identities `above`."""
     if id(value) in above:
@@ -115,7 +120,7 @@ def _of_array(array: Any) -> str:
     array = np.asarray(array)
     if array.ndim == 0:
         return str(array.item())
-    content = hashlib.sha1(array.tobytes(), usedforsecurity=False)
+    content = hashlib.sha1(content_of(array), usedforsecurity=False)
     return f"{array.dtype}{list(array.shape)} {content.hexdigest()}"
 
 

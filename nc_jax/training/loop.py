@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from nc_jax.data import Batch, ExampleSource, LabelledArrays, check_fit, class_names_of
 from nc_jax.heads import HeadOutput
@@ -202,7 +203,7 @@ class Trainer:
             CheckpointError: if a checkpoint cannot be written, or there are checkpoints and none is sound.
             NonFiniteError: if a step produced a NaN or an infinity. The last finite state is saved first.
             PreemptedError: if the process received SIGTERM. The state after the current step is saved first; for a
-                resident set, the state after at most about a second of steps.
+                resident set, the state after at most about half a second of steps.
             ValueError: if the run was begun with other settings or has been trained for more steps than are asked for;
                 if the two sets or the model do not fit each other; if the seed is out of its range; if
                 `options.resident` is True but a set is not in memory or there are several processes.
@@ -220,6 +221,8 @@ class Trainer:
                 stack.enter_context(exclusive(folder.parent / f".{run}.lock", f"run {run!r} in {directory}"))
                 if restart:
                     supersede(folder)
+            if restart and jax.process_count() > 1:
+                multihost_utils.sync_global_devices("the old checkpoints are out of the way")
             check_same_run(run, folder, facts)
             checkpoints = stack.enter_context(Checkpoints(folder, keep=options.keep_checkpoints))
             found = checkpoints.restore(state)

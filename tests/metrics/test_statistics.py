@@ -249,7 +249,8 @@ def test_large_counts_do_not_overflow():
 def shard_mapped(function):
     mesh = jax.sharding.Mesh(jax.devices(), "devices")
     parts = P("devices")
-    return jax.shard_map(lambda x, y: function(x[0], y[0]), mesh=mesh, in_specs=(parts, parts), out_specs=P())
+    mapped = jax.shard_map(lambda x, y: function(x[0], y[0]), mesh=mesh, in_specs=(parts, parts), out_specs=P())
+    return jax.jit(mapped)  # without it, every operation would be compiled by itself
 
 
 def pmapped(function):
@@ -257,7 +258,7 @@ def pmapped(function):
 
 
 def vmapped(function):
-    return jax.vmap(function, axis_name="devices", out_axes=None)
+    return jax.jit(jax.vmap(function, axis_name="devices", out_axes=None))
 
 
 @pytest.mark.parametrize("mapped", [shard_mapped, pmapped, vmapped])

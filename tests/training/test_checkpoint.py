@@ -191,6 +191,7 @@ def damage_at_random(path, draw):
             path.write_bytes(b"\xff" * 99)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_an_older_checkpoint_and_ends_as_the_unbroken_one(one_device, train_set, test_set, tmp_path):
     unbroken = fit(one_device, train_set, test_set, tmp_path)
     (tmp_path / "checkpoints" / "run" / "15" / "state" / "_METADATA").write_bytes(b"{}")

@@ -56,6 +56,7 @@ def test_a_lock_is_held_once_and_freed_by_the_end_of_its_process(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_processes_append_to_one_file_without_loss(tmp_path):
     path = tmp_path / "rows.jsonl"
     program = (

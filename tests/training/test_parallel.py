@@ -68,9 +68,10 @@ def test_eight_devices_evaluate_as_one(one_device, train_set):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+EVERYTHING = "trust region, batch norm, two parts, extensions, average"
 SHARDED = {
     "nearest head": (MLP((16,), 8), NearestHead(4), {}),
-    "trust region, batch norm, two parts, extensions, average": (
+    EVERYTHING: (
         NormalisedMLP(),
         NearestHead(4, solver="trust_region"),
         {"accumulate": 2, "average_decay": 0.9, "extensions": (FeatureDecay(1e-3, "mean"),)},
@@ -92,7 +93,9 @@ SHARDED = {
 }
 
 
-@pytest.mark.parametrize("case", SHARDED)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case == EVERYTHING else ()) for case in SHARDED]
+)
 @pytest.mark.parametrize("check", [True, False], ids=["checked", "unchecked"])
 def test_shard_map_gives_the_same_step(train_set, case, check):
     """With its replication check, JAX itself proves that state and metrics are the same on all devices."""
@@ -183,8 +186,7 @@ def test_devices_that_disagree_after_the_first_step_stop_the_run(train_set, test
     sentence = (
         "all devices must hold the same state after a step; their copies of variables/seen/backbone/mean differ by"
     )
-    for resident in (True, False):
-        trainer = make_trainer(4, backbone=Forgetful(), resident=resident)
-        with pytest.raises(UnequalDevicesError, match=sentence):
-            fit(trainer, train_set, test_set, tmp_path / str(resident))
-        assert not [path for path in (tmp_path / str(resident)).rglob("*") if path.name.isdigit()]  # no checkpoint
+    trainer = make_trainer(4, backbone=Forgetful(), resident=False)
+    with pytest.raises(UnequalDevicesError, match=sentence):
+        fit(trainer, train_set, test_set, tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.name.isdigit()]  # no checkpoint

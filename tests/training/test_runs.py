@@ -94,6 +94,7 @@ def test_a_run_starts_anew_where_it_is_asked_to(one_device, train_set, test_set,
     np.testing.assert_array_equal(*biases)
 
 
+@pytest.mark.slow
 def test_more_epochs_continue_a_run_and_say_so(begun, one_device, train_set, test_set, tmp_path, caplog):
     fit(make_trainer(1, epochs=2), train_set, test_set, tmp_path)
     longer = fit(one_device, train_set, test_set, tmp_path)

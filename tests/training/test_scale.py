@@ -128,8 +128,8 @@ def test_options_are_checked(settings, sentence):
 STOPS = {  # resident?, the part of the trainer that is at work when the signal comes, in which call, the step saved
     "between the steps": (False, "step", 7, 7),
     "in an epoch on the device": (True, "segment", 1, 8),
-    "in the report of an epoch": (False, "evaluate", 3, 9),
-    "after the last step": (False, "step", 27, 27),
+    "in the report of an epoch": pytest.param(False, "evaluate", 3, 9, marks=pytest.mark.slow),
+    "after the last step": pytest.param(False, "step", 27, 27, marks=pytest.mark.slow),
 }
 
 
