@@ -47,7 +47,7 @@ def simplex(means, cotangent, prox_point=None, weights=None, **how):
 SCALES = np.array([1e-30, 1e-21, 1e-10, 1e10, 1e19, 1e30, 1e33])  # beyond, the gradient itself is too small for float32
 
 
-@pytest.mark.parametrize("prox", [True, False])
+@pytest.mark.parametrize("prox", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_gradient_is_as_accurate_at_every_scale(solver, prox):
     means, cotangent = jnp.asarray(normal(DIM, K), "float32"), jnp.asarray(normal(DIM, K, seed=1), "float32")
@@ -70,6 +70,7 @@ def test_the_gradient_of_bfloat16_means_at_every_scale(solver):
         np.testing.assert_array_equal(np.asarray(gradient, float) * scale, np.asarray(gradients[0], float))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_the_gradients_in_template_and_columns_are_as_accurate_at_every_scale(scale):
     def frame(means, template):
@@ -95,7 +96,9 @@ def test_a_class_of_weight_zero_leaves_the_gradient_in_the_weights_finite(solver
 # --- Offset. ---
 
 
-@pytest.mark.parametrize(("solver", "prox"), [("polar", True), ("trust_region", False)])
+@pytest.mark.parametrize(
+    ("solver", "prox"), [("polar", True), pytest.param("trust_region", False, marks=pytest.mark.slow)]
+)
 def test_a_common_offset_costs_no_digits(solver, prox):
     offsets = 10.0 ** np.arange(9) * normal(DIM, 1, seed=2)
     means = np.stack([np.float32(normal(DIM, K) + offsets[:, [power]]) for power in range(9)])
@@ -144,7 +147,7 @@ WAYS = {
 
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_two_equal_means_of_two_classes_decide_nothing(x64, dtype, way, weighted):
     means = jnp.asarray(np.repeat(normal(DIM, 1), 2, axis=1), dtype)
     weights = jnp.full(2, 0.7, dtype) if weighted else None
@@ -174,6 +177,7 @@ def test_on_accelerators_a_factor_without_eigenvalues_is_judged_too(monkeypatch,
     assert (found.values, bool(found.unique)) == (None, rank == 131)
 
 
+@pytest.mark.slow
 def test_a_badly_conditioned_solve_ends_soon_and_right(x64):
     template = np.asarray(simplex_template(25, dtype=jnp.float64))
     means = rotation(30, 24) * np.logspace(0, -8, 24) @ rotation(24, 24, seed=1) @ template

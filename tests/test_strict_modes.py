@@ -91,7 +91,13 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+QUICK = ("polar", "collapse", "cross-entropy", "step, nearest head")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [pytest.param(call, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, call in CALLS.items()],
+)
 def test_runs_without_promotion(call):
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         found = call()

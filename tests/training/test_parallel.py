@@ -68,10 +68,9 @@ def test_eight_devices_evaluate_as_one(one_device, train_set):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-EVERYTHING = "trust region, batch norm, two parts, extensions, average"
 SHARDED = {
     "nearest head": (MLP((16,), 8), NearestHead(4), {}),
-    EVERYTHING: (
+    "trust region, batch norm, two parts, extensions, average": (
         NormalisedMLP(),
         NearestHead(4, solver="trust_region"),
         {"accumulate": 2, "average_decay": 0.9, "extensions": (FeatureDecay(1e-3, "mean"),)},
@@ -93,9 +92,8 @@ SHARDED = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.slow if case == EVERYTHING else ()) for case in SHARDED]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SHARDED)
 @pytest.mark.parametrize("check", [True, False], ids=["checked", "unchecked"])
 def test_shard_map_gives_the_same_step(train_set, case, check):
     """With its replication check, JAX itself proves that state and metrics are the same on all devices."""

@@ -234,6 +234,7 @@ def test_the_run_to_read_must_be_there_and_be_named(begun, one_device, train_set
         load_run(tmp_path, "b")
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_stored_trains_all_the_same(train_set, test_set, tmp_path, caplog):
     class OneBatchSize(nn.Module):
         @nn.compact
