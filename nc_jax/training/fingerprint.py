@@ -8,7 +8,6 @@ So the learning rate inside an optax transformation, which is a closure, is part
 import dataclasses
 import functools
 import hashlib
-import math
 import types
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
@@ -83,8 +82,8 @@ def _walk(value: Any, place: str, found: Fingerprint, above: frozenset[int]) -> 
         _walk(own(), place, found, above)
     elif value is None or isinstance(value, bool | int | str | bytes | complex | Path):
         found[place] = str(value)
-    elif isinstance(value, float):
-        found[place] = repr(value) if math.isfinite(value) else str(value)
+    elif isinstance(value, float):  # 3.0 decides the same as 3
+        found[place] = str(int(value)) if value.is_integer() else repr(value)
     elif isinstance(value, np.ndarray | np.generic | jax.Array):
         found[place] = _of_array(value)
     elif isinstance(value, type):

@@ -34,6 +34,7 @@ NAMES = {"backbone.name": BACKBONES, "data.augmentation": tuple(AUGMENTATIONS)}
 ALONE = {
     "optimizer.name": [],
     "optimizer.schedule": ["--optimizer.milestones", "1"],
+    "optimizer.decayed": ["--optimizer.weight-decay", "0.1"],
     "backbone.name": [],
     "backbone.final_dim": ["--backbone.name", "resnet18"],
 }
