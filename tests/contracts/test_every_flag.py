@@ -35,6 +35,7 @@ ALONE = {
     "optimizer.name": [],
     "optimizer.schedule": ["--optimizer.milestones", "1"],
     "optimizer.decayed": ["--optimizer.weight-decay", "0.1"],
+    "optimizer.nesterov": [],
     "backbone.name": [],
     "backbone.final_dim": ["--backbone.name", "resnet18"],
 }
@@ -171,7 +172,7 @@ def choices() -> dict[str, list[str]]:
         parts = [part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) is Literal]
         if parts and name not in ALONE and name not in ("backbone.dtype", "backbone.stem"):
             found[name] = [choice for part in parts for choice in typing.get_args(part)]
-        elif hint is bool and name not in WHERE:
+        elif hint is bool and name not in (*WHERE, *ALONE):
             found[name] = ["True", "False"]
     return found
 
@@ -188,6 +189,8 @@ def test_every_choice_is_run_once(number, tmp_path, digits_dir):
     assert max(map(len, choices().values())) <= len(OPTIMIZERS), "a round for every choice"
     optimizer, schedule = OPTIMIZERS[number]
     words = ["--optimizer.name", optimizer, "--optimizer.schedule", schedule]
+    if optimizer == "sgd":
+        words += ["--optimizer.nesterov", "--optimizer.weight-decay", "0.1", "--optimizer.decayed", "kernels"]
     hints = dict(flags_of(Comparison))
     for name, values in choices().items():
         words += given(name, hints[name], [values[number % len(values)]])
