@@ -16,7 +16,7 @@ from nc_jax.study import Comparison, cli, confusion_trees
 from nc_jax.study.config import changed
 from nc_jax.study.settings import expand
 from nc_jax.study.trainers import data_of, make_trainer
-from nc_jax.training import Checkpoints
+from nc_jax.training import read_checkpoint
 
 
 def config_of(*flags, preset="smoke") -> Comparison:
@@ -49,8 +49,7 @@ def test_severities_and_shares_of_a_run_fit_each_other_and_its_backbone_can_be_t
     config = config_of(*flags)
     (group,) = expand(config)[""]
     trainer, _ = make_trainer(group, data_of(config))
-    with Checkpoints(checkpoint) as checkpoints:
-        loaded = checkpoints.read()["params"]["backbone"]["backbone"]["features"]["kernel"]
+    loaded = read_checkpoint(checkpoint)["params"]["backbone"]["backbone"]["features"]["kernel"]
     kernel = trainer.init(data_of(config).train, seed=7).params["backbone"]["backbone"]["features"]["kernel"]
     np.testing.assert_array_equal(kernel, loaded)
 
