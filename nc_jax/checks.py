@@ -7,6 +7,7 @@ labels is not: `without_class` finds such labels, so that callers can count them
 
 import functools
 import operator
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -240,19 +241,28 @@ def check_holds_nothing_traced(name: str, function: Any) -> None:
                 )
 
 
+def variables_of(function: types.FunctionType) -> dict[str, Any]:
+    """Return what decides the values of a function beside its arguments: closed-over variables and defaults, by name.
+
+    A variable that has no value yet is None. Defaults of positional arguments are named "0", "1" and so on.
+    """
+    held: dict[str, Any] = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            held[name] = cell.cell_contents
+        except ValueError:  # no value yet
+            held[name] = None
+    defaults = {str(number): value for number, value in enumerate(function.__defaults__ or ())}
+    return held | defaults | (function.__kwdefaults__ or {})
+
+
 def _held(function: Any, seen: set[int]) -> Iterator[Any]:
     if id(function) in seen:
         return
     seen.add(id(function))
-    held = list(getattr(function, "__dict__", {}).values())
-    held += getattr(function, "__defaults__", None) or ()
-    held += (getattr(function, "__kwdefaults__", None) or {}).values()
-    held.append(getattr(function, "__self__", None))
-    for cell in getattr(function, "__closure__", None) or ():
-        try:
-            held.append(cell.cell_contents)
-        except ValueError:  # a variable that has no value yet
-            continue
+    held = [*getattr(function, "__dict__", {}).values(), getattr(function, "__self__", None)]
+    if isinstance(function, types.FunctionType):
+        held += variables_of(function).values()
     if isinstance(function, functools.partial):
         held += [function.func, *function.args, *function.keywords.values()]
     for value in held:

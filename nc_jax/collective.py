@@ -5,7 +5,7 @@ Heads and normalisations call `all_sum`. The training step names the mapped axis
 sums over devices. So modules do not name an axis, and cannot be given a wrong one.
 
 In a loop of your own, `jax.jit` over sharded batches needs nothing else than the code for one device. Your own
-`jax.pmap` or `jax.shard_map` needs `over`, and two means, the same for both:
+`jax.pmap` or `jax.shard_map` needs `over`, and two means, the same for both::
 
     def step(params, state, batch):                          # params and state on all devices, a share of the batch
         def loss(params):

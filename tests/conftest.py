@@ -48,6 +48,16 @@ def x64():
         yield
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were saved."""
+    from matplotlib.figure import Figure
+
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: figures.append(self) or save(self, *args, **kw))
+    return figures
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _drop_compiled_programs():
     """Free the compiled programs once they are many.

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nc_jax.checks import variables_of
+
 Fingerprint = dict[str, str]  # a value, written down, by its place
 
 # Fields of every Linen module that say where it stands in a model, and not what it computes.
@@ -106,7 +108,7 @@ def _walk(value: Any, place: str, found: Fingerprint, above: frozenset[int]) -> 
     elif isinstance(value, types.MethodType):
         inside({"self": value.__self__}, value.__qualname__)
     elif isinstance(value, types.FunctionType):
-        inside(_held(value), f"{value.__module__}.{value.__qualname__}")
+        inside(variables_of(value), f"{value.__module__}.{value.__qualname__}")
     elif isinstance(value, Callable) and hasattr(value, "__qualname__"):  # of a compiled module
         found[place] = f"{value.__module__}.{value.__qualname__}"
     else:
@@ -121,17 +123,6 @@ def _of_array(array: Any) -> str:
         return str(array.item())
     content = hashlib.sha1(content_of(array), usedforsecurity=False)
     return f"{array.dtype}{list(array.shape)} {content.hexdigest()}"
-
-
-def _held(function: types.FunctionType) -> dict[str, Any]:
-    """Return what decides the values of a function beside its arguments: closed-over variables and defaults."""
-    held: dict[str, Any] = {}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            held[name] = cell.cell_contents
-        except ValueError:  # not assigned yet
-            held[name] = None
-    return held | _numbered(function.__defaults__ or ()) | (function.__kwdefaults__ or {})
 
 
 def _numbered(values: Any) -> dict[str, Any]:

@@ -1,19 +1,8 @@
 """Dendrograms: the names that are written, and room for them."""
 
-import pytest
-from matplotlib.figure import Figure
-
 from nc_jax import hierarchy
 
 NESTED = {"food": {"pome_fruit": ["apple", "$pear$"], "stone fruit": {"drupes with small stones": ["cherry"]}}}
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were saved."""
-    figures, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: figures.append(self) or save(self, *args, **kw))
-    return figures
 
 
 def texts(figure):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from nc_jax.methods import METHODS
 from nc_jax.study import heat_maps, landscape_plots, plots
@@ -15,14 +14,6 @@ ROWS = [
     for epoch in range(3)
 ]
 GROUPS = {name: [f"{name}-seed0", f"{name}-seed1"] for name in ("learned", "nearest")}
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were saved."""
-    figures, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: figures.append(self) or save(self, *args, **kw))
-    return figures
 
 
 def texts(figure):
