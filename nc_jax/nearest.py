@@ -16,7 +16,7 @@ Frame (NeurIPS 2024), section 3.
 
 from typing import Any, Literal
 
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from nc_jax import inner_problem
@@ -255,10 +255,11 @@ def _solve(
     _check_shapes(means, template, prox_point, init, weights)
     if solver not in ("trust_region", "polar"):
         raise ValueError(f'solver must be "trust_region" or "polar"; got {solver!r}')
-    if prox_weight.shape != () or not (is_traced(prox_weight) or prox_weight >= 0):
+    # Known values are compared in NumPy: inside jit, the comparison of a known JAX array would be traced.
+    if prox_weight.shape != () or not (is_traced(prox_weight) or np.asarray(prox_weight) >= 0):
         raise ValueError(f"prox_weight must be one number, at least 0; got {prox_weight}")
-    if weights is not None and not is_traced(weights) and not jnp.all(weights >= 0):
-        raise ValueError(f"weights must be at least 0; got {jnp.min(weights)}")
+    if weights is not None and not is_traced(weights) and not np.all(np.asarray(weights) >= 0):
+        raise ValueError(f"weights must be at least 0; got {np.min(np.asarray(weights))}")
     if not isinstance(options, TrustRegionOptions):
         raise ValueError(f"options must be a TrustRegionOptions; got {type(options).__name__}")
     _check_cost(cost, solver)

@@ -1,6 +1,6 @@
 """A catalogue of Procrustes problems, used by the tests of solvers, derivatives and frames.
 
-A problem is: minimise ||H - U T||_F^2 + delta/2 ||U - P||_F^2 over U with orthonormal columns. Everything here is NumPy
+A problem is: minimise ||H - U T||_F^2 + delta/2 ||U - P||_F^2 over U with orthonormal columns. The problems are NumPy
 and float64; few shapes, because each one is compiled.
 """
 
@@ -10,6 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 import oracles
+
+from nc_jax.discrepancies import huber, squared_frobenius
+
+# Arguments of `nearest_frame`: the closed form, the trust region on -<U, B>, and the trust region on any cost.
+SOLVERS = {
+    "polar": {"solver": "polar"},
+    "trust region": {"solver": "trust_region"},
+    "general cost": {"solver": "trust_region", "cost": squared_frobenius},
+}
+HUBER = {"solver": "trust_region", "cost": huber}
 
 
 class Problem(NamedTuple):

@@ -149,7 +149,7 @@ def separated_template(
     if distances.ndim != 2 or distances.shape[0] != distances.shape[1] or distances.shape[0] < 2:
         raise ValueError(f"distances must have shape (classes, classes), two at least; got {distances.shape}")
     gamma = jnp.asarray(gamma)
-    if not is_traced(gamma) and not gamma > 0:
+    if not is_traced(gamma) and not np.asarray(gamma) > 0:  # in NumPy: inside jit, JAX would trace the comparison
         raise ValueError(f"gamma must be positive; got {gamma}")
     dtype = wider(gamma.dtype)
     scaled = (distances / jnp.max(distances)).astype(dtype)

@@ -70,6 +70,14 @@ def test_the_separated_template_has_the_cosines_and_the_derivative(x64):
         assert frames.separated_template(distances, gamma).shape == (len(distances) - 1, len(distances))
 
 
+def test_a_known_gamma_is_checked_inside_jit_too():
+    right, wrong = jnp.float32(2), jnp.float32(-2)  # JAX arrays, which the traced functions close over
+    template = jax.eval_shape(lambda distances: frames.separated_template(distances, right), D4)
+    assert template.shape == (3, 4)
+    with pytest.raises(ValueError, match=r"^gamma must be positive; got -2.0"):
+        jax.eval_shape(lambda distances: frames.separated_template(distances, wrong), D4)
+
+
 def test_the_constructor_checks_the_number_of_classes():
     construct = frames.hierarchical_constructor(hierarchy.similarity(D4, 2.0))
     assert construct(4, 6, key=KEY).shape == (6, 4)
