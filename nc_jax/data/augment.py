@@ -103,7 +103,8 @@ def make_preprocess(name: str) -> Callable[[Array], Array]:
 
     Args:
         name: name of the set, possibly with a variant ("glyphs/hard"), or path of a folder of images, of which only the
-            last part counts. Images of a set without `STATISTICS` are scaled, but not normalised.
+            last part counts. Images of a set without `STATISTICS` are scaled, but not normalised. Grey images that a
+            folder has as colour images have the same statistics in each channel.
 
     Returns:
         A function of images (..., H, W, C), bytes or floats in [0, 1].
@@ -116,7 +117,10 @@ def make_preprocess(name: str) -> Callable[[Array], Array]:
 
     def preprocess(images: Array) -> Array:
         images = to_unit_range(images)
-        return images if statistics is None else normalise(images, *statistics)
+        if statistics is None:
+            return images
+        copies = images.shape[-1] if len(statistics.mean) == 1 else 1
+        return normalise(images, statistics.mean * copies, statistics.std * copies)
 
     return preprocess
 

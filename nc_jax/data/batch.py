@@ -14,11 +14,17 @@ class Partner(NamedTuple):
 
     Attributes:
         labels: labels of the examples that were mixed in, shape (N,).
-        weight: weight of an example's own class, in [0, 1], shape (N,). The second class has the weight 1 - weight.
+        weight: weight of an example's own class, in [0, 1], shape (N,).
+        other_weight: weight of the second class, shape (N,). None: 1 - weight, as in mixup.
     """
 
     labels: Int[Array, " batch"]
     weight: Float[Array, " batch"]
+    other_weight: Float[Array, " batch"] | None = None
+
+    def weights(self) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+        """Return the weights of the own and of the second class, each of shape (N,)."""
+        return self.weight, 1 - self.weight if self.other_weight is None else self.other_weight
 
 
 class Batch(NamedTuple):
@@ -33,7 +39,8 @@ class Batch(NamedTuple):
         index: numbers of the examples in their set, shape (N,); -1 for padding. None if unknown.
         slot: place of each example in a replay memory, shape (N,); -1 for examples without a place. None if there is no
             replay memory.
-        replayed: True for examples that come from the replay memory, shape (N,), bool. None if there is none.
+        replayed: 0 for new examples, m for those of the m-th draw from the replay memory, shape (N,), int32. None if
+            there is no replay memory.
         partner: second classes of mixed examples; None if no examples were mixed.
     """
 

@@ -1,4 +1,4 @@
-"""Data sets by name: those of TensorFlow Datasets (TFDS), our own embedded ones, and folders of images.
+"""Data sets by name: those of TensorFlow Datasets (TFDS), our own embedded ones, and folders of images or IDX files.
 
 `load` reads from disk and never downloads. If a set has not been prepared, `load` raises an error at once, with the
 command that prepares the set. (TFDS itself would retry the download for more than three minutes.) `prepare` downloads.
@@ -20,7 +20,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from nc_jax.data import digits, folders, glyphs
+from nc_jax.data import digits, folders, glyphs, idx
 from nc_jax.data.arrays import LabelledArrays
 from nc_jax.data.images import ImageSource
 
@@ -44,6 +44,7 @@ CONFIGS = {
     "glyphs": tuple(glyphs.PRESETS),
 }
 EMBEDDED = {"digits": digits.Digits, "glyphs": glyphs.Glyphs}
+IDX = "idx:"  # before the path of a folder of IDX files, as MNIST has them
 LARGE = ("imagenet2012", "places365_small")  # images without a common size, 350 GB of pixels
 IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
@@ -95,7 +96,8 @@ def load(
 
     Args:
         name: a key of `SPLITS`, possibly with one of its `CONFIGS` ("cifar10", "emnist/letters", "glyphs/hard"); or a
-            folder of images in the layout of `nc_jax.data.folders`, as a path from `data_dir` or from here.
+            folder of images in the layout of `nc_jax.data.folders`, as a path from `data_dir` or from here; or "idx:"
+            and the path of a folder of IDX files, for which see `nc_jax.data.idx`.
         split: one of `splits(name)`.
         data_dir: root folder of prepared sets; None is the TFDS default, `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
         in_memory: True returns `LabelledArrays`, False an `ImageSource`. None returns an `ImageSource` for folders and
@@ -111,9 +113,10 @@ def load(
 
     Raises:
         ValueError: if there is no such set or split; if images without a common size are to be in memory; if there is a
-            `test_share` or an `image_size` where it has no meaning; if files are damaged, lack the split, or have a
-            format without random access.
-        FileNotFoundError: if the set has not been prepared; the message says how to prepare it.
+            `test_share` or an `image_size` where it has no meaning; if IDX files are to stay out of memory; if files
+            are damaged, lack the split, or have a format without random access.
+        FileNotFoundError: if the set has not been prepared; the message says how to prepare it. Or if there are no IDX
+            files in the folder.
 
     Example:
         >>> import tempfile
@@ -121,6 +124,12 @@ def load(
         ...     load("digits", "test", folder)
         LabelledArrays(360 examples of shape (64,) float32, 10 classes)
     """
+    if name.startswith(IDX):
+        _refuse_share(test_share, name)
+        _refuse_size(image_size, name)
+        if in_memory is False:
+            raise ValueError(f"IDX files are read into memory; got in_memory=False for {name}")
+        return idx.load(_below_or_here(name.removeprefix(IDX), _root(data_dir)), split)
     if not _is_named(name):
         found = _folder(name, data_dir)
         source = folders.load(found, split, test_share=test_share)
@@ -184,6 +193,9 @@ def splits(name: str, data_dir: str | Path | None = None, *, test_share: float |
         >>> splits("imagenet2012")
         ('train', 'validation')
     """
+    if name.startswith(IDX):
+        _refuse_share(test_share, name)
+        return tuple(idx.PREFIXES)
     if not _is_named(name):
         return folders.splits(_folder(name, data_dir), test_share=test_share)
     _refuse_share(test_share, name)
@@ -240,6 +252,26 @@ def prepare(name: str, data_dir: str | Path | None = None) -> Path:
     return folder
 
 
+def known_name(name: str) -> str:
+    """The name of a set without what says where and how it is stored; `nc_jax.data.augment.STATISTICS` has such names.
+
+    Args:
+        name: name of a data set, as for `load`.
+
+    Returns:
+        For a folder of IDX files, the set that `nc_jax.data.idx.known_set` knows, or else its path; any other name as
+        it is.
+
+    Example:
+        >>> known_name("idx:/usr/share/datasets/fashion-mnist"), known_name("glyphs/hard")
+        ('fashion_mnist', 'glyphs/hard')
+    """
+    if not name.startswith(IDX):
+        return name
+    path = name.removeprefix(IDX)
+    return idx.known_set(Path(path)) or path
+
+
 def _refuse_share(test_share: float | None, name: str) -> None:
     if test_share is not None:
         raise ValueError(f"test_share is for folders of images; got test_share={test_share:g} for {name}")
@@ -259,10 +291,18 @@ def _is_named(name: str) -> bool:
 
 def _folder(name: str, data_dir: str | Path | None) -> Path:
     root = _root(data_dir)
-    for folder in (root / name, Path(name).expanduser()):
-        if folder.is_dir():
-            return folder
-    raise ValueError(f"name must be one of {_listed(SPLITS)}, or a folder of images here or in {root}; got {name!r}")
+    folder = _below_or_here(name, root)
+    if not folder.is_dir():
+        raise ValueError(
+            f"name must be one of {_listed(SPLITS)}, or a folder of images here or in {root}; got {name!r}"
+        )
+    if idx.holds_idx(folder):
+        raise ValueError(f"a folder of IDX files must be named with {IDX!r} before it; got {name!r}")
+    return folder
+
+
+def _below_or_here(path: str, root: Path) -> Path:
+    return root / path if (root / path).is_dir() else Path(path).expanduser()
 
 
 def _parse(name: str) -> tuple[str, str | None]:

@@ -32,7 +32,8 @@ class DataOptions:
 
     Attributes:
         name: name of the data set: digits, glyphs, glyphs/low-data, cifar10 and others that
-            `nc_jax.data.sources.load` knows, or the path of a folder of images.
+            `nc_jax.data.sources.load` knows, the path of a folder of images, or "idx:" and the path of a folder of
+            IDX files, as MNIST and Fashion-MNIST have them.
         tree: label tree of the classes: a name that `nc_jax.data.hierarchies.load` knows, or the path of a file. "flat"
             puts all classes at the same distance. None is no tree, for methods that need none.
         tree_parents: what becomes of a node with several parents in a tree's file: "one" refuses it, "shallowest" keeps
@@ -80,6 +81,9 @@ class Data(NamedTuple):
         preprocess: change of every batch of inputs; None changes nothing.
         size: height of the images, in pixels, or the length of vectors.
         tree: label tree with its classes in the order of the labels; None where none was asked for.
+        order: the class, as the set numbers it, that each label stands for, shape (K,); None if labels are as the set
+            numbers them.
+        tasks: numbers of the tasks of the training and of the test examples; None if there are no tasks.
     """
 
     train: ExampleSource
@@ -88,6 +92,8 @@ class Data(NamedTuple):
     preprocess: Preprocess | None
     size: int
     tree: LabelTree | None = None
+    order: np.ndarray | None = None
+    tasks: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -103,6 +109,17 @@ class Data(NamedTuple):
     def absent_classes(self) -> tuple[int, ...]:
         """The classes without a training example, as far as that is known."""
         return self.train.absent_classes() if isinstance(self.train, LabelledArrays) else ()
+
+    def as_numbered(self, values: np.ndarray) -> np.ndarray:
+        """Return numbers of labels, shape (K, ...), by the classes as the set numbers them; matrices in both axes.
+
+        Args:
+            values: one number per label, shape (K,), or a matrix (K, K).
+        """
+        if self.order is None:
+            return values
+        places = np.argsort(self.order)
+        return values[np.ix_(*[places] * values.ndim)]
 
     def held_out(self, mask: np.ndarray) -> "Data":
         """Train on some training examples and test on the others; the test set plays no part.
@@ -177,7 +194,7 @@ def load(options: DataOptions, *, flat: bool = False, seed: int = 0) -> Data:
         train,
         test,
         augment=None if named or options.augmentation == "none" else make(options.augmentation),
-        preprocess=None if named else make_preprocess(name),
+        preprocess=None if named else make_preprocess(sources.known_name(name)),
         size=shape[0],
         tree=_tree(options, train.class_names),
     )

@@ -190,6 +190,11 @@ def test_stored_images_are_augmented_in_the_unit_range_and_then_normalised(image
     np.testing.assert_allclose(grey, stored[..., :1] / 255, atol=1e-7)
 
 
+def test_grey_images_stored_in_colour_are_normalised_as_grey_ones(images):
+    preprocess = augment.make_preprocess("pictures/mnist")  # a folder of images, which is read in colour
+    np.testing.assert_array_equal(preprocess(images)[..., :1], preprocess(images[..., :1]))
+
+
 REFUSED = [
     (lambda: augment.make("crop"), "name must be one of 'none', 'shift', 'flip', 'cifar', 'cifar-reflect'; got 'crop'"),
     (lambda: augment.random_shift(KEY, jnp.ones((4, 4, 1)), padding=-1), "padding must be at least 0; got -1"),

@@ -1,0 +1,146 @@
+"""A data set as a sequence of tasks.
+
+A task is a part of the classes (class- and task-incremental learning), or has all classes, whose inputs are changed in
+another way in each task (domain-incremental learning).
+
+Reference: van de Ven and Tolias, Three scenarios for continual learning (2019).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import scipy.ndimage
+from jaxtyping import Int
+
+from nc_jax.data.arrays import LabelledArrays
+
+Change = Literal["permute", "rotate"]
+# The high half of the random key tells the purpose of the numbers.
+_ORDER, _CHANGE = 1 << 61, (1 << 61) + 1
+
+
+def equal_tasks(num_classes: int, num_tasks: int) -> tuple[tuple[int, ...], ...]:
+    """Divide the classes into tasks of equally many, in their order.
+
+    Args:
+        num_classes: K >= 1.
+        num_tasks: T >= 1, a divisor of K.
+
+    Returns:
+        For each task, its K / T classes.
+
+    Raises:
+        ValueError: if T is not a divisor of K.
+
+    Example:
+        >>> equal_tasks(6, 3)
+        ((0, 1), (2, 3), (4, 5))
+    """
+    if num_tasks < 1 or num_classes % num_tasks:
+        raise ValueError(f"tasks must divide the classes into equal parts; got {num_tasks} for {num_classes} classes")
+    size = num_classes // num_tasks
+    return tuple(tuple(range(start, start + size)) for start in range(0, num_classes, size))
+
+
+def task_of_class(tasks: Sequence[Sequence[int]], num_classes: int) -> Int[np.ndarray, " classes"]:
+    """Return the number of the task of each class.
+
+    Args:
+        tasks: for each task, its classes; every class is in one task.
+        num_classes: K.
+
+    Returns:
+        Numbers 0..T-1, shape (K,). `task_of_class(...)[arrays.labels]` are the tasks of examples.
+
+    Raises:
+        ValueError: if a task is empty, a number is no class, or a class is in two tasks or in none.
+
+    Example:
+        >>> task_of_class([(2, 0), (1, 3)], 4)
+        array([0, 1, 0, 1])
+    """
+    found = np.full(num_classes, -1)
+    for number, classes in enumerate(tasks):
+        if not len(classes):
+            raise ValueError(f"every task needs a class; task {number} has none")
+        for label in classes:
+            if not 0 <= label < num_classes:
+                raise ValueError(f"classes must lie in 0..{num_classes - 1}; got {label} in task {number}")
+            if found[label] >= 0:
+                raise ValueError(f"a class belongs to one task; got class {label} in tasks {found[label]} and {number}")
+            found[label] = number
+    if (found < 0).any():
+        raise ValueError(f"every class belongs to a task; class {np.argmin(found)} is in none")
+    return found
+
+
+def class_order(num_classes: int, seed: int) -> Int[np.ndarray, " classes"]:
+    """Return a random order of the classes, shape (K,), which depends only on the arguments."""
+    return np.argsort(np.random.Philox(key=seed + (_ORDER << 64)).random_raw(num_classes), kind="stable")
+
+
+def in_order(arrays: LabelledArrays, order: Int[np.ndarray, " classes"] | Sequence[int]) -> LabelledArrays:
+    """Number the classes anew: the examples of class order[k], and its name, get the label k.
+
+    Args:
+        arrays: examples of K classes.
+        order: a permutation of 0..K-1, shape (K,).
+
+    Raises:
+        ValueError: if the order is no permutation of the classes.
+
+    Example:
+        >>> arrays = LabelledArrays(np.zeros((3, 1)), np.array([0, 1, 2]), 3, ("a", "b", "c"))
+        >>> found = in_order(arrays, np.array([2, 0, 1]))
+        >>> found.labels, found.class_names
+        (array([1, 2, 0], dtype=int32), ('c', 'a', 'b'))
+    """
+    order = np.asarray(order)
+    if not np.array_equal(np.sort(order), np.arange(arrays.num_classes)):
+        raise ValueError(f"an order must hold each of the {arrays.num_classes} classes once; got {order.tolist()}")
+    names = tuple(arrays.class_names[label] for label in order)
+    return dataclasses.replace(arrays, labels=np.argsort(order)[arrays.labels], class_names=names)
+
+
+def domains(arrays: LabelledArrays, num_tasks: int, change: Change, *, seed: int) -> LabelledArrays:
+    """Repeat a data set for each task, with inputs that are changed in another way each time.
+
+    Task 0 has the inputs as they are. Example i of task t has the number t N + i.
+
+    Args:
+        arrays: N examples.
+        num_tasks: T >= 1.
+        change: "permute" puts the numbers of every input into another, random order. "rotate" rotates images by a
+            random angle, uniform in [0, 180) degrees.
+        seed: random seed of the changes, 0..2^64-1. Training and test set need the same.
+
+    Returns:
+        T N examples of the same classes.
+
+    Raises:
+        ValueError: if T < 1, or if vectors are to be rotated.
+
+    Example:
+        >>> domains(LabelledArrays(np.ones((4, 8, 8, 1)), np.arange(4), 4), 3, "rotate", seed=0)
+        LabelledArrays(12 examples of shape (8, 8, 1) float64, 4 classes)
+
+    Reference: permuted MNIST as in Kirkpatrick et al. (2017); rotated MNIST as in Lopez-Paz and Ranzato (2017).
+    """
+    if num_tasks < 1:
+        raise ValueError(f"num_tasks must be at least 1; got {num_tasks}")
+    inputs = arrays.inputs
+    if change == "rotate" and inputs.ndim < 3:
+        raise ValueError(f"images are rotated; got inputs of shape {inputs.shape[1:]}")
+    numbers = np.random.Philox(key=seed + (_CHANGE << 64))
+    changed = [inputs]
+    for _ in range(1, num_tasks):
+        if change == "permute":
+            flat = inputs.reshape(len(inputs), -1)
+            order = np.argsort(numbers.random_raw(flat.shape[1]), kind="stable")
+            changed.append(flat[:, order].reshape(inputs.shape))
+        else:
+            angle = 180 * (int(numbers.random_raw()) >> 11) * 2.0**-53
+            changed.append(scipy.ndimage.rotate(inputs, angle, axes=(1, 2), reshape=False, order=1))
+    return dataclasses.replace(arrays, inputs=np.concatenate(changed), labels=np.tile(arrays.labels, num_tasks))
