@@ -131,6 +131,8 @@ DOORS = {
     "logit margins": metrics.logit_margins,
     "cosine margins": lambda features, labels: metrics.cosine_margins(features, FRAME, labels),
     "agreement": lambda features, labels: metrics.nearest_centre_agreement(features, FRAME, None, FRAME, labels=labels),
+    "nearest centre": lambda features, labels: metrics.nearest_centre_accuracy(features, labels, FRAME),
+    "occupancy": lambda features, labels: metrics.support_occupancy(features, labels, np.eye(DIM, K)),
     "learned head": lambda *batch: FIXED.apply(*START[FIXED], *batch, train=True),
     "nearest head": lambda *batch: NEAREST.apply(*START[NEAREST], *batch, train=True),
 }

@@ -7,6 +7,7 @@ from nc_jax.frames.hierarchical import (
     hierarchical_template,
     separated_template,
 )
+from nc_jax.frames.orthogonal import nonnegative_orthogonal, owner
 from nc_jax.frames.random import random_unit
 from nc_jax.frames.simplex import SimplexTemplate, aligned_etf, simplex_etf, simplex_template
 from nc_jax.frames.template import DenseTemplate, LearnedTemplate, Template, as_template
@@ -21,6 +22,8 @@ __all__ = [
     "hierarchical",
     "hierarchical_constructor",
     "hierarchical_template",
+    "nonnegative_orthogonal",
+    "owner",
     "properties",
     "random_unit",
     "separated_template",

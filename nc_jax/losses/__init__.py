@@ -7,6 +7,7 @@ from nc_jax.losses.alignment import (
     cross_entropy,
     mixing_schedule,
 )
+from nc_jax.losses.arc_mixup import arc_log_loss, arc_weights, features_of_classes, log_loss
 from nc_jax.losses.label_trees import (
     conditional_risk_scores,
     hierarchical_cross_entropy,
@@ -24,22 +25,29 @@ from nc_jax.losses.levels import (
     level_geometry,
     summed_probabilities,
 )
+from nc_jax.losses.masks import mask_logits, same_task
 
 __all__ = [
     "MixingSchedule",
+    "arc_log_loss",
+    "arc_weights",
     "conditional_risk_scores",
     "cosine_alignment",
     "cosine_embedding",
     "cross_entropy",
     "dissimilarity",
     "feature_slices",
+    "features_of_classes",
     "hierarchical_cross_entropy",
     "hierarchy_aware_features",
     "jensen_shannon",
     "level_cross_entropies",
     "level_geometry",
     "level_weights",
+    "log_loss",
+    "mask_logits",
     "mixing_schedule",
+    "same_task",
     "soft_label_loss",
     "soft_targets",
     "summed_probabilities",

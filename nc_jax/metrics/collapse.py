@@ -150,7 +150,7 @@ def self_duality(
     """
     if form not in get_args(Duality):
         raise ValueError(f"form must be one of {', '.join(get_args(Duality))}; got {form!r}")
-    frame = _checked_frame(frame, stats)
+    frame = checked_frame(frame, stats)
     frame, present = checked_vectors(frame, stats.present)
     centred = stats.centred_means(centre)
     frame, centred = frame / unit_scale(frame), centred / unit_scale(centred)  # the squares of both must fit
@@ -173,7 +173,8 @@ def nearest_centre_agreement(
 
     .. math:: \operatorname*{argmax}_k \; w_k^\top h + b_k \;=\; \operatorname*{argmin}_k \; \|h - \mu_k\| .
 
-    The true label plays no role. (The released program of FNO compares the nearest mean with the true label instead.)
+    The true label plays no role. (The released program of FNO compares the nearest mean with the true label instead:
+    `nc_jax.metrics.nearest_centre_accuracy`.)
 
     Args:
         features: h, shape (N, d).
@@ -209,13 +210,8 @@ def nearest_centre_agreement(
         labels = checked_labels(labels, frame.shape[1], rows=len(features))
     means, present = checked_vectors(class_means, present)
     frame = at_least_float32(frame)
-    # ||h - mu||^2 without ||h||^2, which is the same for all classes. Features and means are shifted by the mean of the
-    # class means, so that large common offsets do not cause cancellation. Powers of two keep all products in range.
-    middle = jnp.mean(means, axis=1, where=present)
-    means = jnp.where(present[None], means - middle[:, None], 0)
-    size, length = (unit_scale(array).reshape(()) for array in (means, frame))
-    means, relative = means / size, (features - middle[None]) / size
-    nearness = matmul(relative, means) - jnp.sum(means**2, axis=0)[None] / 2
+    nearness, size = nearness_to(means, present, features)
+    length = unit_scale(frame).reshape(())
     logits = matmul(features / size, frame / length)
     if bias is not None:
         logits = logits * size * length + _checked_bias(bias, frame)[None]
@@ -224,6 +220,27 @@ def nearest_centre_agreement(
     # argmax treats the first NaN as the largest score, so without this test a diverged network would always agree.
     agree = (chosen == nearest) & jnp.isfinite(jnp.max(jnp.where(present[None], logits + nearness, -jnp.inf), axis=1))
     return Agreement(jnp.sum(used & agree, dtype=jnp.int32), jnp.sum(used, dtype=jnp.int32))
+
+
+def nearness_to(
+    means: Array, present: Array, features: Array
+) -> tuple[Float[Array, "batch classes"], Float[Array, ""]]:
+    r"""Return scores that are largest for the nearest class mean, and the power of two by which features were divided.
+
+    The scores are :math:`-\|h - \mu_k\|^2 / 2` up to a constant for each example, and up to scale.
+
+    Args:
+        means: class means as columns, from `checked_vectors`, shape (d, K).
+        present: which classes count, shape (K,).
+        features: shape (N, d).
+    """
+    # Without ||h||^2, which is the same for all classes. Features and means are shifted by the mean of the class means,
+    # so that large common offsets do not cause cancellation. Powers of two keep all products in range.
+    middle = jnp.mean(means, axis=1, where=present)
+    means = jnp.where(present[None], means - middle[:, None], 0)
+    size = unit_scale(means).reshape(())
+    means, relative = means / size, (features - middle[None]) / size
+    return matmul(relative, means) - jnp.sum(means**2, axis=0)[None] / 2, size
 
 
 def bias_collapse(frame: Reals, bias: Reals | None, global_mean: Reals) -> Float[Array, ""]:
@@ -311,7 +328,7 @@ def collapse_metrics(
     }
     if frame is None:
         return metrics
-    frame = _checked_frame(frame, stats, rows=rows)
+    frame = checked_frame(frame, stats, rows=rows)
     return metrics | {
         "nc2_classifier": etf_distance(frame),
         "nc3": self_duality(frame, stats, centre=centre),
@@ -321,7 +338,7 @@ def collapse_metrics(
     }
 
 
-def _checked_frame(frame: Reals, stats: ClassStatistics, *, rows: bool = False) -> Array:
+def checked_frame(frame: Reals, stats: ClassStatistics, *, rows: bool = False) -> Array:
     """Return the frame as columns, once it has the shape of the class means."""
     frame, wanted = real_array(frame, "frame"), stats.shifts.shape
     if rows:

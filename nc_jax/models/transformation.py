@@ -1,6 +1,6 @@
 """Necks: layers between backbone and head, as in the networks of Liang and Davis (2023)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import flax.linen as nn
@@ -128,11 +128,12 @@ class WithNeck(nn.Module):
 
     Attributes:
         backbone: module (inputs, train=..., mask=...) -> features.
-        necks: modules (features, train=..., mask=...) -> features, one after the other.
+        necks: modules or functions (features, train=..., mask=...) -> features, or features -> features, one after the
+            other.
     """
 
     backbone: nn.Module
-    necks: Sequence[nn.Module]
+    necks: Sequence[Callable[..., Array]]
 
     def __call__(
         self, inputs: Array, *, train: bool = False, mask: Bool[Array, " batch"] | None = None

@@ -18,6 +18,12 @@ from nc_jax.theory.hessian import (
 )
 from nc_jax.theory.objective import Penalties, data_loss, logit_gradient, logits, objective, penalties
 from nc_jax.theory.optimum import optimal_margin, optimal_point, optimal_value
+from nc_jax.theory.orthogonal import (
+    OrthogonalCertificate,
+    orthogonal_certificate,
+    orthogonal_features,
+    orthogonal_value,
+)
 from nc_jax.theory.problem import LossName, Point, UnconstrainedFeatures
 
 __all__ = [
@@ -25,6 +31,7 @@ __all__ = [
     "Escape",
     "HessianExtremes",
     "LossName",
+    "OrthogonalCertificate",
     "Penalties",
     "Point",
     "UnconstrainedFeatures",
@@ -44,5 +51,8 @@ __all__ = [
     "optimal_margin",
     "optimal_point",
     "optimal_value",
+    "orthogonal_certificate",
+    "orthogonal_features",
+    "orthogonal_value",
     "penalties",
 ]

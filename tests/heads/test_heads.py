@@ -1,7 +1,9 @@
 """Heads as pure functions: in plain JAX, Linen, NNX and Equinox they give the same numbers."""
 
+import json
 import re
 from functools import partial
+from pathlib import Path
 
 import equinox as eqx
 import flax.linen as nn
@@ -21,6 +23,7 @@ from nc_jax.models import FixedHead, HeadModule
 from nc_jax.models.nnx import NNXHead
 from nc_jax.solvers import Status
 
+ORTHOGONAL = json.loads((Path(__file__).parents[1] / "golden" / "orthogonal.json").read_text())["fno"]
 K, DIM, INPUTS, N, STEPS = 4, 6, 5, 24, 4
 KEY, RATE = jax.random.key(0), 0.05
 SAME = 1e-5  # the same arithmetic, compiled in another program
@@ -184,7 +187,7 @@ def test_the_nearest_head_in_linen_is_the_pure_one(settings):
 
 HEADS = {
     "learned": heads.learned(K, radius=5.0, normalize_columns=True),
-    "fixed": heads.fixed(K, radius=5.0, use_bias=True),
+    "fixed": heads.fixed(K, radius=5.0, use_bias=True, learn_scale=True),
     "nearest": heads.nearest(K),
     "nearest, learned template": heads.nearest(K, **NEAREST["learned template"]),
 }
@@ -296,6 +299,23 @@ def test_a_fixed_frame_is_stored_in_float32_under_bfloat16_features():
     rounded = cosines(simplex_etf(K, DIM, key=KEY, dtype=jnp.bfloat16))
     assert np.abs(rounded - oracles.gram_of_simplex(K)).max() > 1e-4, "bfloat16 would not do"
     assert head.init(KEY, DIM, jnp.float16)[1]["frame"].dtype == jnp.float32
+
+
+# --- The learned scale of a fixed frame. ---
+
+
+@pytest.mark.parametrize(("scale", "logits"), [(1.0, "logits_w1"), (2.5, "logits_w2_5")])
+def test_the_learned_scale_weighs_the_softmax_as_in_the_released_program(scale, logits):
+    case = ORTHOGONAL["fno_forward_weighted"]
+    frame = jnp.asarray(ORTHOGONAL["fno_Q_D10_K4"]["base"]).T
+    head = heads.fixed(4, learn_scale=True, use_bias=True)
+    params, state = head.init(KEY, 10)
+    np.testing.assert_array_equal(params["scale"], ORTHOGONAL["fno_Q_D10_K4"]["w_init"])
+    params = {"scale": jnp.asarray(scale), "bias": jnp.arange(4.0)}
+    output, after = head.apply(params, state | {"frame": frame}, case["H"])
+    np.testing.assert_allclose(output.logits - params["bias"], case[logits], atol=1e-6)
+    np.testing.assert_allclose(output.features @ output.frame + output.bias, output.logits, atol=1e-6)
+    np.testing.assert_array_equal(after["frame"], frame)  # the state keeps the frame without its scale
 
 
 # --- What goes wrong in a user's own loop. ---
