@@ -6,12 +6,18 @@ reads the same examples on any machine, so an interrupted run resumes exactly.
 
 from nc_jax.streams.epochs import Epochs, epoch_indices, epoch_order, steps_per_epoch
 from nc_jax.streams.reader import batches, eval_batches, read
+from nc_jax.streams.replay import Replay
 from nc_jax.streams.stream import Plan, Stream, local_rows, locate
+from nc_jax.streams.subset import BalancedSubset
+from nc_jax.streams.tasks import Tasks
 
 __all__ = [
+    "BalancedSubset",
     "Epochs",
     "Plan",
+    "Replay",
     "Stream",
+    "Tasks",
     "batches",
     "epoch_indices",
     "epoch_order",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 
 class Plan(NamedTuple):
@@ -15,13 +15,13 @@ class Plan(NamedTuple):
         index: example numbers, shape (S, B), int32; -1 for padding at the end of a row.
         slot: place of each example in a replay memory, shape (S, B), int32; -1 for examples without a place. None if
             there is no replay memory.
-        replayed: True for examples that come from the replay memory, shape (S, B), bool. None if there is no replay
-            memory.
+        replayed: 0 for new examples, m for those of the m-th draw from the replay memory, shape (S, B), int32. None if
+            there is no replay memory.
     """
 
     index: Int[np.ndarray, "steps batch"]
     slot: Int[np.ndarray, "steps batch"] | None = None
-    replayed: Bool[np.ndarray, "steps batch"] | None = None
+    replayed: Int[np.ndarray, "steps batch"] | None = None
 
 
 @runtime_checkable

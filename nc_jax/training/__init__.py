@@ -2,15 +2,15 @@
 
 from nc_jax.training.checkpoint import CheckpointError, Checkpoints, read_checkpoint
 from nc_jax.training.evaluate import (
+    Evaluated,
     Evaluation,
     example_margins,
     make_centred_step,
     make_eval_step,
-    make_evaluated,
     make_evaluator,
 )
 from nc_jax.training.extension import Context, Extension
-from nc_jax.training.extensions import FeatureDecay
+from nc_jax.training.extensions import ArcMixup, BatchSoftmax, FeatureDecay, LogitMemory, TaskSoftmax
 from nc_jax.training.files import BusyError
 from nc_jax.training.logging import MetricsLog, read_metrics
 from nc_jax.training.loop import LoopOptions, Trained, Trainer
@@ -21,30 +21,36 @@ from nc_jax.training.resident import ResidentSet
 from nc_jax.training.running import NonFiniteError
 from nc_jax.training.runs import LoadedRun, Predictions, load_run
 from nc_jax.training.state import TrainState, create_state, forward
-from nc_jax.training.step import Loss, StepOptions, cross_entropy, make_train_step
+from nc_jax.training.step import Loss, PairLoss, StepOptions, cross_entropy, make_train_step
 from nc_jax.training.summary import EpochTotals, StepMetrics
 
 __all__ = [
     "AXIS",
+    "ArcMixup",
+    "BatchSoftmax",
     "BusyError",
     "CheckpointError",
     "Checkpoints",
     "Context",
     "EpochTotals",
+    "Evaluated",
     "Evaluation",
     "Extension",
     "FeatureDecay",
     "LoadedRun",
+    "LogitMemory",
     "LoopOptions",
     "Loss",
     "MetricsLog",
     "NonFiniteError",
     "OptimizerOptions",
+    "PairLoss",
     "Predictions",
     "PreemptedError",
     "ResidentSet",
     "StepMetrics",
     "StepOptions",
+    "TaskSoftmax",
     "TrainState",
     "Trained",
     "Trainer",
@@ -60,7 +66,6 @@ __all__ = [
     "load_run",
     "make_centred_step",
     "make_eval_step",
-    "make_evaluated",
     "make_evaluator",
     "make_optimizer",
     "make_schedule",

@@ -1,6 +1,7 @@
 """Evaluation of a state on a data set: loss, accuracy and the metrics of neural collapse."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from nc_jax.metrics import (
     collapse_metrics,
     cosine_margins,
     effective_rank,
+    nearest_centre_accuracy,
     nearest_centre_agreement,
     nearest_etf_distance,
     numerical_rank,
@@ -46,6 +48,8 @@ class Evaluation(NamedTuple):
     - those of `nc_jax.metrics.collapse_metrics`;
     - "nc4": share of examples for which the classifier and the nearest class centre of the training features agree
       (1 - nc4 is the mismatch);
+    - "nearest_centre_accuracy": share of examples whose nearest class centre of the training features is that of their
+      own class;
     - "cosine_margin", "cosine_margin_sd" and "cosine_margin_min": mean, standard deviation and minimum of the cosine
       margins, after the global mean was subtracted from the features and the mean class vector from the frame;
     - if d >= K - 1, "nearest_etf_means" and "nearest_etf_classifier": distance of the centred class means, and of the
@@ -56,12 +60,14 @@ class Evaluation(NamedTuple):
     Attributes:
         metrics: numbers by name.
         statistics: class statistics of the features.
+        frame: class vectors of the head as columns, shape (d, K).
         confusion: number of examples of each true class (rows) and predicted class (columns), shape (K, K); None for
             more than `MOST_CONFUSED` classes.
     """
 
     metrics: dict[str, float]
     statistics: ClassStatistics
+    frame: Float[Array, "dim classes"]
     confusion: Int[np.ndarray, "classes classes"] | None = None
 
     @property
@@ -97,44 +103,74 @@ class CentredSums(NamedTuple):
 
     Attributes:
         agreement: how often the classifier and the nearest class centre agree (NC4).
+        nearest: how often the nearest class centre is that of the example's class.
         margins: sums of the cosine margins of centred features with centred class vectors.
     """
 
     agreement: Agreement
+    nearest: Agreement
     margins: MarginSums
 
     @classmethod
     def init(cls) -> "CentredSums":
         """Make the sums of no examples."""
         none = jnp.zeros((), jnp.int32)
-        return cls(Agreement(none, none), MarginSums.init())
+        return cls(Agreement(none, none), Agreement(none, none), MarginSums.init())
 
     def merge(self, other: "CentredSums") -> "CentredSums":
         """Join the sums of two disjoint sets of examples."""
-        return CentredSums(self.agreement.merge(other.agreement), self.margins.merge(other.margins))
+        return CentredSums(
+            self.agreement.merge(other.agreement),
+            self.nearest.merge(other.nearest),
+            self.margins.merge(other.margins),
+        )
+
+    def all_reduce(self, axis_name: tuple[str, ...]) -> "CentredSums":
+        """Merge over mapped axes: every device gets the sums of all devices' examples."""
+        return CentredSums(
+            self.agreement.all_reduce(axis_name),
+            self.nearest.all_reduce(axis_name),
+            self.margins.all_reduce(axis_name),
+        )
 
 
-Evaluated = Callable[[TrainState, Batch], HeadOutput]  # the model in evaluation: (state, stored inputs) -> output
+@dataclass(frozen=True)
+class Evaluated:
+    """The model as evaluation runs it: a function (state, batch of stored inputs) -> the head's output.
 
+    Preprocessing, averaged parameters and `on_output` of the extensions are part of it.
 
-def make_evaluated(model: Model, options: StepOptions = StepOptions()) -> Evaluated:
-    """Return the model as evaluation runs it: preprocessing, averaged parameters, and `on_output` of the extensions.
-
-    Args:
+    Attributes:
         model: maps (inputs, labels, train=..., mask=...) to a `HeadOutput`.
         options: the options with which the model was trained.
-
-    Returns:
-        A function (state, batch of stored inputs) -> the head's output.
     """
-    chain = Chain(options.extensions)
 
-    def output_of(state: TrainState, batch: Batch) -> HeadOutput:
-        batch = preprocessed(batch._replace(inputs=jnp.asarray(batch.inputs)), options.preprocess)
-        output, *_ = forward(model, state.evaluated_params, state.variables, batch, train=False)
-        return chain.on_output(Context(state.step, train=False), state.extensions, output, batch)
+    model: Model
+    options: StepOptions = field(default_factory=StepOptions)
 
-    return output_of
+    def __call__(self, state: TrainState, batch: Batch) -> HeadOutput:
+        """Apply the model to a batch."""
+        batch = preprocessed(batch._replace(inputs=jnp.asarray(batch.inputs)), self.options.preprocess)
+        output, *_ = forward(self.model, state.evaluated_params, state.variables, batch, train=False)
+        return self._chain.on_output(Context(state.step, train=False), state.extensions, output, batch)
+
+    def parts(self, state: TrainState) -> TrainState:
+        """Return the state with None for all that evaluation does not need.
+
+        So methods that differ only in what training remembers share one compiled evaluation.
+        """
+        average = state.average is not None
+        return state.replace(
+            params=None if average else state.params,
+            opt_state=None,
+            key=None,
+            totals=None,
+            extensions=self._chain.states_of("on_output", state.extensions),
+        )
+
+    @property
+    def _chain(self) -> Chain:
+        return Chain(self.options.extensions)
 
 
 def make_eval_step(
@@ -143,7 +179,7 @@ def make_eval_step(
     """Make the step of the first pass: ((state, sums so far), batch) -> sums with the batch added.
 
     Args:
-        output_of: the model in evaluation, from `make_evaluated`.
+        output_of: the model in evaluation.
         axis_name: name of the mapped axis over which the batch is split; None for one device.
     """
 
@@ -181,7 +217,7 @@ def make_centred_step(
     """Make the step of the second pass: ((state, class statistics of the training features), batch) -> sums.
 
     Args:
-        output_of: the model in evaluation, from `make_evaluated`.
+        output_of: the model in evaluation.
         axis_name: name of the mapped axis over which the batch is split; None for one device.
     """
 
@@ -189,14 +225,14 @@ def make_centred_step(
         with collective.over(*([axis_name] if axis_name else [])):
             state, statistics = carry
             output, labels = output_of(state, batch), known_labels(batch)
-            agreement = nearest_centre_agreement(
-                output.features, output.frame, output.bias, statistics.means, statistics.present, labels
+            means, present = statistics.means, statistics.present
+            sums = CentredSums(
+                nearest_centre_agreement(output.features, output.frame, output.bias, means, present, labels),
+                nearest_centre_accuracy(output.features, labels, means, present),
+                MarginSums.from_batch(centred_margins(output, statistics, labels), labels),
             )
-            sums = CentredSums(agreement, MarginSums.from_batch(centred_margins(output, statistics, labels), labels))
             names = collective.axes()
-            if names:
-                sums = CentredSums(sums.agreement.all_reduce(names), sums.margins.all_reduce(names))
-            return sums
+            return sums.all_reduce(names) if names else sums
 
     return step
 
@@ -224,7 +260,7 @@ def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool 
     """Compile the evaluation of a model.
 
     Args:
-        output_of: the model in evaluation, from `make_evaluated`.
+        output_of: the model in evaluation.
         devices: local devices to use; None takes all of them.
         slow: add the slow metrics, which decompose d x d matrices, to the collapse metrics.
 
@@ -262,10 +298,10 @@ def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool 
         return EvalSums(jnp.zeros(()), zero, zero, statistics, confusion)
 
     @partial(jax.jit, static_argnames="collapse")
-    def metrics_of(state: TrainState, sums: EvalSums, example: Batch, collapse: bool) -> dict:
+    def metrics_of(state: TrainState, sums: EvalSums, example: Batch, collapse: bool) -> tuple[dict, Array]:
         metrics = {"loss": sums.loss / sums.count, "accuracy": sums.correct / sums.count}
+        output = output_of(state, example)
         if collapse:
-            output = output_of(state, example)
             metrics |= collapse_metrics(sums.statistics, output.frame, output.bias)
             means, present = sums.statistics.centred_means(), sums.statistics.present
             dim, num_classes = output.frame.shape
@@ -276,13 +312,14 @@ def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool 
                 metrics["vci"] = variability_collapse_index(sums.statistics)
                 metrics["rank_means"] = numerical_rank(means)
                 metrics["effective_rank_means"] = effective_rank(means)
-        return metrics
+        return metrics, output.frame
 
     @jax.jit
     def centred_metrics_of(sums: CentredSums) -> dict:
         margins = sums.margins.compute()
         return {
             "nc4": sums.agreement.compute(),
+            "nearest_centre_accuracy": sums.nearest.compute(),
             "cosine_margin": margins.mean,
             "cosine_margin_sd": margins.standard_deviation,
             "cosine_margin_min": margins.minimum,
@@ -317,13 +354,14 @@ def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool 
     def evaluate(
         state: TrainState, source: Source, collapse: bool = False, centres: ClassStatistics | None = None
     ) -> Evaluation:
-        state, centres = replicate((state, centres), devices)  # the caller's arrays may lie on other devices
+        # The caller's arrays may lie on other devices.
+        state, centres = replicate((output_of.parts(state), centres), devices)
         sums, example = sums_of(state, source)
-        metrics = metrics_of(state, sums, example, collapse)
+        metrics, frame = metrics_of(state, sums, example, collapse)
         if collapse:
             metrics |= centred_metrics_of(centred_sums_of(state, centres or sums.statistics, source))
         metrics, confusion = jax.device_get((metrics, sums.confusion))  # one wait for all of them
-        return Evaluation({name: float(value) for name, value in metrics.items()}, sums.statistics, confusion)
+        return Evaluation({name: float(value) for name, value in metrics.items()}, sums.statistics, frame, confusion)
 
     return evaluate
 
@@ -334,7 +372,7 @@ def make_outputs(
     """Compile the model in evaluation, on one device, to get its output for every single example.
 
     Args:
-        output_of: the model in evaluation, from `make_evaluated`.
+        output_of: the model in evaluation.
 
     Returns:
         A function (state, batches) -> iterator over pairs (output of the head, batch), both with padding.
@@ -342,7 +380,7 @@ def make_outputs(
     apply = jax.jit(output_of)
 
     def outputs(state: TrainState, batches: Iterable[Batch]) -> Iterator[tuple[HeadOutput, Batch]]:
-        state = jax.tree.map(jnp.asarray, jax.device_get(state))  # from all devices to one
+        state = jax.tree.map(jnp.asarray, jax.device_get(output_of.parts(state)))  # from all devices to one
         for batch in batches:
             here = jax.tree.map(jnp.asarray, batch)
             yield apply(state, here), here

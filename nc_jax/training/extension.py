@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from nc_jax.collective import all_rows
@@ -21,6 +22,7 @@ class Context(NamedTuple):
         places: row numbers that the rows of this device have in the batch of all devices, shape (N,); None in
             evaluation.
         count: number of examples, without padding, in the batch of all devices; None in evaluation.
+        new_count: the same without replayed examples; None in evaluation, and if there is no replay memory.
     """
 
     step: Int[Array, ""]
@@ -28,11 +30,30 @@ class Context(NamedTuple):
     key: PRNGKeyArray | None = None
     places: Int[Array, " batch"] | None = None
     count: Array | None = None
+    new_count: Array | None = None
 
     def everyone(self, array: Array) -> Array:
         """Return the rows of all devices, in the order of the whole batch. Use it to mix examples across devices."""
         assert self.places is not None, "evaluation looks at one example at a time"
         return all_rows(array, self.places)
+
+    def mean_over_new(self) -> Float[Array, ""]:
+        """Return the factor on the losses of new examples whose mean over the batch is then that over new examples."""
+        assert self.count is not None, "evaluation has no cost"
+        return jnp.ones(()) if self.new_count is None else self.count / jnp.maximum(self.new_count, 1)
+
+    def mean_over_draw(self, draws: int) -> Float[Array, ""]:
+        """Return the same factor for the examples of one of the draws from the replay memory.
+
+        Args:
+            draws: number of draws in each step; all are equally large.
+
+        Raises:
+            ValueError: if the stream has no replay memory.
+        """
+        if self.new_count is None or self.count is None:
+            raise ValueError("replayed examples need a stream with a memory (nc_jax.streams.Replay); got one without")
+        return self.count / jnp.maximum((self.count - self.new_count) / draws, 1)
 
 
 class Extension:
@@ -42,10 +63,11 @@ class Extension:
     extensions is the plain step. Hooks run in the order of the extensions.
 
     A mixed example keeps its own class in `batch.labels`, and its second class goes to `batch.partner`. The step then
-    takes the weighted mean of the losses with both classes.
+    takes the weighted sum of the losses with both classes (see `nc_jax.training.PairLoss`).
 
     An extension may have a state, which is part of the checkpoint and must be equal on all devices. Before a value that
-    differs between devices enters the state, sum it by `nc_jax.collective.all_sum`.
+    differs between devices enters the state, sum it by `nc_jax.collective.all_sum`. The hooks get the state as it was
+    before the step; if a batch comes in parts, `update` goes on from part to part.
     """
 
     @property
@@ -148,6 +170,11 @@ class Chain:
             found = jax.lax.stop_gradient(one.update(here, state, output, batch))
             new[one.name] = jax.tree.map(lambda value, old: value.astype(old.dtype), found, state)
         return new or None
+
+    def states_of(self, hook: str, states: Any) -> dict[str, Any] | None:
+        """Return the states of the extensions that override a hook; None if none of them has a state."""
+        names = [one.name for one in self.extensions if _overrides(one, hook)]
+        return {name: state for name, state in (states or {}).items() if name in names} or None
 
     def _with(self, hook: str, context: Context, states: Any) -> list[tuple[Context, Extension, Any]]:
         chosen = []

@@ -17,20 +17,19 @@ from nc_jax.heads import HeadOutput
 from nc_jax.metrics import ClassStatistics
 from nc_jax.streams import Epochs, Stream, eval_batches, read
 from nc_jax.training.checkpoint import Checkpoints, leaves_by_name
-from nc_jax.training.evaluate import Evaluation, Source, make_evaluated, make_evaluator, make_outputs
+from nc_jax.training.evaluate import Evaluated, Evaluation, Source, make_evaluator, make_outputs
 from nc_jax.training.files import exclusive
 from nc_jax.training.fingerprint import describe
 from nc_jax.training.logging import MetricsLog
 from nc_jax.training.parallel import AXIS, Devices, check_divisible, data_parallel, replicate
 from nc_jax.training.preemption import Preemption
 from nc_jax.training.resident import ResidentSet, fits, resident_steps
-from nc_jax.training.running import Running, unreported
+from nc_jax.training.running import Running, Watch, unreported, watch_nothing
 from nc_jax.training.runs import (
     Facts,
     Predictions,
     check_same_run,
     describe_run,
-    evaluated_parts,
     exported,
     make_program,
     predictions_of,
@@ -38,6 +37,9 @@ from nc_jax.training.runs import (
 )
 from nc_jax.training.state import Model, TrainState, create_state
 from nc_jax.training.step import StepOptions, make_train_step
+
+# Examples that an evaluation sees at once, at least: batches of ten would take it ten times as long.
+EVALUATED_TOGETHER = 256
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class Trainer:
         self.devices = list(local[: options.devices] if devices is None else devices)
         parts, total = step.accumulate, len(self.devices) * jax.process_count()
         check_divisible(options.batch_size, total, parts)
+        self.evaluated_together = -(-EVALUATED_TOGETHER // options.batch_size) * options.batch_size
         self.model, self.optimizer, self.options, self.step_options = model, optimizer, options, step
         self._init = jax.jit(model.init)
         pure_step = make_train_step(model, optimizer, axis_name=AXIS, options=step)
@@ -136,7 +139,7 @@ class Trainer:
         self.segment = resident_steps(
             lambda state, _, batch: pure_step(state, batch), devices=self.devices, donate=True, parts=parts
         )
-        self._output_of = make_evaluated(model, step)
+        self._output_of = Evaluated(model, step)
         self.evaluate = make_evaluator(self._output_of, devices=self.devices, slow=options.slow_metrics)
         self._outputs = make_outputs(self._output_of)
         # Number of classes of the model and its stored form, by shape and dtype of the inputs.
@@ -175,6 +178,7 @@ class Trainer:
         stream: Stream | None = None,
         restart: bool = False,
         on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
+        watch: Watch = watch_nothing,
     ) -> Trained:
         """Train from the newest sound checkpoint, or from the start, to the end of the stream.
 
@@ -194,6 +198,8 @@ class Trainer:
             stream: which examples make up which step; None uses every example once per epoch.
             restart: start anew. What the run has saved so far is moved to the subfolder "superseded".
             on_epoch: called as on_epoch(epoch, metrics) after every evaluation, to show progress.
+            watch: called as watch(state, evaluation on the training set, evaluation on the test set) after every
+                evaluation. It returns further numbers by name, which the log keeps with the others.
 
         Returns:
             The final state and its evaluations.
@@ -204,13 +210,15 @@ class Trainer:
             NonFiniteError: if a step produced a NaN or an infinity. The last finite state is saved first.
             PreemptedError: if the process received SIGTERM. The state after the current step is saved first; for a
                 resident set, the state after at most about half a second of steps.
-            ValueError: if the run was begun with other settings or has been trained for more steps than are asked for;
-                if the two sets or the model do not fit each other; if the seed is out of its range; if
-                `options.resident` is True but a set is not in memory or there are several processes.
+            ValueError: if the devices cannot share the stream's batches equally; if the run was begun with other
+                settings or has been trained for more steps than are asked for; if the two sets or the model do not fit
+                each other; if the seed is out of its range; if `options.resident` is True but a set is not in memory or
+                there are several processes.
             UnequalDevicesError: if the devices hold different states after the first step.
         """
         options, folder = self.options, directory / "checkpoints" / run
         stream = self.stream(train_set) if stream is None else stream
+        self.check_stream(stream)
         state = self.init(train_set, seed)
         facts, program = self._facts(state, train_set, test_set, stream, seed)
         sources = self._source(train_set), self._source(test_set)
@@ -247,6 +255,7 @@ class Trainer:
                 folder=folder,
                 log=writer,
                 on_epoch=on_epoch,
+                watch=watch,
                 checkpoints=checkpoints,
                 preemption=stack.enter_context(Preemption()),
                 state=state,
@@ -259,13 +268,17 @@ class Trainer:
         options = self.options
         return Epochs(train_set, options.batch_size, options.epochs, options.stratified)
 
+    def check_stream(self, stream: Stream) -> None:
+        """Raise a ValueError unless the devices can share the stream's batches equally."""
+        check_divisible(stream.batch_size, len(self.devices) * jax.process_count(), self.step_options.accumulate)
+
     def outputs(self, state: TrainState, examples: ExampleSource) -> Iterator[tuple[HeadOutput, Batch]]:
         """Apply the model to every example once, in order, on one device.
 
         Yields:
             The head's output and the batch. The last batch may end with padding, for which `Batch.mask` is False.
         """
-        return self._outputs(state, eval_batches(examples, self.options.batch_size, threads=self.options.threads))
+        return self._outputs(state, eval_batches(examples, self.evaluated_together, threads=self.options.threads))
 
     def predict(self, state: TrainState, examples: ExampleSource | Any) -> Predictions:
         """Classify examples, or new inputs.
@@ -296,8 +309,8 @@ class Trainer:
                 f"resident sets must be in memory, in a single process; got {examples!r} in {jax.process_count()}"
             )
         if alone and isinstance(examples, LabelledArrays) and (fits(examples) if resident is None else resident):
-            return ResidentSet(examples, self.options.batch_size, devices=self.devices)
-        return lambda: eval_batches(examples, self.options.batch_size, threads=self.options.threads, **_share())
+            return ResidentSet(examples, self.evaluated_together, devices=self.devices)
+        return lambda: eval_batches(examples, self.evaluated_together, threads=self.options.threads, **_share())
 
     def read(self, train_set: ExampleSource, stream: Stream, seed: int, start: int) -> Iterator[Batch]:
         """Read this process's share of the batches of a stream, from step `start` on."""
@@ -319,8 +332,9 @@ class Trainer:
         known = example.shape[1:], example.dtype
         if known not in self._programs:
             program = make_program(self._output_of, state)
-            logits = jax.eval_shape(program, leaves_by_name(evaluated_parts(state)), example)["logits"]
-            self._programs[known] = logits.shape[-1], exported(program, state, example)
+            arrays = leaves_by_name(self._output_of.parts(state))
+            logits = jax.eval_shape(program, arrays, example)["logits"]
+            self._programs[known] = logits.shape[-1], exported(program, arrays, example)
         num_classes, stored = self._programs[known]
         if num_classes != train_set.num_classes:
             raise ValueError(

@@ -92,13 +92,14 @@ class OptimizerOptions:
             raise ValueError(f'"{self.name}" sets its own step, without schedule, warm-up or weight decay')
 
 
-def make_schedule(options: OptimizerOptions, *, epochs: int, epoch_steps: int) -> optax.Schedule:
+def make_schedule(options: OptimizerOptions, *, epochs: int, epoch_steps: int, repeat: bool = False) -> optax.Schedule:
     """Return the learning rate as a function of the optimiser step.
 
     Args:
         options: the schedule and its numbers.
-        epochs: length of the whole training, in epochs.
+        epochs: length of the whole training, in epochs; of one repetition, with `repeat`.
         epoch_steps: optimiser steps per epoch.
+        repeat: begin the schedule anew whenever it ends, as for the next task of continual learning.
 
     Returns:
         A function: number of optimiser steps taken -> learning rate.
@@ -107,6 +108,9 @@ def make_schedule(options: OptimizerOptions, *, epochs: int, epoch_steps: int) -
         ValueError: if the warm-up is not shorter than the training.
     """
     total, warmup = epochs * epoch_steps, round(options.warmup * epoch_steps)
+    if repeat:
+        once = make_schedule(options, epochs=epochs, epoch_steps=epoch_steps)
+        return lambda count: once(jnp.asarray(count) % total)
     if warmup >= total:
         raise ValueError(f"the warm-up must be shorter than the training of {epochs} epochs; got {options.warmup}")
     peak = options.learning_rate
@@ -130,18 +134,21 @@ def make_schedule(options: OptimizerOptions, *, epochs: int, epoch_steps: int) -
     return optax.join_schedules([rising, schedule], [warmup])
 
 
-def make_optimizer(options: OptimizerOptions, *, epochs: int, epoch_steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    options: OptimizerOptions, *, epochs: int, epoch_steps: int, repeat: bool = False
+) -> optax.GradientTransformation:
     """Return the optimiser with its schedule.
 
     Args:
         options: the optimiser, its schedule and their numbers.
-        epochs: length of the whole training, in epochs.
+        epochs: length of the whole training, in epochs; of one repetition of the schedule, with `repeat`.
         epoch_steps: optimiser steps per epoch.
+        repeat: begin the schedule anew whenever it ends.
 
     Raises:
         ValueError: if the warm-up is not shorter than the training.
     """
-    rate = make_schedule(options, epochs=epochs, epoch_steps=epoch_steps)
+    rate = make_schedule(options, epochs=epochs, epoch_steps=epoch_steps, repeat=repeat)
     mask = _kernels if options.decayed == "kernels" else None
     if options.name == "sgd":
         core = optax.sgd(rate, options.momentum or None, options.nesterov)

@@ -21,12 +21,23 @@ def fits(arrays: LabelledArrays) -> bool:
     return arrays.inputs.nbytes <= LIMIT
 
 
+def padded(plan: Plan) -> Plan:
+    """Return a plan with more rows, up to a power of two, so that plans of similar lengths share a compiled program.
+
+    The rows that are added are never used.
+    """
+    rows = len(plan.index)
+    more = (1 << (rows - 1).bit_length()) - rows
+    parts: Any = (None if part is None else np.pad(part, ((0, more), (0, 0)), constant_values=-1) for part in plan)
+    return Plan(*parts)
+
+
 class ResidentSet:
     """A set of examples, copied to every device.
 
     Args:
         arrays: the set.
-        batch_size: examples per step on all devices together.
+        batch_size: examples per step of an evaluation, on all devices together.
         devices: local devices; None takes all of them.
     """
 

@@ -15,7 +15,7 @@ from nc_jax.training.evaluate import Evaluation, Source
 from nc_jax.training.logging import MetricsLog
 from nc_jax.training.parallel import check_equal_on_devices, replicate
 from nc_jax.training.preemption import PreemptedError, Preemption, StopRequestedError
-from nc_jax.training.resident import ResidentSet
+from nc_jax.training.resident import ResidentSet, padded
 from nc_jax.training.state import TrainState
 from nc_jax.training.summary import EpochTotals
 
@@ -23,6 +23,16 @@ from nc_jax.training.summary import EpochTotals
 # many steps, which is a whole epoch of a small set; the next ones as many as take half a second. Schedulers give 30 s.
 FIRST_PACE = 8
 PACE_SECONDS = 0.5
+
+
+# (state, evaluation on the training set, evaluation on the test set) -> further numbers for the log, by name.
+Watch = Callable[[TrainState, Evaluation, Evaluation], dict[str, float]]
+
+
+def watch_nothing(state: TrainState, train: Evaluation, test: Evaluation) -> dict[str, float]:
+    """Add no numbers to the log."""
+    del state, train, test
+    return {}
 
 
 class NonFiniteError(FloatingPointError):
@@ -46,6 +56,7 @@ class Running:
         folder: folder of its checkpoints.
         log: receives the metrics; None in all processes but the first.
         on_epoch: called after every evaluation.
+        watch: called after every evaluation, for further numbers.
         checkpoints: the checkpoints in the folder.
         preemption: tells when to stop.
         state: the state to go on from.
@@ -60,6 +71,7 @@ class Running:
     folder: Path
     log: MetricsLog | None
     on_epoch: Callable[[int, dict[str, float]], None]
+    watch: Watch
     checkpoints: Checkpoints
     preemption: Preemption
     state: TrainState
@@ -121,7 +133,8 @@ class Running:
         start = self.step
         segment, done = locate(self.stream, start)
         if isinstance(self.sources[0], ResidentSet):
-            self._train_resident(self.sources[0], self.stream.plan(self.seed, segment), done)
+            plan = self.stream.plan(self.seed, segment)
+            self._train_resident(self.sources[0], padded(plan), done, len(plan.index))
             return
         batches = self._batches or self.trainer.read(self.train_set, self.stream, self.seed, start)
         self._batches = batches
@@ -129,9 +142,9 @@ class Running:
             self.state, _ = self.trainer.step(self.state, next(batches))
             self._after(step + 1)
 
-    def _train_resident(self, source: ResidentSet, plan: Plan, done: int) -> None:
-        """Train the rows of a plan from `done` on, in pieces of about `PACE_SECONDS`."""
-        start, rows = self.step - done, len(plan.index)
+    def _train_resident(self, source: ResidentSet, plan: Plan, done: int, rows: int) -> None:
+        """Train the rows done..rows-1 of a plan, in pieces of about `PACE_SECONDS`."""
+        start = self.step - done
         while done < rows:
             began, ahead = time.perf_counter(), min(done + self._pace, rows)
             self.state = self.trainer.segment(self.state, None, source.content, plan, done, ahead)
@@ -171,6 +184,7 @@ class Running:
         metrics = {f"train/{name}": value for name, value in evaluation.metrics.items()}
         metrics |= {f"test/{name}": value for name, value in tested.metrics.items()}
         metrics |= {f"step/{name}": float(value) for name, value in trained.items()}
+        metrics |= self.watch(self.state, evaluation, tested)
         if self.log is not None and write:
             self.log.write(self.run, self.step, epoch, metrics)
         self.on_epoch(epoch, metrics)

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 
 from nc_jax.data import Batch
 from nc_jax.training.checkpoint import leaves_by_name, read_checkpoint, steps_in
+from nc_jax.training.evaluate import Evaluated
 from nc_jax.training.files import free_name, write_atomically
 from nc_jax.training.fingerprint import Fingerprint, difference
 from nc_jax.training.state import TrainState
@@ -134,23 +135,17 @@ def supersede(folder: Path) -> None:
         _log.warning("the checkpoints of run %r so far are now in %s", folder.name, place)
 
 
-def evaluated_parts(state: TrainState) -> TrainState:
-    """Return the parts of a state that evaluation needs; the others are None."""
-    average = state.average is not None
-    return state.replace(params=None if average else state.params, opt_state=None, key=None, totals=None)
-
-
-def make_program(output_of: Callable[[TrainState, Batch], Any], state: TrainState) -> Callable[..., dict[str, Any]]:
+def make_program(output_of: Evaluated, state: TrainState) -> Callable[..., dict[str, Any]]:
     """Return the model in evaluation as a function of arrays by name.
 
     Args:
-        output_of: the model in evaluation, from `make_evaluated`.
+        output_of: the model in evaluation.
         state: a state of the model.
 
     Returns:
         A function (arrays of a checkpoint by name, stored inputs (N, ...)) -> {"logits": (N, K), "features": (N, d)}.
     """
-    parts = evaluated_parts(state)
+    parts = output_of.parts(state)
     names, treedef = list(leaves_by_name(parts)), jax.tree.structure(parts)
 
     def program(arrays: dict[str, Any], inputs: Any) -> dict[str, Any]:
@@ -162,19 +157,19 @@ def make_program(output_of: Callable[[TrainState, Batch], Any], state: TrainStat
     return program
 
 
-def exported(program: Callable[..., dict[str, Any]], state: TrainState, example: np.ndarray) -> bytes | None:
+def exported(program: Callable[..., dict[str, Any]], arrays: dict[str, Any], example: np.ndarray) -> bytes | None:
     """Return a program from `make_program` in portable form; None, with a warning, for a model that has no such form.
 
     Args:
         program: the program.
-        state: a state of the model.
+        arrays: its first argument, arrays by name.
         example: one stored input, shape (1, ...).
     """
     (batch,) = export.symbolic_shape("batch")
-    arrays = jax.tree.map(_shape_of, leaves_by_name(evaluated_parts(state)))
+    shapes = jax.tree.map(_shape_of, arrays)
     inputs = jax.ShapeDtypeStruct((batch, *example.shape[1:]), jnp.asarray(example).dtype)
     try:
-        return bytes(export.export(jax.jit(program), platforms=PLATFORMS)(arrays, inputs).serialize())
+        return bytes(export.export(jax.jit(program), platforms=PLATFORMS)(shapes, inputs).serialize())
     except Exception as error:  # a model may do anything, and training does not need this
         cause = str(error).strip().partition("\n")[0]
         _log.warning("the model cannot be stored with the run, so load_run will not find it (%s)", cause)

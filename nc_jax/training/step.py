@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from nc_jax import collective, losses
 from nc_jax.checks import check_label_shape, checked_mask, without_class
@@ -23,6 +23,24 @@ from nc_jax.training.summary import StepMetrics
 Preprocess = Callable[[Array], Array]  # inputs of a batch, stored or augmented -> what the model takes
 Augment = Callable[[PRNGKeyArray, Array], Array]  # (key, stored inputs of one example) -> the same, changed
 Loss = Callable[[HeadOutput, Batch, Context], Float[Array, " batch"]]  # a number for each example
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """A loss that reads `batch.partner` itself.
+
+    The loss of a mixed example is the weighted sum of the losses with its two classes. That is not so for a loss of the
+    mixture of two class vectors, such as arc-mixup's. The step calls a `PairLoss` once, with both classes.
+
+    Attributes:
+        of: function (head output, batch, context) -> a number for each example, shape (batch,).
+    """
+
+    of: Loss
+
+    def __call__(self, output: HeadOutput, batch: Batch, context: Context) -> Float[Array, " batch"]:
+        """Return a number for each example."""
+        return self.of(output, batch, context)
 
 
 def cross_entropy(output: HeadOutput, batch: Batch, context: Context) -> Float[Array, " batch"]:
@@ -47,7 +65,8 @@ class StepOptions:
         preprocess: function of a batch of inputs, applied in training (after `augment`) and in evaluation. None changes
             nothing.
         loss: function (head output, batch, context) -> a number for each example, shape (batch,). The step ignores its
-            values for padding. Evaluation always reports the cross-entropy instead.
+            values for padding. Of a mixed example, it takes the weighted sum of the losses with both classes, unless
+            the loss is a `PairLoss`. Evaluation always reports the cross-entropy instead.
         extensions: further changes that the method makes to a step; see `nc_jax.training.Extension`.
 
     Raises:
@@ -107,27 +126,30 @@ def make_train_step(
             return summed_step(state, batch)
 
     def summed_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        count = jnp.maximum(all_sum(jnp.sum(batch.mask.astype(jnp.float32))), 1)
+        count = _count(batch.mask)
         places = _places(len(batch.labels), options.accumulate)
         context = Context(state.step, train=True, count=count, places=places)
+        if batch.replayed is not None:
+            context = context._replace(new_count=_count(batch.mask & (batch.replayed == 0)))
         if options.augment is not None or chain.hooks:
             context = context._replace(key=random_key(state))
         batch = preprocessed(_augmented(batch, options.augment, context), options.preprocess)
 
         def cost_of(params: Any, variables: Any, states: Any, part: Batch, places: Any) -> tuple[Array, tuple]:
-            here = context._replace(places=places)
+            # All parts of a batch see the extensions as they were before the step; `update` goes on from part to part.
+            here, before = context._replace(places=places), state.extensions
             if chain.has("on_batch"):
-                part = chain.on_batch(here, states, part)
-            between = partial(chain.on_features, here, states) if chain.has("on_features") else None
+                part = chain.on_batch(here, before, part)
+            between = partial(chain.on_features, here, before) if chain.has("on_features") else None
             output, variables, part = forward(model, params, variables, part, train=True, between=between)
-            output = chain.on_output(here, states, output, part)
+            output = chain.on_output(here, before, output, part)
             correct = jnp.sum(right_answers(output.logits, part), dtype=jnp.int32)
             lacking = jnp.sum(without_class(part.labels, output.logits.shape[-1], part.mask), dtype=jnp.int32)
             # This device's share of the batch's mean. Sum over devices only after differentiation: the transpose of
             # psum is psum, so differentiating through it would multiply each gradient by the number of devices.
             loss = jnp.sum(jnp.where(part.mask, _mixed(options.loss, output, part, here), 0)) / count
             cost = loss
-            for penalty in chain.penalties(here, states, output, part).values():
+            for penalty in chain.penalties(here, before, output, part).values():
                 cost = cost + jnp.sum(jnp.where(part.mask, penalty, 0)) / count
             seen = _Seen(loss, correct, lacking)
             return cost, (seen, _solved(output), variables, chain.update(here, states, output, part))
@@ -239,13 +261,14 @@ def _solved(output: HeadOutput) -> _Solved:
 
 
 def _mixed(loss: Loss, output: HeadOutput, batch: Batch, context: Context) -> Array:
-    """Return the loss of each example. A mixed example gets the weighted mean of the losses with its two labels."""
-    if batch.partner is None:
+    """Return the loss of each example. A mixed example gets the weighted sum of the losses with its two labels."""
+    if batch.partner is None or isinstance(loss, PairLoss):
         return loss(output, batch, context)
     own, other = (
         loss(output, batch._replace(labels=labels), context) for labels in (batch.labels, batch.partner.labels)
     )
-    return batch.partner.weight * own + (1 - batch.partner.weight) * other
+    weight, other_weight = batch.partner.weights()
+    return weight * own + other_weight * other
 
 
 def _parts(tree: Any, number: int) -> Any:
@@ -258,6 +281,11 @@ def _parts(tree: Any, number: int) -> Any:
         return array.reshape(number, size // number, *array.shape[1:])
 
     return jax.tree.map(cut, tree)
+
+
+def _count(rows: Bool[Array, " batch"]) -> Float[Array, ""]:
+    """Return the number of rows of all devices that are True, at least 1."""
+    return jnp.maximum(all_sum(jnp.sum(rows.astype(jnp.float32))), 1)
 
 
 def _places(size: int, parts: int) -> Int[Array, " batch"]:

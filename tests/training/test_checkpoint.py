@@ -74,10 +74,11 @@ def copy_newest(folder):
 
 
 def flip_a_bit(folder):
-    path = max((folder / "7" / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    # In every file with data: which of them hold numbers, and which are left over, depends on timing.
+    for path in (folder / "7" / "state").rglob("d/*"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
 
 
 def other_numbers(folder):
@@ -151,6 +152,8 @@ def test_a_folder_that_vanishes_is_one_sentence(state, tmp_path, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+# Orbax drops a coroutine where it meets some kinds of damage, and Python says so whenever it collects it.
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
 def test_no_damage_stops_a_run_or_is_taken_for_a_state(saved, state, tmp_path, capfd):
     """200 random damages of random files: the newest sound checkpoint, or one sentence."""

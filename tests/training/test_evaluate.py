@@ -9,7 +9,7 @@ from toy_training import NUM_CLASSES, make_trainer
 
 from nc_jax.data import Batch
 from nc_jax.streams import eval_batches
-from nc_jax.training import ResidentSet, StepOptions, example_margins, forward, make_evaluated, make_evaluator
+from nc_jax.training import Evaluated, ResidentSet, example_margins, forward, make_evaluator
 
 F32_SUMS = 1e-5  # sums over a hundred examples, in another order
 
@@ -39,15 +39,18 @@ def expected_of(model, state, train_set, arrays):
     centres = np.stack([train_features[train_set.labels == k].mean(axis=0) for k in range(NUM_CLASSES)])
     features, _, _ = as_seen_by_the_classifier(model, state, arrays)
     centred, classes = features - train_features.mean(axis=0), (frame - frame.mean(axis=1, keepdims=True)).T
-    margins, agree = [], []
+    margins, agree, right = [], [], []
     for feature, raw, label in zip(centred, features, arrays.labels, strict=True):
         cosines = [feature @ vector / np.linalg.norm(feature) / np.linalg.norm(vector) for vector in classes]
         margins.append(cosines[label] - max(cosines[:label] + cosines[label + 1 :]))
-        agree.append(np.argmax(raw @ frame + bias) == np.argmin(np.linalg.norm(centres - raw, axis=1)))
+        nearest = np.argmin(np.linalg.norm(centres - raw, axis=1))
+        agree.append(np.argmax(raw @ frame + bias) == nearest)
+        right.append(nearest == label)
     own_means = np.stack([features[arrays.labels == k].mean(axis=0) for k in range(NUM_CLASSES)], axis=1)
     own_means -= own_means.mean(axis=1, keepdims=True)
     return {
         "nc4": np.mean(agree),
+        "nearest_centre_accuracy": np.mean(right),
         "cosine_margin": np.mean(margins),
         "cosine_margin_sd": np.std(margins),
         "cosine_margin_min": np.min(margins),
@@ -70,7 +73,7 @@ def test_metrics_are_those_of_numpy(one_device, state, train_set, test_set, num_
     trainer = one_device if num_devices == 1 else make_trainer(8)
     model = trainer.model
     devices = jax.devices()[:num_devices]
-    evaluate = make_evaluator(make_evaluated(model, StepOptions()), devices=devices, slow=True)
+    evaluate = make_evaluator(Evaluated(model), devices=devices, slow=True)
 
     def source(arrays):
         return ResidentSet(arrays, 24, devices=devices) if resident else lambda: eval_batches(arrays, 24)

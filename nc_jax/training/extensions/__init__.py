@@ -1,5 +1,8 @@
 """Extensions that come with the library. Derive your own from `nc_jax.training.Extension`."""
 
+from nc_jax.training.extensions.arc_mixup import ArcMixup, class_balanced_pairs
 from nc_jax.training.extensions.feature_decay import FeatureDecay
+from nc_jax.training.extensions.logit_memory import LogitMemory
+from nc_jax.training.extensions.masked_softmax import BatchSoftmax, TaskSoftmax
 
-__all__ = ["FeatureDecay"]
+__all__ = ["ArcMixup", "BatchSoftmax", "FeatureDecay", "LogitMemory", "TaskSoftmax", "class_balanced_pairs"]
