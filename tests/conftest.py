@@ -70,3 +70,9 @@ def _drop_compiled_programs():
     if not maps.exists() or maps.read_bytes().count(b"\n") > MANY_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory) -> str:
+    """Digits, prepared once for all tests that train on them through a command line."""
+    return str(tmp_path_factory.mktemp("tfds"))

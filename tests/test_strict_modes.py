@@ -7,15 +7,24 @@ import optax
 import pytest
 from trees import PAIRS
 
-from nc_jax import implicit, losses, metrics, nearest_frame, nearest_simplex_etf
+from nc_jax import implicit, losses, metrics, nearest_frame, nearest_simplex_etf, theory
 from nc_jax.data import Batch
 from nc_jax.discrepancies import cosine
-from nc_jax.frames import hierarchical, properties, random_unit, separated_template, simplex_etf, simplex_template
+from nc_jax.frames import (
+    hierarchical,
+    nonnegative_orthogonal,
+    properties,
+    random_unit,
+    separated_template,
+    simplex_etf,
+    simplex_template,
+)
 from nc_jax.hierarchy import LabelTree
 from nc_jax.manifolds import Stiefel
 from nc_jax.manifolds.orthogonal import PARAMETRISATIONS
+from nc_jax.methods import METHODS, Setting
 from nc_jax.models import MLP, Classifier, FixedHead, LearnedHead, NearestHead, RotatedHead
-from nc_jax.training import StepOptions, create_state, make_train_step
+from nc_jax.training import ArcMixup, StepOptions, create_state, make_train_step
 
 K, DIM, N = 4, 6, 12
 RNG = np.random.default_rng(0)
@@ -35,14 +44,16 @@ def margins():
     return sums.merge(sums).compute()
 
 
-def step(head):
+def step(head, **options):
     model, optimizer = Classifier(MLP((8,), DIM), head), optax.sgd(0.1, 0.9)
     state = create_state(model, optimizer, jax.random.key(0), FEATURES[:1], average=True)
-    take = make_train_step(model, optimizer, options=StepOptions(accumulate=2, average_decay=0.9))
+    take = make_train_step(model, optimizer, options=StepOptions(accumulate=2, average_decay=0.9, **options))
     return jax.jit(take)(state, Batch.of(FEATURES, LABELS))[1]
 
 
 LOGITS = FEATURES @ FRAME
+ORTHOGONAL = nonnegative_orthogonal(K, DIM, key=KEY)
+ARC = {"extensions": (ArcMixup(),), "loss": METHODS["fno-arc"].loss(Setting(num_classes=K))}
 
 
 def means(dtype="float32"):
@@ -73,6 +84,10 @@ CALLS = {
     "vci": lambda: metrics.variability_collapse_index(from_batch()),
     "cdnv": lambda: metrics.within_class_collapse(from_batch(), "cdnv"),
     "nearest centre": lambda: metrics.nearest_centre_agreement(FEATURES, FRAME, BIAS, from_batch().means),
+    "zero-mean collapse": lambda: metrics.zero_mean_collapse(from_batch(), ORTHOGONAL),
+    "nearest class": lambda: metrics.nearest_centre_accuracy(FEATURES, LABELS, from_batch().means),
+    "occupancy": lambda: metrics.support_occupancy(FEATURES, LABELS, ORTHOGONAL),
+    "orthogonal optimum": lambda: theory.orthogonal_certificate(FEATURES, LABELS, ORTHOGONAL, 3.0),
     "distance": lambda: metrics.nearest_etf_distance(FRAME),
     "margins": margins,
     "cross-entropy": lambda: losses.cross_entropy(LOGITS, LABELS),
@@ -86,6 +101,8 @@ CALLS = {
     ),
     "step, learned head": lambda: step(LearnedHead(K, radius=5.0)),
     "step, fixed head": lambda: step(FixedHead(K)),
+    "step, learned scale": lambda: step(FixedHead(K, frame=nonnegative_orthogonal, learn_scale=True)),
+    "step, arc-mixup": lambda: step(FixedHead(K, frame=nonnegative_orthogonal), **ARC),
     "step, nearest head": lambda: step(NearestHead(K)),
     "step, rotated head": lambda: step(RotatedHead(K, parametrisation="exponential")),
 }

@@ -1,9 +1,11 @@
 """A method is a value: a head, a loss and whatever else it adds to a step. Each is a function of the `Setting`."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nc_jax.data.tasks import Change
 from nc_jax.heads import Head, NearestOptions
 from nc_jax.hierarchy import LabelTree
 from nc_jax.losses.alignment import MixingName
@@ -44,19 +46,65 @@ class HierarchyOptions:
     spread: bool = False
 
 
+@dataclass(frozen=True)
+class ContinualOptions:
+    """Settings of continual learning: how a data set comes as a sequence of tasks, and what is remembered of old ones.
+
+    Attributes:
+        tasks: number of tasks T. 1 trains on everything at once.
+        scenario: what a task is. "class": a part of the classes, and the model has to tell all classes apart. "task":
+            the same, but the model is told the task of each example, in training and in testing. "domain": all classes,
+            with other inputs in each task.
+        order: order of the classes over the tasks of the scenarios "class" and "task": drawn with the "seed" of the
+            run, or as "given" by the data set.
+        change: how the scenario "domain" changes the inputs of all tasks but the first: "permute" reorders the numbers
+            of an input at random, "rotate" rotates images.
+        mask: in training, the softmax of a new example is over the classes of its task alone, which keeps it from
+            pushing down the logits of old classes. Replayed examples have the softmax over all classes.
+        memory: number of examples in the replay memory of the methods er, der, derpp, er-ace and gdumb.
+        draw_size: number of examples in each draw from the replay memory.
+        alpha: weight > 0 of the squared differences from stored logits in the methods der and derpp.
+        beta: weight > 0 of the cross-entropy of replayed examples in the method derpp.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    tasks: int = 1
+    scenario: Literal["class", "task", "domain"] = "class"
+    order: Literal["seed", "given"] = "seed"
+    change: Change = "permute"
+    mask: bool = True  # Kim and Kim (2024) mask in both columns of their tables
+    memory: int = 200  # Buzzega et al. (2020), the smallest buffer
+    draw_size: int = 10  # Kim and Kim (2024), sequential MNIST
+    alpha: float = 0.2  # Kim and Kim (2024), sequential MNIST with the memory 200
+    beta: float = 1.0  # Kim and Kim (2024), sequential MNIST with the memory 200
+
+    def __post_init__(self):
+        for name in ("tasks", "memory", "draw_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        for name in ("alpha", "beta"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite; got {getattr(self, name)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """What is known before training about data set and run. Methods take it, so one method serves every data set.
 
     Attributes:
         num_classes: number of classes K.
-        epochs: passes over the training set.
+        epochs: passes over the training set; over the examples of each task, if there are several tasks.
         epoch_steps: optimiser steps per epoch.
         num_examples: number of training examples N.
-        class_counts: number of training examples of each class; None for sets that are not in memory.
+        class_counts: number of training examples of each class; None for sets that are not in memory, and where the
+            order of the classes depends on the seed.
         tree: label tree whose classes are in the order of the labels; None if the data set has no tree.
         head: settings of the head.
         hierarchy: settings of the methods that use a label tree.
+        continual: settings of continual learning.
+        task_of_class: number of the task of each class; None if there is one task, or all tasks have all classes.
     """
 
     num_classes: int
@@ -67,6 +115,8 @@ class Setting:
     tree: LabelTree | None = None
     head: NearestOptions = field(default_factory=NearestOptions)
     hierarchy: HierarchyOptions = field(default_factory=HierarchyOptions)
+    continual: ContinualOptions = field(default_factory=ContinualOptions)
+    task_of_class: tuple[int, ...] | None = None
 
     def known_tree(self) -> LabelTree:
         """Return the tree.

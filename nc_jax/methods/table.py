@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from nc_jax.methods import hierarchy, simplex, smoothing
+from nc_jax.methods import continual, hierarchy, orthogonal, simplex, smoothing
 from nc_jax.methods.method import Method
 
 
@@ -24,7 +24,9 @@ def joined(*families: Mapping[str, Method]) -> dict[str, Method]:
 METHODS = joined(
     simplex.METHODS,
     hierarchy.METHODS,
+    orthogonal.METHODS,
     smoothing.METHODS,
+    continual.METHODS,
 )
 
 

@@ -16,10 +16,13 @@ from nc_jax.streams import Stream
 from nc_jax.study.config import fingerprint
 from nc_jax.study.data import Data
 from nc_jax.study.ledger import Ledger
+from nc_jax.study.programs import shared_programs
 from nc_jax.study.progress import Progress
 from nc_jax.study.settings import Comparison, Group, expand
-from nc_jax.study.trainers import SPLITS, data_of, make_trainer
+from nc_jax.study.tasks import arranged
+from nc_jax.study.trainers import SPLITS, data_of, epochs_of, make_stream, make_trainer
 from nc_jax.training import MetricsLog, NonFiniteError, Trained, Trainer, read_metrics
+from nc_jax.training.running import Watch, watch_nothing
 
 # A process that keeps the programs of more groups than this may run out of memory maps, of which Linux allows 65,530.
 KEPT_PROGRAMS = 4
@@ -37,6 +40,7 @@ class Run(NamedTuple):
         trained: the final state and its evaluations.
         data: the data set that it was trained on.
         history: the lines of the log that belong to it.
+        stream: which examples made up which step.
     """
 
     group: Group
@@ -46,10 +50,13 @@ class Run(NamedTuple):
     trained: Trained
     data: Data
     history: list[dict[str, Any]]
+    stream: Stream
 
 
 Found = dict[str, Any]  # what a run reached: numbers by name, and whatever pictures need
 Measure = Callable[[Run], Found]
+# (compiled steps, data set of the run, settings) -> what the training loop asks for further numbers of the log.
+Watching = Callable[[Trainer, Data, Comparison], Watch]
 
 
 class Results(NamedTuple):
@@ -84,6 +91,12 @@ def nothing(run: Run) -> Found:
     return {}
 
 
+def watch_nothing_of(trainer: Trainer, data: Data, settings: Comparison) -> Watch:
+    """Add no numbers to the log."""
+    del trainer, data, settings
+    return watch_nothing
+
+
 def silent(group: Group, found: list[Found]) -> None:
     """Say nothing."""
     del group, found
@@ -94,6 +107,7 @@ def compare(
     directory: Path,
     *,
     measure: Measure = nothing,
+    watching: Watching = watch_nothing_of,
     score: str = "test/error",
     after: Callable[[Group, list[Found]], None] = silent,
 ) -> Results:
@@ -104,6 +118,7 @@ def compare(
         directory: directory of the run.
         measure: finds out about a finished run what `usual` does not. A value under "also" holds further rows of
             the table: numbers by name, by label.
+        watching: finds out further numbers at every evaluation.
         score: name of the number that decides between learning rates; less is better.
         after: called when all seeds of a group are done.
 
@@ -115,11 +130,11 @@ def compare(
     """
     groups = expand(config)
     every = list(itertools.chain(*groups.values()))
-    total = sum((g.settings.seeds + len(g.settings.rates) * SPLITS) * g.settings.loop.epochs for g in every)
+    total = sum((g.settings.seeds + len(g.settings.rates) * SPLITS) * epochs_of(g) for g in every)
     found: dict[str, list[Found]] = {}
     rates: dict[str, float] = {}
-    with Session(directory, total, measure) as session:
-        for group in every:
+    with shared_programs(), Session(directory, total, measure, watching) as session:
+        for number, group in enumerate(every, start=1):
             data, settings = data_of(group.settings), group.settings
             rates[group.name] = settings.optimizer.learning_rate
             if settings.rates:
@@ -130,8 +145,8 @@ def compare(
                 session.train(trained, data, build, seed, group.run(seed)) for seed in range(settings.seeds)
             ]
             after(group, found[group.name])
-            if len(every) > KEPT_PROGRAMS:
-                build.cache_clear()
+            build.cache_clear()
+            if number % KEPT_PROGRAMS == 0:
                 jax.clear_caches()
     runs = [run for one in found.values() for run in one]
     if all(run["diverged"] for run in runs):
@@ -154,10 +169,11 @@ class Session:
         directory: directory of the run.
         total: epochs of all runs together, for the progress.
         measure: finds out about a finished run what `usual` does not.
+        watching: finds out further numbers at every evaluation.
     """
 
-    def __init__(self, directory: Path, total: int, measure: Measure = nothing):
-        self.directory, self.measure = directory, measure
+    def __init__(self, directory: Path, total: int, measure: Measure = nothing, watching: Watching = watch_nothing_of):
+        self.directory, self.measure, self.watching = directory, measure, watching
         self.ledger = Ledger(directory / "results.jsonl")
         self.log, self.bar = MetricsLog(directory), Progress(total, "epochs")
 
@@ -169,19 +185,17 @@ class Session:
         self.bar.__exit__(*error)
         self.log.close()
 
-    def train(
-        self, group: Group, data: Data, build: Callable[[], tuple[Trainer, Stream]], seed: int, name: str
-    ) -> Found:
+    def train(self, group: Group, data: Data, build: Callable[[], Trainer], seed: int, name: str) -> Found:
         """Return what a run reached: out of the ledger, or by training it.
 
         Args:
             group: the group (row of the table) of the run.
             data: the data set to train on.
-            build: () -> the compiled steps and the stream; called if something is to be trained.
+            build: () -> the compiled steps; called if something is to be trained.
             seed: seed of the run.
             name: name of the run in the log.
         """
-        epochs, seen = group.settings.loop.epochs, 0
+        epochs, seen = epochs_of(group), 0
 
         def on_epoch(epoch: int, metrics: dict[str, float]) -> None:
             nonlocal seen
@@ -190,15 +204,17 @@ class Session:
 
         def compute() -> Found:
             self.bar.advance(0, f"{name}: compiling, and the first epoch")
-            trainer, stream = build()
+            trainer, own = build(), arranged(data, group.settings.continual, seed)
+            stream = make_stream(group, own)
             options: Any = {"seed": seed, "run": name, "directory": self.directory, "log": self.log}
             options |= {"stream": stream, "restart": group.settings.restart, "on_epoch": on_epoch}
+            options["watch"] = self.watching(trainer, own, group.settings)
             try:
-                trained = trainer.fit(data.train, data.test, **options)
+                trained = trainer.fit(own.train, own.test, **options)
             except NonFiniteError as error:
                 return {"diverged": str(error)}
             history = [row for row in read_metrics(self.log.path) if row["run"] == name]
-            run = Run(group, seed, name, trainer, trained, data, history)
+            run = Run(group, seed, name, trainer, trained, own, history, stream)
             return usual(run) | self.measure(run)
 
         key = {"case": group.case, "variant": group.variant, "method": group.method, "seed": seed, "run": name}
@@ -265,7 +281,7 @@ def usual(run: Run) -> Found:
     history = sorted(run.history, key=lambda row: row["epoch"])
     trained = [row for row in history if row["epoch"] > 0]
     target = run.group.settings.target_accuracy
-    confusion = run.trained.test.confusion
+    test = run.trained.test
     found: Found = {
         "diverged": "",
         **{f"train/{name}": value for name, value in run.trained.train.metrics.items()},
@@ -276,10 +292,10 @@ def usual(run: Run) -> Found:
         "seconds_per_epoch": statistics.median([row["step/seconds"] for row in trained] or [math.nan]),
         "solve_status": max((int(row["step/solve_status"]) for row in trained), default=0),
     }
-    if confusion is not None:
-        found["class_accuracy"] = np.asarray(run.trained.test.class_accuracy).tolist()
-        if len(confusion) <= MOST_IN_ROWS:
-            found["confusion"] = np.asarray(confusion).tolist()
+    if test.confusion is not None and test.class_accuracy is not None:
+        found["class_accuracy"] = run.data.as_numbered(np.asarray(test.class_accuracy)).tolist()
+        if len(test.confusion) <= MOST_IN_ROWS:
+            found["confusion"] = run.data.as_numbered(np.asarray(test.confusion)).tolist()
     return found
 
 

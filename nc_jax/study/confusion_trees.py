@@ -14,7 +14,7 @@ from nc_jax.study.comparison import Measure, Session, nothing
 from nc_jax.study.config import changed
 from nc_jax.study.data import Data
 from nc_jax.study.settings import Comparison, Group
-from nc_jax.study.trainers import SPLITS, data_of, make_trainer
+from nc_jax.study.trainers import SPLITS, data_of, make_stream, make_trainer
 from nc_jax.training import ResidentSet
 from nc_jax.training.files import write_atomically
 
@@ -64,7 +64,7 @@ def confusion_tree(group: Group, data: Data) -> LabelTree:
     halves = np.random.default_rng(0).permutation(len(train_set)) % 2
     for half in (0, 1):
         part = data.held_out(halves != half)
-        trainer, stream = make_trainer(group, part)
+        trainer, stream = make_trainer(group, part), make_stream(group, part)
         state = trainer.init(part.train, seed=SEED)
         content = ResidentSet(part.train, stream.batch_size, devices=trainer.devices).content  # pyright: ignore
         for segment in range(len(stream.ends)):

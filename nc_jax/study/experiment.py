@@ -10,7 +10,17 @@ import jax
 from nc_jax.methods import method
 from nc_jax.solvers import Status, describe
 from nc_jax.study import heat_maps, plots
-from nc_jax.study.comparison import Found, Measure, Results, compare, mean_confusion, nothing, silent
+from nc_jax.study.comparison import (
+    Found,
+    Measure,
+    Results,
+    Watching,
+    compare,
+    mean_confusion,
+    nothing,
+    silent,
+    watch_nothing_of,
+)
 from nc_jax.study.data import Data
 from nc_jax.study.report import Report
 from nc_jax.study.runs import open_run
@@ -116,8 +126,11 @@ class Experiment:
         columns: the metrics in its tables and plots.
         baseline: name of the method that the others are compared with; None is the first row of each case.
         rivals: names of the methods that the verdict compares it with; empty takes all of them.
+        pairs: methods, each with one that it is compared with, within each variant of the settings. They take the place
+            of the baseline.
         interval: show 95 % intervals of the mean instead of standard deviations.
         measure: finds out about a finished run what `nc_jax.study.comparison.usual` does not.
+        watching: finds out further numbers at every evaluation, which the log keeps.
         score: name of the number that decides between learning rates; less is better.
         pictures: what is drawn of each case.
         notes: sentences about a case.
@@ -128,8 +141,10 @@ class Experiment:
     columns: tuple[Column, ...]
     baseline: str | None = None
     rivals: tuple[str, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
     interval: bool = False
     measure: Measure = nothing
+    watching: Watching = watch_nothing_of
     score: str = "test/error"
     pictures: tuple[Picture, ...] = (curves, summary_picture, confusions)
     notes: Callable[[Scene], list[str]] = _no_notes
@@ -160,7 +175,14 @@ def run(experiment: Experiment, config: Comparison) -> dict[str, Any]:
 
 def finish(experiment: Experiment, config: Comparison, directory: Path) -> dict[str, Any]:
     """Do what `run` does once the run's directory exists."""
-    results = compare(config, directory, measure=experiment.measure, score=experiment.score, after=experiment.after)
+    results = compare(
+        config,
+        directory,
+        measure=experiment.measure,
+        watching=experiment.watching,
+        score=experiment.score,
+        after=experiment.after,
+    )
     if jax.process_index() > 0:  # the log, and what is made from it, are the first process's
         return {}
     log = read_metrics(directory / "metrics.jsonl")
@@ -181,12 +203,17 @@ def finish(experiment: Experiment, config: Comparison, directory: Path) -> dict[
         columns = named(experiment.columns, results.groups[case][0].settings.target_accuracy)
         scene = Scene(case, results, below, log, columns)
         values, base = results.values(case), _baseline(experiment, scene)
-        said = [] if base is None else verdicts(values, columns, base, _rivals(experiment, scene, base))
+        pairs = _pairs(experiment, scene)
+        compared = pairs if base is None else [(base, rival) for rival in _rivals(experiment, scene, base)]
+        against = {first: [other for one, other in compared if one == first] for first, _ in compared}
+        said = [line for first, others in against.items() for line in verdicts(values, columns, first, others)]
         notes = _usual_notes(scene) + experiment.notes(scene)
         if case:
             report.heading(case)
         report.say(said)
-        report.tables(comparison_tables(values, columns, base, what=_what(scene), interval=experiment.interval))
+        report.tables(
+            comparison_tables(values, columns, base, pairs=pairs, what=_what(scene), interval=experiment.interval)
+        )
         report.say(notes)
         for picture in experiment.pictures:
             report.picture(picture(scene))
@@ -200,11 +227,21 @@ def finish(experiment: Experiment, config: Comparison, directory: Path) -> dict[
 
 
 def _baseline(experiment: Experiment, scene: Scene) -> str | None:
-    if len(scene.rows) < 2:
+    if len(scene.rows) < 2 or experiment.pairs:
         return None
     if experiment.baseline is None:
         return scene.groups[0].label
     return next((group.label for group in scene.groups if group.method == experiment.baseline), None)
+
+
+def _pairs(experiment: Experiment, scene: Scene) -> list[tuple[str, str]]:
+    labels = {(group.variant, group.method): group.label for group in scene.groups}
+    return [
+        (labels[variant, first], labels[variant, second])
+        for variant in dict.fromkeys(group.variant for group in scene.groups)
+        for first, second in experiment.pairs
+        if (variant, first) in labels and (variant, second) in labels
+    ]
 
 
 def _rivals(experiment: Experiment, scene: Scene, baseline: str) -> list[str]:

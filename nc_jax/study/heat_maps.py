@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from nc_jax.study.plots import grid, save
 
 COSINES = colormaps["RdBu_r"].with_extremes(bad="0.8")  # the diagonal, which is one by definition, is grey
+MOST_WRITTEN = 10  # rows of a matrix up to which its numbers can be read in its cells
 MOST_NAMES = 30  # classes up to which their names fit on an axis
 LONGEST_NAME = 24  # letters of a name that leave more room to the matrix than they take
 
@@ -113,6 +114,41 @@ def wanted_cosines(
         figure.colorbar(image, ax=axes, shrink=0.7, extend="both")
     what = "classes in the order of the tree" if len(wanted) > MOST_NAMES else "classes clustered"
     figure.suptitle(f"cosines between class means of the last seed, {what}", fontsize=10)
+    save(figure, path)
+
+
+def shares(
+    path: Path, matrices: Mapping[str, np.ndarray], *, title: str, labels: tuple[str, str], first: int = 0
+) -> None:
+    """Draw square matrices of shares, in [0, 1], on one scale; the numbers of small ones are written in their cells.
+
+    Args:
+        path: path of the picture; its suffix is the file format.
+        matrices: shape (n, n), by name. NaN stays grey.
+        title: what the shares are.
+        labels: names of the vertical and of the horizontal axis.
+        first: number of the first row and column.
+    """
+    figure, axes = grid(len(matrices), 3, (4.2, 4.0))
+    image, colours = None, colormaps["viridis"].with_extremes(bad="0.8")
+    for axis, (name, matrix) in zip(axes.flat, matrices.items(), strict=False):
+        last = first + len(matrix) - 1
+        image = axis.imshow(
+            matrix, vmin=0, vmax=1, cmap=colours, extent=(first - 0.5, last + 0.5, last + 0.5, first - 0.5)
+        )
+        for row, column in np.argwhere(np.isfinite(matrix)) if len(matrix) <= MOST_WRITTEN else ():
+            shade = "k" if matrix[row, column] > 0.6 else "w"  # the colours brighten upwards
+            text = f"{matrix[row, column]:.2f}"
+            axis.text(first + column, first + row, text, ha="center", va="center", color=shade, fontsize=6.5)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel(labels[1], fontsize=8)
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    for line in axes:
+        line[0].set_ylabel(labels[0], fontsize=8)
+    if image is not None:
+        figure.colorbar(image, ax=axes, shrink=0.8)
+    figure.suptitle(title, fontsize=11)
     save(figure, path)
 
 

@@ -41,7 +41,31 @@ COLOURS = {
     "HAFrame, shuffled tree": "#777777",
     "nearest HAFrame": "#66C2A5",
     "nearest HAFrame, gamma learned": "#1B7F5F",
+    "FNO": "#D4A017",
+    "FNO, weighted": "#8C510A",
+    "FNO, arc-mixup": "#C51B7D",
+    # Tasks one after another: a hue for each strategy, darker with FNO.
+    "finetune": "#BBBBBB",
+    "finetune, FNO": "#8C8C8C",
+    "joint": "#555555",
+    "joint, FNO": "#000000",
+    "ER": "#F4A3A0",
+    "ER, FNO": "#C0392B",
+    "ER, fixed ETF": "#E67E22",
+    "ER, fixed ETF, scaled features": "#F1D592",
+    "ER, nearest ETF": "#D4AC0D",
+    "ER-ACE": "#A8D5A2",
+    "ER-ACE, FNO": "#2E7D32",
+    "DER": "#CDB4DB",
+    "DER, FNO": "#6F42C1",
+    "DER++": "#9CC3E6",
+    "DER++, FNO": "#1F4E9E",
+    "DER++, fixed ETF": "#17A2B8",
+    "DER++, nearest ETF": "#5DD0C0",
+    "GDumb": "#D2B48C",
+    "GDumb, FNO": "#8B5A2B",
 }
+MOST_BANDS = 5  # more of them cover each other
 DASHES = ("-", "--", ":", "-.")
 
 
@@ -113,6 +137,40 @@ def curves(
         axis.set_xlabel(unit)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axis.grid(alpha=0.3)
+    _legend_below(figure, axes.flat[0])
+    save(figure, path)
+
+
+def lines(
+    path: Path,
+    panels: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    look: Mapping[str, Look],
+    labels: tuple[str, str],
+) -> None:
+    """Draw numbers over places 1, 2, ... (tasks, layers), one panel each: the mean over seeds.
+
+    Up to `MOST_BANDS` rows have a band of one standard deviation.
+
+    Args:
+        path: path of the picture; its suffix is the file format.
+        panels: numbers of shape (seeds, places), by title and row. NaN leaves a gap.
+        look: how each row is drawn.
+        labels: names of the horizontal and of the vertical axis.
+    """
+    figure, axes = grid(len(panels), 2, (5.2, 3.6), (0.0, 0.6))
+    for axis, (title, rows) in zip(axes.flat, panels.items(), strict=False):
+        for row, values in rows.items():
+            places, mean = np.arange(1, values.shape[1] + 1), values.mean(axis=0)
+            sd = values.std(axis=0, ddof=min(1, len(values) - 1))
+            axis.plot(places, mean, color=look[row].colour, linestyle=look[row].dash, label=row, marker=".")
+            if len(rows) <= MOST_BANDS:
+                axis.fill_between(places, mean - sd, mean + sd, color=look[row].colour, alpha=0.15, linewidth=0)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel(labels[0])
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axis.grid(alpha=0.3)
+    axes.flat[0].set_ylabel(labels[1])
     _legend_below(figure, axes.flat[0])
     save(figure, path)
 

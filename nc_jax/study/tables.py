@@ -58,6 +58,7 @@ def comparison_tables(
     columns: Sequence[Column],
     baseline: str | None,
     *,
+    pairs: Sequence[tuple[str, str]] = (),
     what: str = "",
     interval: bool = False,
 ) -> list[Table]:
@@ -66,17 +67,22 @@ def comparison_tables(
     Args:
         results: a number per seed, by row and metric.
         columns: the metrics to show; those that no row has are left out.
-        baseline: the row that the others are compared with, seed by seed; None compares nothing.
+        baseline: the row that the others are compared with, seed by seed; None compares only `pairs`.
+        pairs: rows, each with one that it is compared with, in place of a baseline.
         what: what was trained, for the title.
         interval: show 95 % intervals of the mean instead of standard deviations.
 
     Returns:
-        A table of values; a table of differences where there is a baseline, and one of ratios where metrics are
-        compared by those. Tables that are wider than a terminal are cut into several.
+        A table of values; a table of differences where rows are compared, and one of ratios where metrics are compared
+        by those. Tables that are wider than a terminal are cut into several.
     """
     show = mean_and_interval if interval else mean_and_sd
     columns = [column for column in columns if any(column.key in values for values in results.values())]
-    others = [label for label in results if label != baseline] if baseline in results else []
+    if baseline is not None and baseline in results:
+        pairs = [(baseline, other) for other in results if other != baseline]
+    firsts = {first for first, _ in pairs}
+    common = next(iter(firsts)) if len(firsts) == 1 else None
+    named_pairs = {second if common else f"{first} less {second}": (first, second) for first, second in pairs}
     seeds = max((len(numbers) for values in results.values() for numbers in values.values()), default=0)
     over = f"over {seeds} {'seed' if seeds == 1 else 'seeds'}"
     spread = "half width of its 95 % interval" if interval else "standard deviation"
@@ -86,8 +92,7 @@ def comparison_tables(
         return "-" if values is None else show(values, column.digits)
 
     def difference(label: str, column: Column) -> str:
-        assert baseline is not None, "there are others"
-        ours, theirs = results[baseline].get(column.key), results[label].get(column.key)
+        ours, theirs = (results[row].get(column.key) for row in named_pairs[label])
         if ours is None or theirs is None:
             return "-"
         if column.test == "ratio":
@@ -97,19 +102,20 @@ def comparison_tables(
     title = f"{what}: mean ± {spread} {over}" if seeds > 1 else f"{what}, {seeds} seed"
     tables = _laid_out(title, list(results), columns, value)
     tested = [column for column in columns if column.test in ("t", "wilcoxon")]
-    if others and tested:
+    who = common or "The first"
+    if pairs and tested:
         ranks = ", then of Wilcoxon's signed-rank test" if any(c.test == "wilcoxon" for c in tested) else ""
-        title = f"{baseline} less the other, seed by seed: mean difference {over}"
+        title = f"{who} less the other, seed by seed: mean difference {over}"
         if seeds >= LEAST_SEEDS:
             title += f" (p of a two-sided paired t test{ranks}; not corrected for the number of tests)"
         elif seeds > 1:
             title += f" (not tested, which takes {LEAST_SEEDS} seeds)"
-        tables += _laid_out(title, others, tested, difference)
+        tables += _laid_out(title, list(named_pairs), tested, difference)
     ratios = [column for column in columns if column.test == "ratio"]
-    if others and ratios:
+    if pairs and ratios:
         how = "p of a paired t test of its logarithm" if seeds >= LEAST_SEEDS else f"tested from {LEAST_SEEDS} seeds on"
-        title = f"The other over {baseline}, seed by seed: mean ratio {over} ({how})"
-        tables += _laid_out(title, others, ratios, difference)
+        title = f"The other over {common or 'the first'}, seed by seed: mean ratio {over} ({how})"
+        tables += _laid_out(title, list(named_pairs), ratios, difference)
     return tables
 
 

@@ -11,23 +11,73 @@ import numpy as np
 import optax
 
 from nc_jax.data import LabelledArrays
+from nc_jax.data.tasks import equal_tasks, task_of_class
 from nc_jax.heads import Head
 from nc_jax.manifolds import Stiefel
 from nc_jax.methods import Setting, method
 from nc_jax.models import Classifier, HeadModule
 from nc_jax.optim import on_manifold
-from nc_jax.streams import Stream, steps_per_epoch
+from nc_jax.streams import Epochs, Stream, Tasks, steps_per_epoch
 from nc_jax.study.backbones import BackboneOptions, loader, make_backbone, slower_parts
 from nc_jax.study.data import Data, DataOptions, load
 from nc_jax.study.planning import Plan
 from nc_jax.study.settings import Comparison, Group, expand
+from nc_jax.study.tasks import arranged
 from nc_jax.training import StepOptions, Trainer, agd_init, make_optimizer, scaled_rate
 
 SPLITS = 2  # of the training set, on which a learning rate is judged
 
 
-def make_trainer(group: Group, data: Data) -> tuple[Trainer, Stream]:
-    """Return the compiled steps of a group, and its stream.
+def setting_of(settings: Comparison, data: Data) -> Setting:
+    """Return what methods know before training.
+
+    Args:
+        settings: the settings of a group.
+        data: the data set to train on, as `nc_jax.study.tasks.arranged` returns it.
+    """
+    loop, options = settings.loop, settings.continual
+    by_class = options.tasks > 1 and options.scenario != "domain"
+    known = isinstance(data.train, LabelledArrays) and data.order is None
+    counts = tuple(data.train.class_counts().tolist()) if known else None  # pyright: ignore[reportAttributeAccessIssue]
+    return Setting(
+        num_classes=data.num_classes,
+        epochs=loop.epochs,
+        epoch_steps=steps_per_epoch(-(-len(data.train) // options.tasks), loop.batch_size),
+        num_examples=len(data.train),
+        class_counts=counts,
+        tree=data.tree,
+        head=settings.head,
+        hierarchy=settings.hierarchy,
+        continual=options,
+        task_of_class=_tasks(data.num_classes, options.tasks) if by_class else None,
+    )
+
+
+def _tasks(num_classes: int, count: int) -> tuple[int, ...]:
+    return tuple(task_of_class(equal_tasks(num_classes, count), num_classes).tolist())
+
+
+def make_stream(group: Group, data: Data) -> Stream:
+    """Return which examples of a group make up which step.
+
+    Args:
+        group: the group (row of the table) to train.
+        data: the data set of one run, as `nc_jax.study.tasks.arranged` returns it.
+
+    Raises:
+        ValueError: if a setting cannot work.
+    """
+    loop = group.settings.loop
+    stream: Stream = Epochs(data.train, loop.batch_size, loop.epochs, loop.stratified)
+    if data.tasks is not None:
+        stream = Tasks(data.train, data.tasks[0], loop.batch_size, loop.epochs)
+    return method(group.method).stream(setting_of(group.settings, data), stream)
+
+
+def make_trainer(group: Group, data: Data) -> Trainer:
+    """Return the compiled steps of a group, for runs with any seed.
+
+    The schedule of the learning rate begins anew with each task.
 
     Args:
         group: the group (row of the table) to train.
@@ -37,22 +87,14 @@ def make_trainer(group: Group, data: Data) -> tuple[Trainer, Stream]:
         ValueError: if a setting cannot work.
     """
     settings, chosen = group.settings, method(group.method)
-    loop, options = settings.loop, settings.optimizer
-    epoch_steps = steps_per_epoch(len(data.train), loop.batch_size)
-    setting = Setting(
-        num_classes=data.num_classes,
-        epochs=loop.epochs,
-        epoch_steps=epoch_steps,
-        num_examples=len(data.train),
-        class_counts=tuple(data.train.class_counts().tolist()) if isinstance(data.train, LabelledArrays) else None,
-        tree=data.tree,
-        head=settings.head,
-        hierarchy=settings.hierarchy,
-    )
+    data = arranged(data, settings.continual, seed=0)
+    loop, options, setting = settings.loop, settings.optimizer, setting_of(settings, data)
     head = chosen.head(setting)
     agd = options.name == "agd"
     backbone = make_backbone(settings.backbone, size=data.size, num_classes=data.num_classes, only_matrices=agd)
-    optimizer = make_optimizer(options, epochs=loop.epochs, epoch_steps=epoch_steps)
+    ends = make_stream(group, data).ends
+    epoch_steps, several = -(-ends[-1] // len(ends)), len(ends) > loop.epochs
+    optimizer = make_optimizer(options, epochs=loop.epochs, epoch_steps=epoch_steps, repeat=several)
     for part in slower_parts(settings.backbone):
         optimizer = scaled_rate(optimizer, part, settings.backbone.rate_factor)
     step = StepOptions(
@@ -66,14 +108,12 @@ def make_trainer(group: Group, data: Data) -> tuple[Trainer, Stream]:
         example = data.train.take(np.zeros(1, np.int64)).inputs
         inputs = example if data.preprocess is None else data.preprocess(jnp.asarray(example))
         optimizer = on_heads(optimizer, head, jax.eval_shape(model.init, jax.random.key(0), inputs)["params"])
-    trainer = Trainer(
-        model,
-        optimizer,
-        loop,
-        step=step,
-        initialise=agd_init if agd else _loader(settings.backbone),
-    )
-    return trainer, chosen.stream(setting, trainer.stream(data.train))
+    return Trainer(model, optimizer, loop, step=step, initialise=agd_init if agd else _loader(settings.backbone))
+
+
+def epochs_of(group: Group) -> int:
+    """Return the number of epochs of a run, those of all tasks together."""
+    return len(make_stream(group, arranged(data_of(group.settings), group.settings.continual, seed=0)).ends)
 
 
 @functools.cache
@@ -99,7 +139,8 @@ def check(config: Comparison) -> None:
     """
     for group in itertools.chain(*expand(config).values()):
         data = data_of(group.settings)
-        trainer, _ = make_trainer(group, data)
+        trainer = make_trainer(group, data)
+        trainer.check_stream(make_stream(group, arranged(data, group.settings.continual, seed=0)))
         jax.eval_shape(lambda trainer=trainer, data=data: trainer.init(data.train, 0))
         if group.settings.rates and not isinstance(data.train, LabelledArrays):
             raise ValueError(
@@ -117,10 +158,9 @@ def plan(config: Comparison) -> Plan:
     def steps() -> float:
         total = 0.0
         for group in groups:
-            epoch_steps = steps_per_epoch(len(data_of(group.settings).train), group.settings.loop.batch_size)
+            steps = make_stream(group, arranged(data_of(group.settings), group.settings.continual, seed=0)).ends[-1]
             # A learning rate is judged after training on three quarters of the training set.
-            count = group.settings.seeds + len(group.settings.rates) * SPLITS * 3 / 4
-            total += count * epoch_steps * group.settings.loop.epochs
+            total += steps * (group.settings.seeds + len(group.settings.rates) * SPLITS * 3 / 4)
         return float(round(total))
 
     rates = f" and {judged} short ones to choose learning rates" if judged else ""

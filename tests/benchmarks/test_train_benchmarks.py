@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import collapse_metrics, harness, networks, throughput, train_step
+from benchmarks import collapse_metrics, harness, networks, orthogonal_logits, replay, throughput, train_step
+from nc_jax.streams import Replay
 
 pytestmark = pytest.mark.benchmark
 
@@ -145,3 +146,24 @@ def test_pytorch_has_the_same_network():
     assert eager["program"] == throughput.EAGER
     assert eager["loss"] == pytest.approx(ours["loss"], rel=1e-4)
     assert eager["seconds"] > 0
+
+
+def test_orthogonal_logits_are_right_before_they_are_fast(tmp_path, monkeypatch):
+    config = dataclasses.replace(orthogonal_logits.PRESETS["smoke"], results=tmp_path, preset="smoke")
+    document = orthogonal_logits.run(config)
+    assert [row[:2] for row in document["table"]["rows"]] == [["(12, 5, 7)", part] for part in ("forward", "gradient")]
+    assert document["path"].with_suffix(".png").stat().st_size > 0
+    monkeypatch.setattr(orthogonal_logits, "sums", lambda features, frame: 2 * features @ frame)
+    with pytest.raises(harness.WrongAnswerError, match="relative error of sums forward"):
+        orthogonal_logits.run(config)
+
+
+def test_replay_is_checked_before_it_is_timed(tmp_path, monkeypatch):
+    config = dataclasses.replace(replay.PRESETS["smoke"], results=tmp_path, preset="smoke")
+    document = replay.run(config)
+    assert [row["method"] for row in document["rows"]] == ["er", "derpp"]
+    assert all(row["ratio"] > 0 for row in document["rows"])
+    assert document["path"].with_suffix(".png").stat().st_size > 0
+    monkeypatch.setattr(Replay, "memory", lambda stream, seed, step: np.zeros(0, int))
+    with pytest.raises(harness.WrongAnswerError, match="replayed examples must be in the memory"):
+        replay.run(config)

@@ -17,7 +17,8 @@ SETTING = Setting(
 F32 = 2e-5  # sums in another order; the nearest head's derivative has a condition of about ten
 # These heads have no parameters: their class vectors are part of the state.
 WITHOUT_PARAMETERS = {"fixed", "nearest", "barz-denzler", "etf", "haframe-ce", "shuffled", "haframe", "nearest-haframe"}
-WITHOUT_PARAMETERS |= {"random"}
+WITHOUT_PARAMETERS |= {"er-nearest", "derpp-nearest", "er-scaled"}
+WITHOUT_PARAMETERS |= {"random", "fno", "fno-arc"}
 
 
 class Found:

@@ -48,7 +48,7 @@ def test_severities_and_shares_of_a_run_fit_each_other_and_its_backbone_can_be_t
     haframe.run_comparison(cli.parse(haframe.PRESETS["default"], ["--resume", str(tmp_path / "taken")]))
     config = config_of(*flags)
     (group,) = expand(config)[""]
-    trainer, _ = make_trainer(group, data_of(config))
+    trainer = make_trainer(group, data_of(config))
     loaded = read_checkpoint(checkpoint)["params"]["backbone"]["backbone"]["features"]["kernel"]
     kernel = trainer.init(data_of(config).train, seed=7).params["backbone"]["backbone"]["features"]["kernel"]
     np.testing.assert_array_equal(kernel, loaded)
@@ -60,7 +60,7 @@ def test_the_papers_learning_rates_are_two(data_dir):
         flags = ["--backbone.neck", "type2", "--backbone.rate-factor", "0.0", "--backbone.rate-part", part]
         config = config_of(*flags, "--data.data-dir", data_dir, "--methods", "ce")
         (group,) = expand(config)[""]
-        trainer, _ = make_trainer(group, data_of(config))
+        trainer = make_trainer(group, data_of(config))
         params = trainer.init(data_of(config).train, seed=0).params
         updates, _ = trainer.optimizer.update(params, trainer.optimizer.init(params), params)
         moved = {

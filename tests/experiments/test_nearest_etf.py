@@ -39,7 +39,7 @@ def final_state(directory: Path, data_dir: str):
     config = config_of(*ONE, "--data.data-dir", data_dir)
     (group,) = expand(config)[""]
     data = data_of(config)
-    trainer, _ = make_trainer(group, data)
+    trainer = make_trainer(group, data)
     with Checkpoints(directory / "checkpoints" / "nearest-seed0") as checkpoints:
         return jax.device_get(checkpoints.restore(trainer.init(data.train, seed=0)))
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from prepared import encoded, smooth
 
+from nc_jax.models import MLP
 from nc_jax.study import backbones
 from nc_jax.study.backbones import BackboneOptions, make_backbone
 from nc_jax.study.data import DataOptions, load
@@ -107,12 +108,24 @@ def test_every_network_takes_small_images(name):
     assert (features.ndim, features.shape[0]) == (2, 2)
 
 
-@pytest.mark.parametrize(("neck", "dim"), [("norm", 12), ("type1", 30), ("type2", 7), ("transformation", 12)])
+NECKS = {"norm": 12, "type1": 30, "type2": 7, "transformation": 12, "relu": 12}
+
+
+@pytest.mark.parametrize(("neck", "dim"), NECKS.items())
 def test_necks_stand_behind_any_network(neck, dim):
     options = BackboneOptions(hidden=(5,), dim=12, neck=neck, neck_dim=30)
     backbone = make_backbone(options, size=8, num_classes=7)
     features, _ = jax.eval_shape(lambda: backbone.init_with_output(jax.random.key(0), jnp.zeros((2, 64))))
     assert features.shape == (2, dim)
+
+
+def test_the_neck_relu_makes_features_non_negative():
+    backbone = make_backbone(BackboneOptions(hidden=(5,), dim=12, neck="relu"), size=8)
+    images = jax.random.normal(jax.random.key(1), (9, 64))
+    features, variables = backbone.init_with_output(jax.random.key(0), images)
+    raw = MLP((5,), 12).apply({"params": variables["params"]["backbone"]}, images)
+    np.testing.assert_array_equal(features, np.maximum(raw, 0))
+    assert np.min(raw) < 0
 
 
 @pytest.mark.parametrize(("size", "patch"), [(8, 2), (28, 4), (32, 4), (64, 8), (96, 16), (224, 16)])

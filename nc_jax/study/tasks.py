@@ -1,0 +1,58 @@
+"""A data set as the tasks of one run: what a seed trains and tests on."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from nc_jax.data import LabelledArrays
+from nc_jax.data.images import ImageSource
+from nc_jax.data.tasks import class_order, domains, equal_tasks, in_order, task_of_class
+from nc_jax.methods import ContinualOptions
+from nc_jax.study.data import Data
+
+
+def arranged(data: Data, options: ContinualOptions, seed: int) -> Data:
+    """Return a data set as a sequence of tasks, of which the classes or inputs may depend on the seed.
+
+    In the scenarios "class" and "task", labels are numbered anew: task t has the K / T labels from t K / T on. Images
+    in files are decoded, as they are stored: all must have one size and fit into memory.
+
+    Args:
+        data: the data set.
+        options: how many tasks, and what a task is.
+        seed: seed of the run.
+
+    Raises:
+        ValueError: if the images do not have one size, the tasks do not divide the classes, or the classes of a label
+            tree are to be ordered by the seed.
+    """
+    if options.tasks == 1:
+        return data
+    train, test = (_in_memory(part) for part in (data.train, data.test))
+    if not (isinstance(train, LabelledArrays) and isinstance(test, LabelledArrays)):
+        raise ValueError(f"a set must be in memory to be cut into tasks; got {train!r}")
+    if options.scenario == "domain":
+        train, test = (domains(part, options.tasks, options.change, seed=seed) for part in (train, test))
+        numbers = [np.repeat(np.arange(options.tasks), len(part) // options.tasks) for part in (train, test)]
+        return data._replace(train=train, test=test, tasks=(numbers[0], numbers[1]))
+    tasks = task_of_class(equal_tasks(data.num_classes, options.tasks), data.num_classes)
+    order = None
+    if options.order == "seed":
+        if data.tree is not None:
+            raise ValueError(
+                "the classes of a label tree keep their order (--continual.order given); got an order drawn by the seed"
+            )
+        order = class_order(data.num_classes, seed)
+        train, test = (in_order(part, order) for part in (train, test))
+    return data._replace(train=train, test=test, order=order, tasks=(tasks[train.labels], tasks[test.labels]))
+
+
+@functools.lru_cache(maxsize=2)  # the two sets of a run; decoding takes long
+def _in_memory(source: Any) -> Any:
+    """Return images that are decoded on demand as arrays: tasks need the labels of all examples."""
+    if not isinstance(source, ImageSource):
+        return source
+    whole = dataclasses.replace(source, size=None, seed=None, stretch=False)
+    return whole.in_memory(whole[0]["image"].shape)
