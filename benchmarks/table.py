@@ -23,6 +23,8 @@ ORDER = (
     "train_step",
     "step_memory",
     "throughput",
+    "replay",
+    "orthogonal_logits",
     "collapse_metrics",
 )
 

@@ -203,7 +203,7 @@ def share_outside(epochs: int) -> float:
             module.jax = Timed()
         (group,) = expand(config)[""]
         data = data_of(config)
-        trainer, _ = make_trainer(group, data)
+        trainer = make_trainer(group, data)
         with tempfile.TemporaryDirectory() as folder, MetricsLog(Path(folder)) as log:
             trainer.fit(
                 data.train,
