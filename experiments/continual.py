@@ -2,8 +2,9 @@
 
 Claim     Kim and Kim, Fixed non-negative orthogonal classifier (2024): with a masked softmax, experience replay and
           DER++ keep more accuracy with this classifier than with a learned one, at every size of the memory.
-Command   python -m experiments.continual
-Expected  -
+Command   python -m experiments.continual        (480 runs: 53 minutes on two CPU cores that did other work, too)
+Expected  Class-IL of ER on digits with 20 examples in memory: 0.757 learned, 0.829 fixed ETF, 0.853 FNO; on 100 glyphs
+          with 500: 0.733 learned, 0.666 FNO (docs/findings/continual.md)
 Writes    runs/continual/<time>-<preset>/: config.json, results.jsonl, metrics.jsonl, tensorboard/, checkpoints/,
           summary.md, summary.json, and for each case summary.png, tasks.png, matrix.png, mistakes.png,
           occupancy.png
@@ -201,7 +202,11 @@ PRESETS = {
     ),
 }
 ABOUT = {
-    "default": About("digits in 5 tasks at three sizes of the memory, other methods, glyphs in 10 tasks", 1),
+    "default": About(
+        "digits in 5 tasks at three sizes of the memory, other methods, glyphs in 10 tasks",
+        53,
+        "Class-IL of ER on digits, memory of 20: learned 0.757, FNO 0.853; on glyphs 0.733, 0.666",
+    ),
     "smoke": About("three methods in one epoch of a small network, for the tests", 0.5),
     "rates": About("digits as in the preset default, every method at the learning rate that suits it"),
     "fashion": About("Fashion-MNIST, 70,000 images, in 5 tasks, every method at the learning rate that suits it"),

@@ -4,7 +4,6 @@ from nc_jax.training.checkpoint import CheckpointError, Checkpoints, read_checkp
 from nc_jax.training.evaluate import (
     Evaluated,
     Evaluation,
-    example_margins,
     make_centred_step,
     make_eval_step,
     make_evaluator,
@@ -15,6 +14,7 @@ from nc_jax.training.files import BusyError
 from nc_jax.training.logging import MetricsLog, read_metrics
 from nc_jax.training.loop import LoopOptions, Trained, Trainer
 from nc_jax.training.optimizers import OptimizerOptions, agd, agd_init, make_optimizer, make_schedule, scaled_rate
+from nc_jax.training.outputs import example_margins
 from nc_jax.training.parallel import AXIS, UnequalDevicesError, check_equal_on_devices, data_parallel
 from nc_jax.training.preemption import PreemptedError
 from nc_jax.training.resident import ResidentSet

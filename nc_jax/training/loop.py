@@ -17,10 +17,11 @@ from nc_jax.heads import HeadOutput
 from nc_jax.metrics import ClassStatistics
 from nc_jax.streams import Epochs, Stream, eval_batches, read
 from nc_jax.training.checkpoint import Checkpoints, leaves_by_name
-from nc_jax.training.evaluate import Evaluated, Evaluation, Source, make_evaluator, make_outputs
+from nc_jax.training.evaluate import Evaluated, Evaluation, Source, make_evaluator
 from nc_jax.training.files import exclusive
 from nc_jax.training.fingerprint import describe
 from nc_jax.training.logging import MetricsLog
+from nc_jax.training.outputs import make_outputs
 from nc_jax.training.parallel import AXIS, Devices, check_divisible, data_parallel, replicate
 from nc_jax.training.preemption import Preemption
 from nc_jax.training.resident import ResidentSet, fits, resident_steps
