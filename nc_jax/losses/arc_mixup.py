@@ -17,7 +17,7 @@ from nc_jax.frames.orthogonal import owner
 SMALLEST = 1e-18
 
 
-def arc_weights(share: ArrayLike) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+def arc_weights(share: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     r"""Return the two weights of arc-mixup, :math:`\sin(\pi u / 2)` and :math:`\cos(\pi u / 2)`.
 
     Their squares sum to 1. For u uniform on [0, 1], the first has the arcsine law, with the mean :math:`2 / \pi`.
