@@ -209,7 +209,10 @@ ABOUT = {
     ),
     "smoke": About("three methods in one epoch of a small network, for the tests", 0.5),
     "rates": About("digits as in the preset default, every method at the learning rate that suits it"),
-    "fashion": About("Fashion-MNIST, 70,000 images, in 5 tasks, every method at the learning rate that suits it"),
+    "fashion": About(
+        "Fashion-MNIST, 70,000 images, in 5 tasks, every method at the learning rate that suits it",
+        expect="Class-IL, memory of 200: ER 0.773, with FNO 0.777; DER++ 0.782, 0.789",
+    ),
     **{name: About("the paper's settings; the images are yours to bring") for name in PRESETS if "paper" in name},
 }
 EXPERIMENT = Experiment(

@@ -87,7 +87,7 @@ def nearest_frame(
             or weights come with a cost that does not return shape (K,).
 
     Example:
-        >>> import jax
+        >>> import jax, jax.numpy as jnp
         >>> from nc_jax.frames import simplex_etf, simplex_template
         >>> means = 2 * simplex_etf(4, 8, key=jax.random.key(0))
         >>> found = nearest_frame(means, simplex_template(4), solver="polar")
@@ -161,7 +161,7 @@ def nearest_simplex_etf(
         ValueError: if d < K - 1 (d < K for the full template), K < 2, or `nearest_frame` raises one.
 
     Example:
-        >>> import jax
+        >>> import jax, jax.numpy as jnp
         >>> means = jax.random.normal(jax.random.key(0), (16, 5))
         >>> found = nearest_simplex_etf(means)
         >>> gram = found.frame.T @ found.frame
