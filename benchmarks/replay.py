@@ -2,7 +2,7 @@
 
 Claim     A step with replayed examples takes at most 1.15 times as long as a step of the same number of new examples:
           what the memory holds is planned by the host, a segment at a time, and the step only gathers other rows. On a
-          busy machine this held at Fashion-MNIST's size for experience replay, not for wide draws on the digits' network
+          busy machine this held for experience replay at Fashion-MNIST's size, not for wide draws on digits
           and not for the stored logits of a large memory (see the results).
 Command   python -m benchmarks.replay [smoke|default|gpu]    (6 minutes on two CPU cores)
 Checked   the memory of every plan against the examples with the smallest priorities, one draw at a time; the loss of
