@@ -13,7 +13,17 @@ from nc_jax.heads import HeadOutput
 from nc_jax.methods import METHODS, ContinualOptions, Setting
 from nc_jax.models import MLP, Classifier, HeadModule
 from nc_jax.streams import Tasks, read
-from nc_jax.training import BatchSoftmax, Context, LogitMemory, StepOptions, TaskSoftmax, make_train_step
+from nc_jax.training import (
+    AXIS,
+    BatchSoftmax,
+    Context,
+    LogitMemory,
+    StepOptions,
+    TaskSoftmax,
+    data_parallel,
+    make_train_step,
+)
+from nc_jax.training.parallel import replicate
 from nc_jax.training.state import create_state
 
 F32_SUMS = 2e-5  # sums in another order, over the steps of these tests
@@ -22,7 +32,8 @@ TASKS = (0, 0, 1, 1)
 SETTING = Setting(
     num_classes=NUM_CLASSES,
     num_examples=70,
-    continual=ContinualOptions(tasks=2, memory=9, draw_size=8, alpha=0.4, beta=0.7),
+    # A draw is larger than the memory, so it has padding.
+    continual=ContinualOptions(tasks=2, memory=9, draw_size=16, alpha=0.4, beta=0.7),
     task_of_class=TASKS,
 )
 
@@ -102,23 +113,49 @@ def test_logits_are_stored_where_the_example_is_and_as_they_were_before_the_mask
     np.testing.assert_array_equal(stored, [[0, 0], [0, 0], [1, 2]])
 
 
-@pytest.mark.parametrize("name", ["er", "er-ace", "derpp"])
-def test_parts_of_a_batch_make_the_whole(name):
+def loss_by_hand(name, logits, batch):
+    """Return the mean loss of new examples plus the weighted one of the last draw, with the masks, in NumPy."""
+    new, drawn = batch.mask & (batch.replayed == 0), batch.mask & (batch.replayed == batch.replayed.max())
+    same = np.array(TASKS)[np.maximum(batch.labels, 0)][:, None] == np.array(TASKS)
+    allowed = np.isin(np.arange(NUM_CLASSES), batch.labels[new])[None] if name == "er-ace" else same
+    logits = np.where(allowed | (batch.replayed > 0)[:, None] | ~batch.mask[:, None], logits.astype(np.float64), -1e30)
+    highest = logits.max(axis=1)
+    own = np.take_along_axis(logits, np.maximum(batch.labels, 0)[:, None], axis=1)[:, 0]
+    each = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=1)) - own
+    means = [each[part].sum() / max(part.sum(), 1) for part in (new, drawn)]
+    return means[0] + (SETTING.continual.beta if name == "derpp" else 1) * means[1]
+
+
+# Extensions see a part of a batch at a time. So er-ace, whose mask has the classes of the batch, comes in one part.
+@pytest.mark.parametrize(
+    ("name", "parts", "devices"),
+    [("er", 2, 1), ("er", 1, 8), ("er-ace", 1, 8), ("derpp", 2, 8)],
+)
+def test_parts_and_devices_share_a_step_whose_loss_is_the_sum_of_means(name, parts, devices):
     method = METHODS[name]
     stream = method.stream(SETTING, Tasks(TRAIN, TRAIN.labels // 2, batch_size=16, epochs=1))
     model = Classifier(MLP((), 6), HeadModule(method.head(SETTING)))
     optimizer, extensions = optax.sgd(0.1), method.extensions(SETTING)
-    if name == "er-ace":
-        extensions = ()  # whose classes are those of a part of the batch
+    batches = list(read(TRAIN, stream, seed=0))
+    # The third step has padding among the new examples and among those of each draw, and the next task begins after it.
+    assert all(
+        0 < batches[2].mask[batches[2].replayed == draw].mean() < 1 for draw in range(batches[2].replayed.max() + 1)
+    )
     found = []
-    for parts in (1, 2):
-        options = StepOptions(accumulate=parts, loss=method.loss(SETTING), extensions=extensions)
-        step = jax.jit(make_train_step(model, optimizer, options=options))
+    for number, count in ((1, 1), (parts, devices)):
+        options = StepOptions(accumulate=number, loss=method.loss(SETTING), extensions=extensions)
+        chosen = jax.local_devices()[:count]
+        step = data_parallel(
+            make_train_step(model, optimizer, axis_name=AXIS, options=options), devices=chosen, parts=number
+        )
         state = create_state(model, optimizer, jax.random.key(0), TRAIN.inputs[:1], extensions=extensions)
-        for batch in read(TRAIN, stream, seed=0, num_steps=4):
+        state = replicate(state, chosen)
+        for batch in batches:
+            logits = np.asarray(model.apply({"params": jax.device_get(state.params)}, jnp.asarray(batch.inputs)).logits)
             state, metrics = step(state, batch)
             assert bool(metrics.finite)
-        found.append(jax.device_get(state.params))
+            np.testing.assert_allclose(metrics.loss, loss_by_hand(name, logits, batch), rtol=1e-5)
+        found.append(jax.device_get((state.params, state.extensions)))
     chex.assert_trees_all_close(*found, rtol=0, atol=F32_SUMS)
 
 
