@@ -1,6 +1,8 @@
 """Data sets as tasks of a run, and runs over tasks: killed, resumed, mixed up, and what they measure."""
 
 import dataclasses
+import os
+import signal
 
 import chex
 import jax
@@ -17,7 +19,7 @@ from nc_jax.study.data import Data
 from nc_jax.study.settings import Group
 from nc_jax.study.tasks import arranged
 from nc_jax.study.trainers import make_stream, make_trainer
-from nc_jax.training import LoopOptions, MetricsLog, OptimizerOptions, read_metrics
+from nc_jax.training import LoopOptions, MetricsLog, OptimizerOptions, PreemptedError, read_metrics
 
 K, T = 6, 3
 
@@ -159,6 +161,29 @@ def test_a_run_killed_between_or_inside_tasks_resumes_bit_for_bit(trainer, tmp_p
 
 
 @pytest.mark.slow
+def test_a_run_stopped_inside_an_epoch_of_a_later_task_ends_as_the_unbroken_one(trainer, tmp_path, monkeypatch):
+    one_by_one = dataclasses.replace(trainer.options, resident=False, checkpoint_every=100)
+    monkeypatch.setattr(trainer, "options", one_by_one)
+    unbroken = fit(trainer, tmp_path / "unbroken", DATA)
+    calls, step = [], trainer.step
+
+    def interrupted(*arguments):
+        calls.append(None)
+        if len(calls) == 11:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    # Four steps are an epoch, and eight a task: step 11 is the third of the second task.
+    monkeypatch.setattr(trainer, "step", interrupted)
+    with pytest.raises(PreemptedError, match="step 11 is saved in"):
+        fit(trainer, tmp_path / "broken", DATA)
+    monkeypatch.setattr(trainer, "step", step)
+    broken = fit(trainer, tmp_path / "broken", DATA)
+    chex.assert_trees_all_equal(jax.device_get(broken.state), jax.device_get(unbroken.state))
+    assert (np.abs(broken.state.extensions["LogitMemory"]).max(axis=1) > 0).all()
+
+
+@pytest.mark.slow
 def test_no_test_image_is_seen_in_training(trainer, tmp_path):
     other = DATA._replace(test=blobs(7, 48))
     first, second = (fit(trainer, tmp_path / name, data) for name, data in (("first", DATA), ("second", other)))
@@ -181,6 +206,8 @@ def test_another_order_of_the_tasks_is_another_run(trainer, tmp_path):
     swapped = make_stream(GROUP, own._replace(tasks=(T - 1 - own.tasks[0], own.tasks[1])))
     with pytest.raises(ValueError, match=r"was begun with other settings: stream\.stream\.tasks is int32\[96\]"):
         fit(trainer, folder, DATA, stream=swapped)
+    with pytest.raises(ValueError, match="was begun with other settings: seed is 1 instead of 0"):
+        fit(trainer, folder, DATA, seed=1)
     assert sorted(path.name for path in (folder / "checkpoints" / "run").iterdir()) == kept
     again = fit(trainer, folder, DATA)
     chex.assert_trees_all_equal(jax.device_get(again.state.params), jax.device_get(before.state.params))
