@@ -17,6 +17,10 @@ from nc_jax.study import main
         (["--continual.memory", "99999"], "a replay memory must hold 1 to all 1437 training examples; got 99999"),
         (["--continual.tasks", "1"], "continual learning needs at least two tasks; got --continual.tasks 1"),
         (["--continual.tasks", "3"], "tasks must divide the classes into equal parts; got 3 for 10 classes"),
+        (
+            ["--data.tree", "digits"],
+            "the classes of a label tree keep their order (--continual.order given); got an order",
+        ),
         (["--loop.evaluate-every", "2"], "evaluate_every must divide the epochs of a task"),
         (["--continual.alpha", "0"], "alpha must be positive and finite; got 0"),
         (

@@ -54,6 +54,15 @@ def test_a_balanced_subset_takes_equally_many_of_each_class():
     assert counts.max() - counts.min() <= 1
 
 
+def test_a_balanced_subset_is_the_same_in_any_order_of_calls():
+    one, other = (BalancedSubset(Tasks(SOURCE, LABELS, 4, 2), SOURCE, capacity=9, segments=5) for _ in range(2))
+    plans = [one.plan(3, segment).index for segment in range(5)]
+    for segment in (4, 1, 3, 0, 2):
+        np.testing.assert_array_equal(other.plan(3, segment).index, plans[segment])
+        other.plan(4, segment)  # another seed in between
+    assert set(one.memory(3)) != set(one.memory(4))
+
+
 def test_every_member_of_a_class_is_chosen_with_the_same_probability():
     stream = BalancedSubset(Tasks(SOURCE, LABELS, 4, 2), SOURCE, capacity=8, segments=1)
     counts = np.zeros(40)
