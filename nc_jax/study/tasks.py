@@ -25,8 +25,8 @@ def arranged(data: Data, options: ContinualOptions, seed: int) -> Data:
         seed: seed of the run.
 
     Raises:
-        ValueError: if the images do not have one size, the tasks do not divide the classes, or the classes of a label
-            tree are to be ordered by the seed.
+        ValueError: if the images do not have one size, the tasks do not divide the classes, a task has no training or
+            no test example, or the classes of a label tree are to be ordered by the seed.
     """
     if options.tasks == 1:
         return data
@@ -46,7 +46,12 @@ def arranged(data: Data, options: ContinualOptions, seed: int) -> Data:
             )
         order = class_order(data.num_classes, seed)
         train, test = (in_order(part, order) for part in (train, test))
-    return data._replace(train=train, test=test, order=order, tasks=(tasks[train.labels], tasks[test.labels]))
+    numbers = tasks[train.labels], tasks[test.labels]
+    for part in numbers:
+        empty = np.flatnonzero(np.bincount(part, minlength=options.tasks) == 0)
+        if empty.size:
+            raise ValueError(f"every task needs an example; task {empty[0]} of 0..{options.tasks - 1} has none")
+    return data._replace(train=train, test=test, order=order, tasks=numbers)
 
 
 @functools.lru_cache(maxsize=2)  # the two sets of a run; decoding takes long

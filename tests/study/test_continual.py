@@ -81,6 +81,16 @@ def test_one_task_is_the_set_itself():
 @pytest.mark.parametrize(
     ("data", "changes", "sentence"),
     [
+        (
+            DATA._replace(train=DATA.train.subset(DATA.train.labels < K - 1)),
+            {"tasks": K, "order": "given"},
+            r"every task needs an example; task 5 of 0\.\.5 has none",
+        ),
+        (
+            DATA._replace(test=DATA.test.subset(DATA.test.labels > 1)),
+            {"order": "given"},
+            r"every task needs an example; task 0 of 0\.\.2 has none",
+        ),
         (DATA, {"tasks": 4}, "tasks must divide the classes into equal parts; got 4 for 6 classes"),
         (
             DATA._replace(tree=from_nested({"root": list("abcdef")}).ordered(tuple("abcdef"))),
