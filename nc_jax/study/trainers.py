@@ -77,7 +77,8 @@ def make_stream(group: Group, data: Data) -> Stream:
 def make_trainer(group: Group, data: Data) -> Trainer:
     """Return the compiled steps of a group, for runs with any seed.
 
-    The schedule of the learning rate begins anew with each task.
+    With several tasks, the schedule of the learning rate begins anew after as many steps as a task takes on average (in
+    the order of the classes of seed 0). That is the begin of each task only where all tasks take equally many.
 
     Args:
         group: the group (row of the table) to train.
