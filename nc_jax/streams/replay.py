@@ -113,16 +113,18 @@ class Replay:
             counts: number of examples in the memory before each step, shape (S,).
         """
         numbers = np.random.Philox(key=seed + ((_DRAWS + segment) << 64))
-        raw = numbers.random_raw((len(counts), self.draws, self.draw_size))
-        chosen = np.full(raw.shape, -1, np.int64)
+        counts = np.repeat(counts, self.draws)
+        raw = numbers.random_raw((len(counts), self.draw_size))
+        chosen, rows = np.full(raw.shape, -1, np.int64), np.arange(len(counts))
+        taken = np.zeros((len(counts), max(self.capacity, self.draw_size)), bool)
         # Floyd's sampling without replacement: of places 0..j, take a random one, or j if that is taken; then j + 1.
         for place in range(self.draw_size):
-            last = np.where(counts < self.draw_size, place, counts - self.draw_size + place)[:, None]
-            drawn = (raw[:, :, place] % (last + 1).astype(np.uint64)).astype(np.int64)
-            taken = (chosen[:, :, :place] == drawn[:, :, None]).any(axis=2)
-            found = np.where(taken, last, drawn)
-            chosen[:, :, place] = np.where(place < counts[:, None], found, -1)
-        return chosen.reshape(len(counts), -1)
+            last = np.where(counts < self.draw_size, place, counts - self.draw_size + place)
+            drawn = (raw[:, place] % (last + 1).astype(np.uint64)).astype(np.int64)
+            found = np.where(taken[rows, drawn], last, drawn)
+            taken[rows, found] = True
+            chosen[:, place] = np.where(place < counts, found, -1)
+        return chosen.reshape(-1, self.draws * self.draw_size)
 
     def _reservoir(self, seed: int) -> "_Reservoir":
         if seed not in self._memories:
@@ -150,6 +152,7 @@ class _Reservoir:
         self._inside: set[int] = set()  # the examples in it
         self._priorities = np.zeros(0, np.uint64)
         self._log: list[tuple[int, int, int]] = []  # (step, slot, example) of every entry
+        self._entries = np.zeros((0, 3), np.int64)  # the same as an array
 
     def before(self, step: int) -> np.ndarray:
         """Return the examples in the memory before a step, in the order of their slots."""
@@ -162,9 +165,10 @@ class _Reservoir:
         """Return the entries of the steps start..stop-1."""
         if stop:
             self._simulate(locate(self._stream, stop - 1)[0])
-        log = np.array(self._log, np.int64).reshape(-1, 3)
-        first, last = np.searchsorted(log[:, 0], [start, stop])
-        return _Entries(*log[first:last].T)
+        if len(self._entries) < len(self._log):
+            self._entries = np.array(self._log, np.int64)
+        first, last = np.searchsorted(self._entries[:, 0], [start, stop])
+        return _Entries(*self._entries[first:last].T)
 
     def _simulate(self, segment: int) -> None:
         """Offer the examples of all segments up to this one to the memory."""
