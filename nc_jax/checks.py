@@ -207,6 +207,21 @@ def nan_without_class(
     return jnp.where(without_class(labels, num_classes), jnp.asarray(jnp.nan, values.dtype), values)
 
 
+def check_features_fit(features: Array, vectors: Array, name: str = "frame") -> None:
+    """Raise a ValueError unless features (N, d) and vectors as columns (d, K) have the same d.
+
+    Args:
+        features: features of a batch.
+        vectors: one column for each class.
+        name: what the vectors are called in the error.
+    """
+    if features.ndim != 2 or vectors.ndim != 2 or features.shape[1] != vectors.shape[0]:
+        raise ValueError(
+            f"features and {name} must have shapes (batch, dim) and (dim, classes); "
+            f"got {features.shape} and {vectors.shape}"
+        )
+
+
 def check_whole(name: str, value: Any) -> None:
     """Raise a ValueError unless the value is a whole number (of Python or NumPy)."""
     try:

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
-from nc_jax.checks import Labels, Reals, checked_labels, checked_scores, nan_without_class, real_array
+from nc_jax.checks import (
+    Labels,
+    Reals,
+    check_features_fit,
+    checked_labels,
+    checked_scores,
+    nan_without_class,
+    real_array,
+)
 
 MixingName = Literal["linear-decrease", "linear-increase", "cosine", "cosine-linear-increase", "cosine-linear-decrease"]
 MixingSchedule = Callable[..., tuple[Array, Array]]  # epoch -> (beta, alpha)
@@ -168,11 +176,7 @@ def _checked(features: Reals, labels: Labels, frame: Reals) -> tuple[Array, Arra
     """Return features (N, d), labels (N,) and frame (d, K), once their shapes fit."""
     features = at_least_float32(real_array(features, "features"))
     frame = at_least_float32(real_array(frame, "frame"))
-    if features.ndim != 2 or frame.ndim != 2 or features.shape[1] != frame.shape[0]:
-        raise ValueError(
-            "features and frame must have shapes (batch, dim) and (dim, classes); "
-            f"got {features.shape} and {frame.shape}"
-        )
+    check_features_fit(features, frame)
     return features, checked_labels(labels, frame.shape[1], rows=len(features)), frame
 
 

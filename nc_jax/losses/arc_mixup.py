@@ -10,7 +10,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from nc_jax.arrays import at_least_float32, normalized
-from nc_jax.checks import Labels, Mask, Reals, as_array, checked_labels, nan_without_class, real_array
+from nc_jax.checks import (
+    Labels,
+    Mask,
+    Reals,
+    as_array,
+    check_features_fit,
+    checked_labels,
+    nan_without_class,
+    real_array,
+)
 from nc_jax.frames.orthogonal import owner
 
 # Added to the overlap before its logarithm is taken: the released program of Kim and Kim (2024).
@@ -119,11 +128,7 @@ def arc_log_loss(
     features, frame = (
         at_least_float32(real_array(part, name)) for part, name in ((features, "features"), (frame, "frame"))
     )
-    if features.ndim != 2 or frame.ndim != 2 or features.shape[1] != frame.shape[0]:
-        raise ValueError(
-            "features and frame must have shapes (batch, dim) and (dim, classes); "
-            f"got {features.shape} and {frame.shape}"
-        )
+    check_features_fit(features, frame)
     own, other = (checked_labels(one, frame.shape[1], rows=len(features)) for one in (labels, partners))
     vectors = (jnp.take(frame, jnp.maximum(one, 0), axis=1, mode="clip").T for one in (own, other))
     target = sum(weight[:, None] * vector for weight, vector in zip(weights, vectors, strict=True))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, safe_norm
-from nc_jax.checks import Labels, Reals, checked_labels, checked_scores, real_array
+from nc_jax.checks import Labels, Reals, check_features_fit, checked_labels, checked_scores, real_array
 from nc_jax.metrics.statistics import checked_features
 
 
@@ -74,11 +74,7 @@ def cosine_margins(features: Reals, frame: Reals, labels: Labels) -> Float[Array
     Reference: Markou, Ajanthan and Gould (2024), released program (compute_margin).
     """
     features, frame = checked_features(features), at_least_float32(real_array(frame, "frame"))
-    if frame.ndim != 2 or features.shape[1] != frame.shape[0]:
-        raise ValueError(
-            "features and frame must have shapes (batch, dim) and (dim, classes); "
-            f"got {features.shape} and {frame.shape}"
-        )
+    check_features_fit(features, frame)
     labels = checked_labels(labels, frame.shape[1], rows=len(features))
     return logit_margins(matmul(features / safe_norm(features, axis=1), frame / safe_norm(frame, axis=0)), labels)
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from nc_jax.checks import Reals, real_array
+from nc_jax.checks import Reals, check_features_fit, real_array
 from nc_jax.metrics.collapse import nearness_to
 from nc_jax.metrics.simplex import checked_vectors
 from nc_jax.metrics.statistics import checked_features
@@ -36,11 +36,7 @@ def nearest_mean_scores(
     Reference: Mensink et al. (2013); with class means of a memory, Rebuffi et al., iCaRL (2017).
     """
     features, class_means = checked_features(features), real_array(class_means, "class_means")
-    if class_means.ndim != 2 or features.shape[1:] != class_means.shape[:1]:
-        raise ValueError(
-            "features and class_means must have shapes (batch, dim) and (dim, classes); "
-            f"got {features.shape} and {class_means.shape}"
-        )
+    check_features_fit(features, class_means, "class_means")
     means, present = checked_vectors(class_means, present)
     scores = jnp.where(present[None], nearness_to(means, present, features)[0], -jnp.inf)
     return jnp.where(jnp.any(present), scores, 0)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from nc_jax.arrays import at_least_float32, matmul, normalized, safe_norm, transpose
-from nc_jax.checks import Labels, Reals, checked_labels, real_array
+from nc_jax.checks import Labels, Reals, check_features_fit, checked_labels, real_array
 from nc_jax.frames.orthogonal import owner
 from nc_jax.metrics.collapse import checked_frame, self_duality, within_class_collapse
 from nc_jax.metrics.nearest_mean import nearest_mean_scores
@@ -150,11 +150,7 @@ def support_occupancy(features: Reals, labels: Labels, frame: Reals) -> Float[Ar
     """
     features, frame = checked_features(features), at_least_float32(real_array(frame, "frame"))
     owners = owner(frame)
-    if features.shape[1] != frame.shape[0]:
-        raise ValueError(
-            "features and frame must have shapes (batch, dim) and (dim, classes); "
-            f"got {features.shape} and {frame.shape}"
-        )
+    check_features_fit(features, frame)
     num_classes = frame.shape[1]
     labels = checked_labels(labels, num_classes, rows=len(features))
     units, norms = normalized(features, axis=1)

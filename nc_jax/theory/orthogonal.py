@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
-from nc_jax.checks import Labels, Reals, check_whole, checked_labels, is_traced, real_array
+from nc_jax.checks import Labels, Reals, check_features_fit, check_whole, checked_labels, is_traced, real_array
 from nc_jax.frames.properties import gram
 from nc_jax.losses import cross_entropy
 from nc_jax.metrics.statistics import checked_features
@@ -124,11 +124,7 @@ def orthogonal_certificate(features: Reals, labels: Labels, frame: Reals, energy
     """
     _check_energy(energy)
     features, frame = checked_features(features), _orthonormal(frame)
-    if features.shape[1] != frame.shape[0]:
-        raise ValueError(
-            "features and frame must have shapes (batch, dim) and (dim, classes); "
-            f"got {features.shape} and {frame.shape}"
-        )
+    check_features_fit(features, frame)
     num_classes = frame.shape[1]
     labels = checked_labels(labels, num_classes, rows=len(features))
     least, root, used = orthogonal_value(num_classes, energy), math.sqrt(energy), labels >= 0
