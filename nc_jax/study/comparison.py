@@ -130,7 +130,8 @@ def compare(
     """
     groups = expand(config)
     every = list(itertools.chain(*groups.values()))
-    total = sum((g.settings.seeds + len(g.settings.rates) * SPLITS) * epochs_of(g) for g in every)
+    epochs = {group.name: epochs_of(group) for group in every}
+    total = sum((g.settings.seeds + len(g.settings.rates) * SPLITS) * epochs[g.name] for g in every)
     found: dict[str, list[Found]] = {}
     rates: dict[str, float] = {}
     with shared_programs(), Session(directory, total, measure, watching) as session:
@@ -138,11 +139,12 @@ def compare(
             data, settings = data_of(group.settings), group.settings
             rates[group.name] = settings.optimizer.learning_rate
             if settings.rates:
-                rates[group.name] = session.choose_rate(group, data, score)
+                rates[group.name] = session.choose_rate(group, data, score, epochs[group.name])
             trained = group.at(rates[group.name])
             build = functools.cache(functools.partial(make_trainer, trained, data))
             found[group.name] = [
-                session.train(trained, data, build, seed, group.run(seed)) for seed in range(settings.seeds)
+                session.train(trained, data, build, seed, group.run(seed), epochs[group.name])
+                for seed in range(settings.seeds)
             ]
             after(group, found[group.name])
             build.cache_clear()
@@ -185,7 +187,7 @@ class Session:
         self.bar.__exit__(*error)
         self.log.close()
 
-    def train(self, group: Group, data: Data, build: Callable[[], Trainer], seed: int, name: str) -> Found:
+    def train(self, group: Group, data: Data, build: Callable[[], Trainer], seed: int, name: str, epochs: int) -> Found:
         """Return what a run reached: out of the ledger, or by training it.
 
         Args:
@@ -194,8 +196,9 @@ class Session:
             build: () -> the compiled steps; called if something is to be trained.
             seed: seed of the run.
             name: name of the run in the log.
+            epochs: epochs of the run, those of all tasks together, for the progress.
         """
-        epochs, seen = epochs_of(group), 0
+        seen = 0
 
         def on_epoch(epoch: int, metrics: dict[str, float]) -> None:
             nonlocal seen
@@ -224,7 +227,7 @@ class Session:
         self.bar.advance(epochs - seen, name)
         return found
 
-    def choose_rate(self, group: Group, data: Data, score: str) -> float:
+    def choose_rate(self, group: Group, data: Data, score: str, epochs: int) -> float:
         """Return the learning rate with the best score on examples held out of the training set.
 
         Each rate trains on three quarters of the training set and is judged on the last one, for `SPLITS` draws of it.
@@ -234,6 +237,7 @@ class Session:
             group: the group whose learning rates are tried.
             data: the data set; only its training set is used.
             score: name of the number that decides; less is better.
+            epochs: epochs of a run, for the progress.
 
         Raises:
             NonFiniteError: if training diverges at every rate.
@@ -244,7 +248,10 @@ class Session:
         for rate in rates:
             tried, name = group.at(rate), f"{group.name}-rate{rate:g}"
             build = functools.cache(functools.partial(make_trainer, tried, parts[0]))
-            found = [self.train(tried, part, build, split, f"{name}-split{split}") for split, part in enumerate(parts)]
+            found = [
+                self.train(tried, part, build, split, f"{name}-split{split}", epochs)
+                for split, part in enumerate(parts)
+            ]
             values = [math.inf if run["diverged"] or math.isnan(run[score]) else run[score] for run in found]
             scores[rate] = statistics.fmean(values)
             # A process cannot hold the programs of all rates of all methods: LLVM runs out of memory maps.

@@ -41,7 +41,7 @@ def make(config: Comparison, directory: Path, *, measure: Measure = nothing, sco
         if settings.rates:
             total = len(settings.rates) * SPLITS * settings.loop.epochs
             with Session(directory, total, measure) as session:
-                group = group.at(session.choose_rate(group, data, score))
+                group = group.at(session.choose_rate(group, data, score, settings.loop.epochs))
         write_atomically(path, _lines(confusion_tree(group, data)))
     return path
 

@@ -34,11 +34,8 @@ def matrix(scene: Scene) -> Path | None:
 
 def mistakes(scene: Scene) -> Path | None:
     """Draw what is taken for what, with classes in the order in which they were learned, summed over seeds."""
-    found = {
-        label: np.sum([run["confusion_by_time"] for run in runs if "confusion_by_time" in run], axis=0)
-        for label, runs in _first(scene)
-        if any("confusion_by_time" in run for run in runs)
-    }
+    matrices = list(scene.found("confusion_by_time").items())[:MOST_MATRICES]
+    found = {label: np.sum(values, axis=0) for label, values in matrices}
     if not found:
         return None
     path = scene.path("mistakes")
@@ -47,17 +44,10 @@ def mistakes(scene: Scene) -> Path | None:
     return path
 
 
-def _first(scene: Scene) -> list:
-    """Return the first rows that have a confusion matrix."""
-    return [(label, runs) for label, runs in scene.rows.items() if "confusion_by_time" in runs[0]][:MOST_MATRICES]
-
-
 def _matrices(scene: Scene) -> dict[str, np.ndarray]:
     """Return the matrices of accuracies of all rows that have seen task after task, (seeds, T, T)."""
-    found = {
-        label: np.array([run["matrix"] for run in runs if "matrix" in run], float) for label, runs in scene.rows.items()
-    }
-    return {label: one for label, one in found.items() if one.size and np.isfinite(one).all()}
+    found = {label: np.array(values, float) for label, values in scene.found("matrix").items()}
+    return {label: one for label, one in found.items() if np.isfinite(one).all()}
 
 
 def _over_seen(matrix: np.ndarray) -> np.ndarray:

@@ -69,6 +69,11 @@ class Scene(NamedTuple):
         known = {group.label: (group.variant, method(group.method).title) for group in self.groups}
         return plots.looks({label: known.get(label, ("", label)) for label in self.rows})
 
+    def found(self, name: str) -> dict[str, list[Any]]:
+        """Return what the seeds of each row found under a name; rows and seeds without it are left out."""
+        found = {label: [run[name] for run in runs if name in run] for label, runs in self.rows.items()}
+        return {label: values for label, values in found.items() if values}
+
     def path(self, name: str) -> Path:
         """Return the path of a picture."""
         return self.groups[0].settings.picture(self.directory, name)

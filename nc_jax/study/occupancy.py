@@ -36,11 +36,7 @@ def occupancy(frame: np.ndarray, outputs: Outputs) -> Found:
 
 def occupancy_picture(scene: Scene) -> Path | None:
     """Draw on whose features the features of each class lie, mean over seeds."""
-    found = {
-        label: np.nanmean([run["occupancy"] for run in runs if "occupancy" in run], axis=0)
-        for label, runs in scene.rows.items()
-        if any("occupancy" in run for run in runs)
-    }
+    found = {label: np.nanmean(values, axis=0) for label, values in scene.found("occupancy").items()}
     if not found:
         return None
     path, title = scene.path("occupancy"), "share of the features' squared length"

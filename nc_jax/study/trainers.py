@@ -112,9 +112,15 @@ def make_trainer(group: Group, data: Data) -> Trainer:
     return Trainer(model, optimizer, loop, step=step, initialise=agd_init if agd else _loader(settings.backbone))
 
 
+def stream_of(group: Group) -> Stream:
+    """Return the stream of a group's first seed, from which the epochs and steps of its runs are counted."""
+    return make_stream(group, arranged(data_of(group.settings), group.settings.continual, seed=0))
+
+
 def epochs_of(group: Group) -> int:
-    """Return the number of epochs of a run, those of all tasks together."""
-    return len(make_stream(group, arranged(data_of(group.settings), group.settings.continual, seed=0)).ends)
+    """Return the number of epochs of a run, those of all tasks together. Only tasks need the data set to be counted."""
+    settings = group.settings
+    return settings.loop.epochs if settings.continual.tasks == 1 else len(stream_of(group).ends)
 
 
 @functools.cache
@@ -141,7 +147,7 @@ def check(config: Comparison) -> None:
     for group in itertools.chain(*expand(config).values()):
         data = data_of(group.settings)
         trainer = make_trainer(group, data)
-        trainer.check_stream(make_stream(group, arranged(data, group.settings.continual, seed=0)))
+        trainer.check_stream(stream_of(group))
         jax.eval_shape(lambda trainer=trainer, data=data: trainer.init(data.train, 0))
         if group.settings.rates and not isinstance(data.train, LabelledArrays):
             raise ValueError(
@@ -159,9 +165,8 @@ def plan(config: Comparison) -> Plan:
     def steps() -> float:
         total = 0.0
         for group in groups:
-            steps = make_stream(group, arranged(data_of(group.settings), group.settings.continual, seed=0)).ends[-1]
             # A learning rate is judged after training on three quarters of the training set.
-            total += steps * (group.settings.seeds + len(group.settings.rates) * SPLITS * 3 / 4)
+            total += stream_of(group).ends[-1] * (group.settings.seeds + len(group.settings.rates) * SPLITS * 3 / 4)
         return float(round(total))
 
     rates = f" and {judged} short ones to choose learning rates" if judged else ""

@@ -111,7 +111,7 @@ def test_a_line_of_other_settings_is_not_taken_for_a_result(tmp_path):
 
     def found(settings):
         group = Group("", "", "learned", settings)
-        return session.train(group, data, build, 0, group.run(0))
+        return session.train(group, data, build, 0, group.run(0), epochs=1)
 
     with Session(tmp_path, 1) as session:
         key = {"case": "", "variant": "", "method": "learned", "seed": 0, "run": "learned-seed0"}
