@@ -1,8 +1,8 @@
 """What does experience replay cost, beside a step of as many examples without a memory?
 
-Claim     A step of experience replay takes at most 1.15 times as long as a step of the same number of new examples: what
-          the memory holds is planned by the host, a segment at a time, and the step only gathers other rows. Stored
-          logits (DER++) are state, which every step writes whole: with 5,120 of them a short step takes up to 1.7 times.
+Claim     A step of experience replay takes at most 1.15 times as long as a step of the same number of new examples:
+          the host plans what the memory holds, a segment at a time, and the step only gathers other rows. Stored logits
+          (DER++) are state, which every step writes whole: with 5,120 of them, a short step takes up to 1.7 times.
 Command   python -m benchmarks.replay [smoke|default|gpu]    (6 minutes on two CPU cores)
 Checked   the memory of every plan against the examples with the smallest priorities, one draw at a time; the loss of
           each program is finite.

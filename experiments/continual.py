@@ -20,6 +20,7 @@ classifier does without the zeros of the orthogonal one.
 
 import dataclasses
 import itertools
+from functools import partial
 from typing import Any
 
 from nc_jax.methods import ContinualOptions
@@ -28,7 +29,7 @@ from nc_jax.study.backbones import BackboneOptions
 from nc_jax.study.continual import check_tasks, measure, watching
 from nc_jax.study.data import DataOptions
 from nc_jax.study.occupancy import occupancy_picture
-from nc_jax.study.settings import expand
+from nc_jax.study.settings import expand, refuse_overridden
 from nc_jax.training import LoopOptions, OptimizerOptions
 
 COLUMNS = (
@@ -251,4 +252,4 @@ def run_comparison(config: Comparison) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(run_comparison, PRESETS, about=ABOUT, plan=plan)
+    main(run_comparison, PRESETS, about=ABOUT, plan=plan, check=partial(refuse_overridden, besides=("methods",)))

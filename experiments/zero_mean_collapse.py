@@ -52,6 +52,7 @@ from nc_jax.study import (
     main,
     plan,
     plots,
+    refuse_overridden,
     run,
     summary_picture,
 )
@@ -287,4 +288,4 @@ def run_comparison(config: Comparison) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(run_comparison, PRESETS, about=ABOUT, plan=plan)
+    main(run_comparison, PRESETS, about=ABOUT, plan=plan, check=partial(refuse_overridden, besides=("methods",)))

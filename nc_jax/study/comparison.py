@@ -20,7 +20,7 @@ from nc_jax.study.programs import shared_programs
 from nc_jax.study.progress import Progress
 from nc_jax.study.settings import Comparison, Group, expand
 from nc_jax.study.tasks import arranged
-from nc_jax.study.trainers import SPLITS, data_of, epochs_of, make_stream, make_trainer
+from nc_jax.study.trainers import SPLITS, data_of, epochs_of, held_out_parts, make_stream, make_trainer
 from nc_jax.training import MetricsLog, NonFiniteError, Trained, Trainer, read_metrics
 from nc_jax.training.running import Watch, watch_nothing
 
@@ -242,8 +242,7 @@ class Session:
         Raises:
             NonFiniteError: if training diverges at every rate.
         """
-        draws = [np.random.default_rng(split).permutation(len(data.train)) % 4 == 0 for split in range(SPLITS)]
-        parts = [data.held_out(mask) for mask in draws]
+        parts = held_out_parts(data)
         rates, scores = group.settings.rates, {}
         for rate in rates:
             tried, name = group.at(rate), f"{group.name}-rate{rate:g}"

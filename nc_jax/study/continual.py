@@ -16,7 +16,7 @@ from nc_jax.metrics import (
     nearest_mean_scores,
 )
 from nc_jax.study.comparison import MOST_IN_ROWS, Found, Run
-from nc_jax.study.data import Data
+from nc_jax.study.data import Data, DataOptions
 from nc_jax.study.heat_maps import rounded
 from nc_jax.study.occupancy import occupancy
 from nc_jax.study.outputs import Outputs, unit_rows
@@ -31,7 +31,13 @@ KINDS = ("class_il", "task_il")  # accuracies among all classes, and among the c
 
 
 def check_tasks(settings: Comparison) -> None:
-    """Raise a ValueError unless a run has several tasks, and evaluates after each."""
+    """Raise a ValueError unless a run has several tasks, evaluates after each, and takes images as they are stored."""
+    data, usual = settings.data, DataOptions()
+    if any(getattr(data, name) != getattr(usual, name) for name in ("image_size", "train_crop", "test_crop")):
+        raise ValueError(
+            "images are cut into tasks as they are stored, so without --data.image-size, --data.train-crop and "
+            f"--data.test-crop; got {data.image_size}, {data.train_crop} and {data.test_crop}"
+        )
     loop, tasks = settings.loop, settings.continual.tasks
     if tasks < 2:
         raise ValueError(f"continual learning needs at least two tasks; got --continual.tasks {tasks}")

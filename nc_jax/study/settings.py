@@ -25,7 +25,8 @@ class Comparison(RunOptions):
     """Settings of a comparison; an experiment's presets are such values.
 
     Attributes:
-        methods: names of the methods to compare. The table in the README lists them (`nc_jax.methods.METHODS`).
+        methods: names of the methods to compare. The table in the README lists them (`nc_jax.methods.METHODS`). Cases
+            and variants of a preset that have methods of their own keep those.
         seeds: number of runs of each method. A seed sets the initial state and the order of the examples.
         rates: candidate learning rates. Every method uses the one with the best score on quarters of the training set
             that are held out. Empty: every method uses --optimizer.learning-rate.
@@ -144,9 +145,15 @@ def refuse_twice(what: str, names: Sequence[str]) -> None:
         raise ValueError(f"{what} must differ, in lower case too, and none may be empty; got {shown}")
 
 
-def refuse_overridden(config: Comparison, preset: Comparison) -> None:
-    """Raise a ValueError if the command line set what the preset's cases or variants set, too."""
-    given = set(differences(config, preset))
+def refuse_overridden(config: Comparison, preset: Comparison, *, besides: Sequence[str] = ()) -> None:
+    """Raise a ValueError if the command line set what the preset's cases or variants set, too.
+
+    Args:
+        config: the settings with the command line's changes.
+        preset: the settings without them.
+        besides: names of settings that the command line may set all the same; variants with their own keep theirs.
+    """
+    given = set(differences(config, preset)) - set(besides)
     for case, variants in config.grid.items():
         for variant, changes in variants.items():
             both = sorted(given & set(changes))

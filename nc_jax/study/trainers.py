@@ -138,6 +138,16 @@ def data_of(settings: Comparison) -> Data:
     return _load(settings.data, settings.backbone.name == "mlp")
 
 
+def held_out_parts(data: Data) -> list[Data]:
+    """Return `SPLITS` draws of a quarter of the training set to test on, each with the rest to train on.
+
+    Raises:
+        ValueError: if the training set is not in memory.
+    """
+    draws = [np.random.default_rng(split).permutation(len(data.train)) % 4 == 0 for split in range(SPLITS)]
+    return [data.held_out(mask) for mask in draws]
+
+
 def check(config: Comparison) -> None:
     """Build every group, without computing anything, so that a mistake is found before anything is written.
 
@@ -154,6 +164,9 @@ def check(config: Comparison) -> None:
                 f"learning rates are chosen on sets in memory; for {group.settings.data.name} give one, and --rates "
                 "without a value"
             )
+        if group.settings.rates:
+            part = arranged(held_out_parts(data)[0], group.settings.continual, seed=0)
+            trainer.check_stream(make_stream(group, part))
 
 
 def plan(config: Comparison) -> Plan:

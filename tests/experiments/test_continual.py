@@ -2,12 +2,17 @@
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments import continual
+from experiments import continual, zero_mean_collapse
 from nc_jax.study import main
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -16,6 +21,11 @@ from nc_jax.study import main
         (["--continual.memory", "0"], "memory must be at least 1; got 0"),
         (["--continual.memory", "99999"], "a replay memory must hold 1 to all 1437 training examples; got 99999"),
         (["--continual.tasks", "1"], "continual learning needs at least two tasks; got --continual.tasks 1"),
+        (["--data.image-size", "12"], "images are cut into tasks as they are stored, so without --data.image-size"),
+        (
+            ["--rates", "0.1", "--continual.memory", "1200"],
+            "a replay memory must hold 1 to all 1077 training examples; got 1200",
+        ),
         (["--continual.tasks", "3"], "tasks must divide the classes into equal parts; got 3 for 10 classes"),
         (
             ["--data.tree", "digits"],
@@ -68,3 +78,13 @@ def test_domains_are_compared_by_class_il_alone(tmp_path, digits_dir):
     (found,) = json.loads((tmp_path / "run" / "summary.json").read_text())["cases"].values()
     assert "task_il" not in found["ER"]
     assert found["ER"]["class_il"][0] > 0.5
+
+
+@pytest.mark.parametrize("module", [continual, zero_mean_collapse])
+def test_a_flag_that_a_preset_varies_is_refused(module, tmp_path):
+    """Through the module as it is run, since the check is the command line's."""
+    flags = {continual: ["--continual.memory", "30"], zero_mean_collapse: ["--backbone.dim", "30"]}[module]
+    words = [sys.executable, "-m", module.__name__, *flags, "--dry-run"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "is what this preset varies" in done.stderr
