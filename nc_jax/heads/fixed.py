@@ -14,8 +14,8 @@ from nc_jax.heads.output import HeadOutput, check_width, scale_features
 
 FrameConstructor = Callable[..., Float[Array, "dim classes"]]  # (num_classes, dim, *, key, dtype) -> (d, K)
 # From so many classes on, sums over each class's own features were faster on two CPU cores than the matrix product in
-# every case of `benchmarks.orthogonal_logits`: 1.1 to 3.9 times at K = 200, 4.5 to 11.6 times at K = 1000. At K = 100
-# it was 0.7 to 5.3 times, at K = 10 0.3 to 1.2 times.
+# every case of `benchmarks.orthogonal_logits`: 1.3 to 3.9 times at K = 200, 4.5 to 10 times at K = 1000. At K = 100
+# it was 0.9 to 3.4 times, at K = 10 0.3 to 1.1 times.
 CLASSES_FOR_SUMS = 200
 
 
