@@ -24,7 +24,7 @@ from nc_jax.manifolds import Stiefel
 from nc_jax.manifolds.orthogonal import PARAMETRISATIONS
 from nc_jax.methods import METHODS, Setting
 from nc_jax.models import MLP, Classifier, FixedHead, LearnedHead, NearestHead, RotatedHead
-from nc_jax.training import ArcMixup, StepOptions, create_state, make_train_step
+from nc_jax.training import Mixup, StepOptions, create_state, make_train_step
 
 K, DIM, N = 4, 6, 12
 RNG = np.random.default_rng(0)
@@ -53,7 +53,7 @@ def step(head, **options):
 
 LOGITS = FEATURES @ FRAME
 ORTHOGONAL = nonnegative_orthogonal(K, DIM, key=KEY)
-ARC = {"extensions": (ArcMixup(),), "loss": METHODS["fno-arc"].loss(Setting(num_classes=K))}
+ARC = {"extensions": (Mixup(curve="arc", pairs="balanced"),), "loss": METHODS["fno-arc"].loss(Setting(num_classes=K))}
 
 
 def means(dtype="float32"):

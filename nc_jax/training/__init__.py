@@ -9,7 +9,7 @@ from nc_jax.training.evaluate import (
     make_evaluator,
 )
 from nc_jax.training.extension import Context, Extension
-from nc_jax.training.extensions import ArcMixup, BatchSoftmax, FeatureDecay, LogitMemory, TaskSoftmax
+from nc_jax.training.extensions import BatchSoftmax, FeatureDecay, LogitMemory, Mixup, TaskSoftmax
 from nc_jax.training.files import BusyError
 from nc_jax.training.logging import MetricsLog, read_metrics
 from nc_jax.training.loop import LoopOptions, Trained, Trainer
@@ -26,7 +26,6 @@ from nc_jax.training.summary import EpochTotals, StepMetrics
 
 __all__ = [
     "AXIS",
-    "ArcMixup",
     "BatchSoftmax",
     "BusyError",
     "CheckpointError",
@@ -42,6 +41,7 @@ __all__ = [
     "LoopOptions",
     "Loss",
     "MetricsLog",
+    "Mixup",
     "NonFiniteError",
     "OptimizerOptions",
     "PairLoss",

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from nc_jax.collective import all_rows
+from nc_jax.collective import all_rows, all_sum
 from nc_jax.data import Batch
 from nc_jax.heads import HeadOutput
 
@@ -23,6 +23,9 @@ class Context(NamedTuple):
             evaluation.
         count: number of examples, without padding, in the batch of all devices; None in evaluation.
         new_count: the same without replayed examples; None in evaluation, and if there is no replay memory.
+        whole: the batch that this device has in this step, without inputs, before it is cut into parts, and after
+            `on_batch` of all extensions; None in evaluation. Weights that depend on the batch are taken from it, so
+            that they depend neither on the number of devices nor on `StepOptions.accumulate`.
     """
 
     step: Int[Array, ""]
@@ -31,11 +34,22 @@ class Context(NamedTuple):
     places: Int[Array, " batch"] | None = None
     count: Array | None = None
     new_count: Array | None = None
+    whole: Batch | None = None
 
     def everyone(self, array: Array) -> Array:
         """Return the rows of all devices, in the order of the whole batch. Use it to mix examples across devices."""
         assert self.places is not None, "evaluation looks at one example at a time"
         return all_rows(array, self.places)
+
+    def class_counts(self, num_classes: int) -> Int[Array, " classes"]:
+        """Return how many examples of each class the batch of all devices has, shape (K,), int32.
+
+        Args:
+            num_classes: K.
+        """
+        assert self.whole is not None, "evaluation looks at one example at a time"
+        labels = jnp.where(self.whole.mask, self.whole.labels, num_classes)  # padding is out of range, and dropped
+        return all_sum(jnp.zeros(num_classes, jnp.int32).at[labels].add(1, mode="drop"))
 
     def mean_over_new(self) -> Float[Array, ""]:
         """Return the factor on the losses of new examples whose mean over the batch is then that over new examples."""
@@ -67,7 +81,7 @@ class Extension:
 
     An extension may have a state, which is part of the checkpoint and must be equal on all devices. Before a value that
     differs between devices enters the state, sum it by `nc_jax.collective.all_sum`. The hooks get the state as it was
-    before the step; if a batch comes in parts, `update` goes on from part to part.
+    before the step. If a batch comes in parts, `on_batch` sees it whole, and `update` goes on from part to part.
     """
 
     @property
@@ -80,7 +94,10 @@ class Extension:
         del key
 
     def on_batch(self, context: Context, state: Any, batch: Batch) -> Batch:
-        """Change the batch before the network sees it (mixup, for instance). Called in training only."""
+        """Change the batch before the network sees it (mixup, for instance), and before it is cut into parts.
+
+        Called in training only. The number of examples on each device must stay.
+        """
         del context, state
         return batch
 

@@ -56,7 +56,7 @@ class StepOptions:
     Attributes:
         accumulate: number of equal parts into which every batch is cut, to save memory. The step runs the parts one
             after another and adds their gradients, which gives the gradient of the whole batch. Batch statistics, the
-            nearest head and extensions see one part at a time. 1 does not cut.
+            nearest head, and all hooks of extensions but `on_batch` see one part at a time. 1 does not cut.
         average_decay: weight, in (0, 1), of the old value in an exponential moving average of the parameters, updated
             at every step. Evaluation uses the average instead of the parameters. None keeps no average.
         augment: function (random key, stored input of one example) -> changed input, applied on the device in training
@@ -134,12 +134,13 @@ def make_train_step(
         if options.augment is not None or chain.hooks:
             context = context._replace(key=random_key(state))
         batch = preprocessed(_augmented(batch, options.augment, context), options.preprocess)
+        if chain.has("on_batch"):
+            batch = chain.on_batch(context, state.extensions, batch)
+        context = context._replace(whole=batch._replace(inputs=None))
 
         def cost_of(params: Any, variables: Any, states: Any, part: Batch, places: Any) -> tuple[Array, tuple]:
             # All parts of a batch see the extensions as they were before the step; `update` goes on from part to part.
             here, before = context._replace(places=places), state.extensions
-            if chain.has("on_batch"):
-                part = chain.on_batch(here, before, part)
             between = partial(chain.on_features, here, before) if chain.has("on_features") else None
             output, variables, part = forward(model, params, variables, part, train=True, between=between)
             output = chain.on_output(here, before, output, part)

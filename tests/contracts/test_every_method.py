@@ -34,11 +34,9 @@ class Found:
 
         def total(features, params, labels, mask):
             number, _ = collective.device()
-            context = Context(
-                jnp.zeros((), jnp.int32), train=True, places=number * len(labels) + jnp.arange(len(labels))
-            )
+            batch, places = Batch(features, labels, mask), number * len(labels) + jnp.arange(len(labels))
+            context = Context(jnp.zeros((), jnp.int32), train=True, places=places, whole=batch)
             output, new = head.apply(params, state, features, labels, train=True, mask=mask)
-            batch = Batch(features, labels, mask)
             each = loss(output, batch, context)
             return jnp.sum(jnp.where(mask, each, 0)), (each, output, new)
 

@@ -14,14 +14,18 @@ from nc_jax.frames import owner
 from nc_jax.heads import HeadOutput
 from nc_jax.losses import arc_weights
 from nc_jax.methods import METHODS, Setting
-from nc_jax.training import ArcMixup, Context
+from nc_jax.training import Context, Mixup
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "orthogonal.json").read_text())["fno"]
 CONTEXT = Context(jnp.zeros((), jnp.int32), train=True)
 CASE = GOLDEN["arc_mixup_masked_loss"]
 FRAME = jnp.asarray(CASE["Q"]).T
 LOSS = METHODS["fno-arc"].loss(Setting(num_classes=4))
-loss_of = jax.jit(lambda output, batch: LOSS(output, batch, CONTEXT))
+
+
+@jax.jit
+def loss_of(output, batch):
+    return LOSS(output, batch, CONTEXT._replace(whole=batch))
 
 
 def output_of(features):
@@ -40,7 +44,7 @@ def test_heads_have_disjoint_class_vectors_and_no_bias(name, params):
     found, state = METHODS[name].head(Setting(num_classes=4)).init(jax.random.key(0), 10)
     assert set(found) == params
     assert sorted(np.bincount(owner(state["frame"]))) == [2, 2, 3, 3]
-    assert [type(one) for one in METHODS[name].extensions(Setting(num_classes=4))] == [ArcMixup] * (name == "fno-arc")
+    assert [type(one) for one in METHODS[name].extensions(Setting(num_classes=4))] == [Mixup] * (name == "fno-arc")
 
 
 def test_the_loss_of_arc_mixup_is_the_released_programs():
@@ -63,7 +67,7 @@ def test_the_mask_has_the_classes_of_all_devices():
     def on_a_device(*share):
         with collective.over("devices"):
             rows, *classes = share
-            return LOSS(output_of(rows), batch_of(*classes), CONTEXT)
+            return loss_of(output_of(rows), batch_of(*classes))
 
     shares = (part.reshape(2, 2, *part.shape[1:]) for part in (features, labels, partners))
     together = jax.jit(jax.vmap(on_a_device, axis_name="devices"))(*shares).ravel()

@@ -55,12 +55,13 @@ class BatchSoftmax(Extension):
         del state
         if not context.train:
             return output
-        new, num_classes = _new(batch), output.logits.shape[1]
-        members = jax.nn.one_hot(jnp.where(new & batch.mask, batch.labels, -1), num_classes)
+        assert context.whole is not None, "the step has set it"
+        num_classes = output.logits.shape[1]
+        members = jax.nn.one_hot(jnp.where(_new(context.whole), context.whole.labels, -1), num_classes)
         present = all_sum(jnp.sum(members, axis=0)) > 0
-        return output._replace(logits=mask_logits(output.logits, present[None] | ~(new & batch.mask)[:, None]))
+        return output._replace(logits=mask_logits(output.logits, present[None] | ~_new(batch)[:, None]))
 
 
 def _new(batch: Batch) -> Bool[Array, " batch"]:
-    """Return which rows are new examples, or padding of them."""
-    return jnp.ones_like(batch.mask) if batch.replayed is None else batch.replayed == 0
+    """Return which rows are new examples."""
+    return batch.mask if batch.replayed is None else batch.mask & (batch.replayed == 0)

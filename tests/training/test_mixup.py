@@ -1,6 +1,7 @@
-"""Arc-mixup in a step: pairs by class, one arc per batch, padding, parts and devices."""
+"""Mixup in a step: pairs, on the line and on the arc, padding, parts and devices."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import chex
@@ -18,15 +19,15 @@ from nc_jax.models import MLP, Classifier, LearnedHead
 from nc_jax.streams import Epochs, read
 from nc_jax.training import (
     AXIS,
-    ArcMixup,
     Context,
+    Mixup,
     PairLoss,
     StepOptions,
     create_state,
     data_parallel,
     make_train_step,
 )
-from nc_jax.training.extensions import class_balanced_pairs
+from nc_jax.training.extensions import class_balanced_pairs, shuffled_pairs
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "orthogonal.json").read_text())["fno"]
 F32_SUMS = 2e-5  # sums in another order
@@ -34,10 +35,13 @@ KEY = jax.random.key(0)
 LABELS = np.array(GOLDEN["balanced_pair_sampling"]["labels"])
 
 
-@jax.jit
-def mixed(batch, key):
+ARC = Mixup(curve="arc", pairs="balanced")
+
+
+@partial(jax.jit, static_argnums=2)
+def mixed(batch, key, mixup=ARC):
     context = Context(jnp.zeros((), jnp.int32), train=True, key=key, places=jnp.arange(len(batch.labels)))
-    return ArcMixup().on_batch(context, None, batch)
+    return mixup.on_batch(context, None, batch)
 
 
 # --- Pairs. ---
@@ -71,11 +75,21 @@ def test_a_batch_of_one_class_or_none_stays_as_it_is(labels):
     np.testing.assert_array_equal(found.partner.other_weight, 0)
 
 
-def test_padding_is_neither_drawn_nor_changed():
+def test_shuffled_pairs_are_a_random_order_of_the_examples():
+    used = jnp.array([True, False, True, True, False, True, True])
+    draw = jax.jit(jax.vmap(lambda key: shuffled_pairs(key, used)[1]))
+    second = np.asarray(draw(jax.random.split(KEY, 3000)))
+    np.testing.assert_array_equal(second[:, ~used], np.tile([1, 4], (3000, 1)))
+    assert np.all(np.sort(second[:, used]) == np.flatnonzero(used))
+    assert scipy.stats.chisquare(np.bincount(second[:, 2], minlength=7)[used]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("mixup", [ARC, Mixup(), Mixup(curve="arc")], ids=["balanced arc", "line", "arc"])
+def test_padding_is_neither_drawn_nor_changed(mixup):
     labels = jnp.array([1, -1, 0, -1, 2, 0])
     batch = Batch(jnp.where(labels[:, None] >= 0, labels[:, None] + 1.0, jnp.nan), labels, labels >= 0)
     for seed in range(20):
-        found = mixed(batch, jax.random.key(seed))
+        found = mixed(batch, jax.random.key(seed), mixup)
         np.testing.assert_array_equal(found.mask, batch.mask)
         assert np.isfinite(found.inputs[batch.mask]).all()
         assert np.isnan(found.inputs[~batch.mask]).all()
@@ -104,6 +118,24 @@ def test_mixed_inputs_are_the_released_programs():
         np.testing.assert_allclose(row[[first, second]], [found.partner.weight[0], found.partner.other_weight[0]])
 
 
+@pytest.mark.parametrize("curve", ["line", "arc"])
+def test_shuffled_mixtures_keep_the_own_example_and_those_of_one_class_have_weights_that_sum_to_one(curve):
+    batch = Batch.of(jnp.eye(len(LABELS)), jnp.asarray(LABELS))
+    found = mixed(batch, KEY, Mixup(curve=curve))
+    np.testing.assert_array_equal(found.labels, LABELS)
+    own, other = (np.asarray(part) for part in found.partner.weights())
+    same = np.asarray(found.labels == found.partner.labels)
+    assert 0 < same.sum() < len(same)
+    power = 1 if curve == "line" else 2
+    np.testing.assert_allclose(own[same] + other[same], 1, atol=1e-6)
+    np.testing.assert_allclose((own**power + other**power)[~same], 1, atol=1e-6)
+    inputs = np.asarray(found.inputs)
+    np.testing.assert_allclose(inputs.sum(axis=1), own + other, atol=1e-6)
+    for row, weight, label in zip(inputs, other, found.partner.labels, strict=True):
+        (place,) = np.flatnonzero(np.isclose(row, weight) & (LABELS == label))[:1]
+        assert LABELS[place] == label
+
+
 def test_the_first_weight_has_the_arcsine_law():
     batch = Batch.of(jnp.zeros((2, 1)), jnp.arange(2))
     weights = jax.jit(jax.vmap(lambda key: mixed(batch, key).partner.weight[0]))(jax.random.split(KEY, 2000))
@@ -119,7 +151,7 @@ def test_inputs_keep_their_dtype():
 
 def test_alpha_must_be_positive():
     with pytest.raises(ValueError, match=r"^alpha must be positive; got 0\.0$"):
-        ArcMixup(alpha=0.0)
+        Mixup(alpha=0.0)
 
 
 # --- In a step. ---
@@ -133,18 +165,20 @@ def sees_both(output, batch, context):
     return (own_weight * chosen + other_weight * other) ** 2
 
 
-def test_eight_devices_are_one_with_padding_and_parts():
+@pytest.mark.parametrize("mixup", [ARC, Mixup()], ids=["balanced arc", "line"])
+def test_eight_devices_and_three_parts_are_one_with_padding(mixup):
     train = blobs(70)
     model, optimizer = Classifier(MLP((), 6), LearnedHead(NUM_CLASSES)), optax.sgd(0.1)
-    options = StepOptions(accumulate=3, extensions=(ArcMixup(),), loss=PairLoss(sees_both))
     state = create_state(model, optimizer, KEY, train.inputs[:1])
     (batch,) = read(train, Epochs(train, 48), seed=0, start_step=1, num_steps=1)
     assert not batch.mask.all()
-    step = make_train_step(model, optimizer, axis_name=AXIS, options=options)
-    one, eight = (
-        data_parallel(step, devices=jax.local_devices()[:count], parts=3)(state, batch)[0] for count in (1, 8)
-    )
-    chex.assert_trees_all_close(jax.device_get(one), jax.device_get(eight), rtol=0, atol=F32_SUMS)
+    after = []
+    for parts, devices in ((1, 1), (3, 1), (3, 8)):
+        options = StepOptions(accumulate=parts, extensions=(mixup,), loss=PairLoss(sees_both))
+        step = make_train_step(model, optimizer, axis_name=AXIS, options=options)
+        after.append(data_parallel(step, devices=jax.local_devices()[:devices], parts=parts)(state, batch)[0])
+    for other in after[1:]:
+        chex.assert_trees_all_close(jax.device_get(after[0]), jax.device_get(other), rtol=0, atol=F32_SUMS)
 
 
 def test_a_plain_loss_is_summed_with_both_weights_and_a_pair_loss_sees_the_pair():
@@ -161,7 +195,7 @@ def test_a_plain_loss_is_summed_with_both_weights_and_a_pair_loss_sees_the_pair(
 
     losses = {}
     for name, loss in {"plain": None, "pair": PairLoss(watching)}.items():
-        options = StepOptions(extensions=(ArcMixup(),), **({} if loss is None else {"loss": loss}))
+        options = StepOptions(extensions=(ARC,), **({} if loss is None else {"loss": loss}))
         losses[name] = jax.jit(make_train_step(model, optimizer, options=options))(state, batch)[1].loss
     assert len(seen) == 1
 
