@@ -132,7 +132,7 @@ def test_shuffled_mixtures_keep_the_own_example_and_those_of_one_class_have_weig
     inputs = np.asarray(found.inputs)
     np.testing.assert_allclose(inputs.sum(axis=1), own + other, atol=1e-6)
     for row, weight, label in zip(inputs, other, found.partner.labels, strict=True):
-        (place,) = np.flatnonzero(np.isclose(row, weight) & (LABELS == label))[:1]
+        (place,) = np.flatnonzero(np.isclose(row, weight) & (label == LABELS))[:1]
         assert LABELS[place] == label
 
 
@@ -204,6 +204,6 @@ def test_a_plain_loss_is_summed_with_both_weights_and_a_pair_loss_sees_the_pair(
     logits = model.apply({"params": state.params}, found.inputs).logits
     each = optax.softmax_cross_entropy_with_integer_labels
     pairs = [(found.partner.weight, found.labels), (found.partner.other_weight, found.partner.labels)]
-    np.testing.assert_allclose(losses["plain"], sum(w * each(logits, k) for w, k in pairs).mean(), rtol=1e-5)
+    np.testing.assert_allclose(losses["plain"], np.mean(sum(w * each(logits, k) for w, k in pairs)), rtol=1e-5)
     chosen = sum(w * logits[jnp.arange(2), k] for w, k in pairs)
-    np.testing.assert_allclose(losses["pair"], (chosen**2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(losses["pair"], np.mean(chosen**2), rtol=1e-5)

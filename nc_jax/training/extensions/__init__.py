@@ -1,9 +1,9 @@
 """Extensions that come with the library. Derive your own from `nc_jax.training.Extension`."""
 
-from nc_jax.training.extensions.mixup import Mixup, class_balanced_pairs, shuffled_pairs
 from nc_jax.training.extensions.feature_decay import FeatureDecay
 from nc_jax.training.extensions.logit_memory import LogitMemory
 from nc_jax.training.extensions.masked_softmax import BatchSoftmax, TaskSoftmax
+from nc_jax.training.extensions.mixup import Mixup, class_balanced_pairs, shuffled_pairs
 
 __all__ = [
     "BatchSoftmax",
