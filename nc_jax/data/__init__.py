@@ -6,11 +6,16 @@ Import four modules explicitly (`from nc_jax.data import sources`), because they
 
 from nc_jax.data.arrays import LabelledArrays
 from nc_jax.data.batch import Batch, Partner, known_labels
+from nc_jax.data.class_counts import (
+    exponential_counts,
+    majority_counts,
+    pareto_counts,
+    profile_counts,
+    step_counts,
+)
 from nc_jax.data.imbalance import (
     asymmetric_noise,
-    exponential_counts,
     long_tailed,
-    step_counts,
     step_imbalanced,
     subsample,
     symmetric_noise,
@@ -29,6 +34,9 @@ __all__ = [
     "exponential_counts",
     "known_labels",
     "long_tailed",
+    "majority_counts",
+    "pareto_counts",
+    "profile_counts",
     "step_counts",
     "step_imbalanced",
     "subsample",

@@ -60,7 +60,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
         from sklearn.datasets import load_digits  # one second, needed only here
 
-        images, labels = load_digits(return_X_y=True)
+        images, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
         images = images.reshape(-1, 8, 8).astype(np.uint8)
         parts = zip(SPLIT_SIZES, stratified_split(labels), strict=True)
         return {name: self._generate_examples(images, labels, ids) for name, ids in parts}

@@ -7,79 +7,13 @@ the examples stay in their order.
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Integer
 
 from nc_jax.data.arrays import LabelledArrays
+from nc_jax.data.class_counts import exponential_counts, step_counts
 
 # The high half of the random key tells the purpose of the numbers, so a subset and its label noise may share a seed.
 _CHOICE, _NOISE = range(2)
-
-
-def exponential_counts(num_classes: int, largest: int, factor: float) -> Int[np.ndarray, " classes"]:
-    r"""Class sizes that fall from class to class by a constant ratio.
-
-    .. math:: n_k = \lfloor n_{\max} \, r^{k / (K - 1)} \rfloor
-
-    Args:
-        num_classes: K >= 1.
-        largest: size of class 0, n_max >= 0.
-        factor: r in (0, 1], the size of the last class over that of the first. Some papers call r = 0.01 an imbalance
-            ratio of 100.
-
-    Returns:
-        Counts of shape (K,), descending.
-
-    Raises:
-        ValueError: if an argument is out of its range.
-
-    Example:
-        >>> exponential_counts(5, 100, 0.01)
-        array([100,  31,  10,   3,   1])
-
-    Reference: Cui et al. (2019); rounded down as in the released code of Cao et al. (2019).
-    """
-    _check_sizes(num_classes, largest, factor)
-    powers = np.arange(num_classes) / max(num_classes - 1, 1)
-    # Add 1e-9 before rounding down, because 0.57 * 100, for instance, is 56.99999999999999 in floating point.
-    return np.floor(largest * factor**powers + 1e-9).astype(np.int64)
-
-
-def step_counts(
-    num_classes: int,
-    largest: int,
-    factor: float,
-    fraction: float = 0.5,  # released code of Cao et al. (2019): half of the classes
-) -> Int[np.ndarray, " classes"]:
-    r"""Class sizes of two kinds: the first classes are large, and the last classes have r times their size.
-
-    .. math::
-        n_k = n_{\max} \text{ for } k < K - \lfloor \mu K \rfloor, \qquad \lfloor r \, n_{\max} \rfloor \text{ else}
-
-    Args:
-        num_classes: K >= 1.
-        largest: size of the first classes, n_max >= 0.
-        factor: r in (0, 1].
-        fraction: mu in [0, 1], the share of classes that are small.
-
-    Returns:
-        Counts of shape (K,), descending.
-
-    Raises:
-        ValueError: if an argument is out of its range.
-
-    Example:
-        >>> step_counts(5, 100, 0.01)
-        array([100, 100, 100,   1,   1])
-
-    Reference: Buda, Maki and Mazurowski (2018).
-    """
-    _check_sizes(num_classes, largest, factor)
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction must lie in [0, 1]; got {fraction}")
-    counts = np.full(num_classes, largest, dtype=np.int64)
-    small = int(fraction * num_classes + 1e-9)  # 1e-9 against floating-point errors below a whole number
-    counts[num_classes - small :] = int(largest * factor + 1e-9)
-    return counts
 
 
 def subsample(arrays: LabelledArrays, counts: Integer[np.ndarray, " classes"], *, seed: int) -> LabelledArrays:
@@ -279,12 +213,3 @@ def _stream(seed: int, purpose: int) -> np.random.Philox:
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must lie in 0..2^64-1; got {seed}")
     return np.random.Philox(key=seed + (purpose << 64))
-
-
-def _check_sizes(num_classes: int, largest: int, factor: float) -> None:
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1; got {num_classes}")
-    if largest < 0:
-        raise ValueError(f"largest must be at least 0; got {largest}")
-    if not 0 < factor <= 1:
-        raise ValueError(f"factor must lie in (0, 1]; got {factor}")

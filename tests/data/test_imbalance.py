@@ -140,11 +140,12 @@ def test_noise_at_the_ends_of_its_range_is_certain(arrays, rate):
     assert changed.all() if rate else not changed.any()
 
 
+FACTOR = "factor must lie in (0, 1], such as 0.01 for an imbalance ratio of 100"
 REFUSED = [
     (lambda a: exponential_counts(0, 1, 1.0), "num_classes must be at least 1; got 0"),
     (lambda a: exponential_counts(2, -1, 1.0), "largest must be at least 0; got -1"),
-    (lambda a: long_tailed(a, 100.0, seed=0), "factor must lie in (0, 1]; got 100.0"),
-    (lambda a: step_counts(2, 1, 0.0), "factor must lie in (0, 1]; got 0.0"),
+    (lambda a: long_tailed(a, 100.0, seed=0), f"{FACTOR}; got 100.0"),
+    (lambda a: step_counts(2, 1, 0.0), f"{FACTOR}; got 0.0"),
     (lambda a: step_imbalanced(a, 0.1, seed=0, fraction=1.5), "fraction must lie in [0, 1]; got 1.5"),
     (lambda a: take_per_class(a, 61, seed=0), "class 0 must have at least 61 examples; got 40"),
     (
