@@ -46,7 +46,7 @@ class SeenClasses(Extension):
 
     num_classes: int
 
-    def init(self, key):
+    def init(self, key, output):
         return jnp.zeros((self.num_classes,), bool)
 
     def on_output(self, context, state, output, batch):

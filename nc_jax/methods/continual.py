@@ -122,7 +122,7 @@ def batch_masked(setting: Setting) -> tuple[Extension, ...]:
 def remembered(setting: Setting, *, draws: int = 1) -> tuple[Extension, ...]:
     """Replayed examples are pulled to stored logits, and new ones masked."""
     options = setting.continual
-    return LogitMemory(options.memory, setting.num_classes, options.alpha, draws), *masked(setting)
+    return LogitMemory(options.memory, options.alpha, draws), *masked(setting)
 
 
 # --- Heads. Each has a place for every class from the start, also for classes that are still to come. ---

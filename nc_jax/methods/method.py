@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nc_jax.data.class_counts import Profile
 from nc_jax.data.tasks import Change
 from nc_jax.heads import Head, NearestOptions
 from nc_jax.hierarchy import LabelTree
@@ -89,6 +90,61 @@ class ContinualOptions:
                 raise ValueError(f"{name} must be positive and finite; got {getattr(self, name)}")
 
 
+@dataclass(frozen=True)
+class TailOptions:
+    """Settings of long-tailed learning: how unequal the classes are, and what the methods do about it.
+
+    Attributes:
+        ratio: size of the rarest class over that of the most frequent one, in (0, 1]: 0.01 is what papers call an
+            imbalance ratio of 100. None leaves the training set as it is.
+        profile: how the sizes of the classes fall from the most frequent class to the rarest. "exponential": by a
+            constant factor. "step": half of the classes have one size, the others another. "pareto": as the quantiles
+            of a Pareto law. "majority": one class is large, and all others have one size.
+        order: which classes are frequent: drawn with the "seed" of the run, or as "given" by the data set, in the order
+            of the class numbers.
+        tau: strength of the logit adjustment, >= 0, in the methods whose name has "adjusted". 1 makes up for the class
+            sizes exactly, if training finds the probabilities.
+        mixup: alpha > 0 of the Beta law from which mixup and arc-mixup draw their weights.
+        beta: number in [0, 1) of the effective number of examples in the methods class-balanced, ldam and
+            nearest-effective. Larger gives rare classes more weight.
+        second_stage: share of the epochs after which the second stage of crt and lws begins, and the weights of ldam.
+        strength: strength in (0, 1] of the space alignment in the methods whose name has "slerp" or "project"; weight
+            of the penalty in those with "regularised".
+        align_from: share of the epochs, in [0, 1), after which the space alignment begins.
+        align_every: epochs between two of its snapshots of the class means; 0 takes one in every step.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    ratio: float | None = None
+    profile: Profile = "exponential"
+    order: Literal["seed", "given"] = "seed"
+    tau: float = 1.0  # Menon et al. (2021), section 4.2: the value that is consistent
+    mixup: float = 1.0  # Kim and Kim (2024), CIFAR
+    beta: float = 0.9999  # Cao et al. (2019), released program
+    second_stage: float = 0.8  # Cao et al. (2019): from epoch 160 of 200
+    strength: float = 0.5  # halfway to the class means
+    align_from: float = 0.5  # class means mean little before the features have settled
+    align_every: int = 0
+
+    def __post_init__(self):
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise ValueError(
+                f"ratio must lie in (0, 1], the rarest class over the most frequent one, such as 0.01; got {self.ratio}"
+            )
+        for name in ("tau", "align_every"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite; got {getattr(self, name)}")
+        if not 0 < self.mixup < math.inf:
+            raise ValueError(f"mixup must be positive and finite; got {self.mixup}")
+        for name in ("beta", "second_stage", "align_from"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name)}")
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength must lie in (0, 1]; got {self.strength}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """What is known before training about data set and run. Methods take it, so one method serves every data set.
@@ -104,6 +160,7 @@ class Setting:
         head: settings of the head.
         hierarchy: settings of the methods that use a label tree.
         continual: settings of continual learning.
+        tail: settings of long-tailed learning.
         task_of_class: number of the task of each class; None if there is one task, or all tasks have all classes.
     """
 
@@ -116,6 +173,7 @@ class Setting:
     head: NearestOptions = field(default_factory=NearestOptions)
     hierarchy: HierarchyOptions = field(default_factory=HierarchyOptions)
     continual: ContinualOptions = field(default_factory=ContinualOptions)
+    tail: TailOptions = field(default_factory=TailOptions)
     task_of_class: tuple[int, ...] | None = None
 
     def known_tree(self) -> LabelTree:
@@ -127,6 +185,27 @@ class Setting:
         if self.tree is None:
             raise ValueError("this method needs a label tree; got none (name one with --data.tree)")
         return self.tree
+
+    def known_counts(self) -> tuple[int, ...]:
+        """Return the number of training examples of each class, at least 1.
+
+        Raises:
+            ValueError: if they are not known, or a class has none.
+        """
+        if self.class_counts is None:
+            raise ValueError(
+                "this method needs the number of training examples of each class; got none (the training set must be "
+                "in memory, and its classes in an order that does not depend on the seed)"
+            )
+        if 0 in self.class_counts:
+            raise ValueError(
+                f"this method needs a training example of every class; class {self.class_counts.index(0)} has none"
+            )
+        return self.class_counts
+
+    def step_at(self, share: float) -> int:
+        """Return the number of optimiser steps after a share of the epochs, at a whole epoch."""
+        return round(share * self.epochs) * self.epoch_steps
 
 
 def _cross_entropy(setting: Setting) -> Loss:
@@ -157,6 +236,7 @@ class Method:
         stream: function (setting, stream) -> stream, which may change what examples make up which step. It is called
             with the stream that visits every example once per epoch, and returns that stream by default.
         reference: paper, section and equation.
+        caution: what a user should know before this method is trusted; "" says nothing. Comparisons show it.
     """
 
     title: str
@@ -165,3 +245,4 @@ class Method:
     extensions: Callable[[Setting], tuple[Extension, ...]] = _nothing
     stream: Callable[[Setting, Stream], Stream] = _unchanged
     reference: str = ""
+    caution: str = ""

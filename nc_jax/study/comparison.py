@@ -19,8 +19,7 @@ from nc_jax.study.ledger import Ledger
 from nc_jax.study.programs import shared_programs
 from nc_jax.study.progress import Progress
 from nc_jax.study.settings import Comparison, Group, expand
-from nc_jax.study.tasks import arranged
-from nc_jax.study.trainers import SPLITS, data_of, epochs_of, held_out_parts, make_stream, make_trainer
+from nc_jax.study.trainers import SPLITS, data_of, epochs_of, held_out_parts, make_stream, make_trainer, of_run
 from nc_jax.training import MetricsLog, NonFiniteError, Trained, Trainer, read_metrics
 from nc_jax.training.running import Watch, watch_nothing
 
@@ -207,7 +206,7 @@ class Session:
 
         def compute() -> Found:
             self.bar.advance(0, f"{name}: compiling, and the first epoch")
-            trainer, own = build(), arranged(data, group.settings.continual, seed)
+            trainer, own = build(), of_run(data, group.settings, seed)
             stream = make_stream(group, own)
             options: Any = {"seed": seed, "run": name, "directory": self.directory, "log": self.log}
             options |= {"stream": stream, "restart": group.settings.restart, "on_epoch": on_epoch}

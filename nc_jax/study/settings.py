@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from nc_jax.heads import NearestOptions
-from nc_jax.methods import ContinualOptions, HierarchyOptions, method
+from nc_jax.methods import ContinualOptions, HierarchyOptions, TailOptions, method
 from nc_jax.study.backbones import BackboneOptions
 from nc_jax.study.cli import RunOptions
 from nc_jax.study.config import changed, differences
@@ -39,6 +39,7 @@ class Comparison(RunOptions):
         head: choices about fixed, rotated and nearest heads.
         hierarchy: choices about the methods that use a label tree.
         continual: choices about continual learning; --loop.epochs then counts passes over each task's examples.
+        tail: choices about long-tailed learning.
         grid: per case and variant, what it changes in these settings (set by the preset).
     """
 
@@ -54,6 +55,7 @@ class Comparison(RunOptions):
     head: NearestOptions = dataclasses.field(default_factory=NearestOptions)
     hierarchy: HierarchyOptions = dataclasses.field(default_factory=HierarchyOptions)
     continual: ContinualOptions = dataclasses.field(default_factory=ContinualOptions)
+    tail: TailOptions = dataclasses.field(default_factory=TailOptions)
     grid: tyro.conf.Suppress[Mapping[str, Mapping[str, Changes]]] = dataclasses.field(
         default_factory=lambda: {"": {"": {}}}
     )

@@ -30,7 +30,7 @@ def arranged(data: Data, options: ContinualOptions, seed: int) -> Data:
     """
     if options.tasks == 1:
         return data
-    train, test = (_in_memory(part) for part in (data.train, data.test))
+    train, test = (in_memory(part) for part in (data.train, data.test))
     if not (isinstance(train, LabelledArrays) and isinstance(test, LabelledArrays)):
         raise ValueError(f"a set must be in memory to be cut into tasks; got {train!r}")
     if options.scenario == "domain":
@@ -38,7 +38,7 @@ def arranged(data: Data, options: ContinualOptions, seed: int) -> Data:
         numbers = [np.repeat(np.arange(options.tasks), len(part) // options.tasks) for part in (train, test)]
         return data._replace(train=train, test=test, tasks=(numbers[0], numbers[1]))
     tasks = task_of_class(equal_tasks(data.num_classes, options.tasks), data.num_classes)
-    order = None
+    order = data.order
     if options.order == "seed":
         if data.tree is not None:
             raise ValueError(
@@ -46,6 +46,7 @@ def arranged(data: Data, options: ContinualOptions, seed: int) -> Data:
             )
         order = class_order(data.num_classes, seed)
         train, test = (in_order(part, order) for part in (train, test))
+        order = order if data.order is None else data.order[order]
     numbers = tasks[train.labels], tasks[test.labels]
     for part in numbers:
         empty = np.flatnonzero(np.bincount(part, minlength=options.tasks) == 0)
@@ -55,7 +56,7 @@ def arranged(data: Data, options: ContinualOptions, seed: int) -> Data:
 
 
 @functools.lru_cache(maxsize=2)  # the two sets of a run; decoding takes long
-def _in_memory(source: Any) -> Any:
+def in_memory(source: Any) -> Any:
     """Return images that are decoded on demand as arrays: tasks need the labels of all examples."""
     if not isinstance(source, ImageSource):
         return source

@@ -22,10 +22,25 @@ from nc_jax.study.backbones import BackboneOptions, loader, make_backbone, slowe
 from nc_jax.study.data import Data, DataOptions, load
 from nc_jax.study.planning import Plan
 from nc_jax.study.settings import Comparison, Group, expand
+from nc_jax.study.tails import tailed
 from nc_jax.study.tasks import arranged
 from nc_jax.training import StepOptions, Trainer, agd_init, make_optimizer, scaled_rate
 
 SPLITS = 2  # of the training set, on which a learning rate is judged
+
+
+def of_run(data: Data, settings: Comparison, seed: int) -> Data:
+    """Return what a run trains and tests on, which may depend on its seed: a long tail, and a sequence of tasks.
+
+    Args:
+        data: the data set.
+        settings: the settings of the run's group.
+        seed: seed of the run.
+
+    Raises:
+        ValueError: if the set cannot have such a tail or such tasks.
+    """
+    return arranged(tailed(data, settings.tail, seed), settings.continual, seed)
 
 
 def setting_of(settings: Comparison, data: Data) -> Setting:
@@ -33,11 +48,12 @@ def setting_of(settings: Comparison, data: Data) -> Setting:
 
     Args:
         settings: the settings of a group.
-        data: the data set to train on, as `nc_jax.study.tasks.arranged` returns it.
+        data: the data set of one run, as `of_run` returns it.
     """
     loop, options = settings.loop, settings.continual
     by_class = options.tasks > 1 and options.scenario != "domain"
-    known = isinstance(data.train, LabelledArrays) and data.order is None
+    # Tasks may be in an order that depends on the seed; a long tail has the same class sizes for every seed.
+    known = isinstance(data.train, LabelledArrays) and not (by_class and options.order == "seed")
     counts = tuple(data.train.class_counts().tolist()) if known else None  # pyright: ignore[reportAttributeAccessIssue]
     return Setting(
         num_classes=data.num_classes,
@@ -49,6 +65,7 @@ def setting_of(settings: Comparison, data: Data) -> Setting:
         head=settings.head,
         hierarchy=settings.hierarchy,
         continual=options,
+        tail=settings.tail,
         task_of_class=_tasks(data.num_classes, options.tasks) if by_class else None,
     )
 
@@ -62,7 +79,7 @@ def make_stream(group: Group, data: Data) -> Stream:
 
     Args:
         group: the group (row of the table) to train.
-        data: the data set of one run, as `nc_jax.study.tasks.arranged` returns it.
+        data: the data set of one run, as `of_run` returns it.
 
     Raises:
         ValueError: if a setting cannot work.
@@ -88,7 +105,7 @@ def make_trainer(group: Group, data: Data) -> Trainer:
         ValueError: if a setting cannot work.
     """
     settings, chosen = group.settings, method(group.method)
-    data = arranged(data, settings.continual, seed=0)
+    data = of_run(data, settings, seed=0)
     loop, options, setting = settings.loop, settings.optimizer, setting_of(settings, data)
     head = chosen.head(setting)
     agd = options.name == "agd"
@@ -114,7 +131,7 @@ def make_trainer(group: Group, data: Data) -> Trainer:
 
 def stream_of(group: Group) -> Stream:
     """Return the stream of a group's first seed, from which the epochs and steps of its runs are counted."""
-    return make_stream(group, arranged(data_of(group.settings), group.settings.continual, seed=0))
+    return make_stream(group, of_run(data_of(group.settings), group.settings, seed=0))
 
 
 def epochs_of(group: Group) -> int:
@@ -165,7 +182,7 @@ def check(config: Comparison) -> None:
                 "without a value"
             )
         if group.settings.rates:
-            part = arranged(held_out_parts(data)[0], group.settings.continual, seed=0)
+            part = of_run(held_out_parts(data)[0], group.settings, seed=0)
             trainer.check_stream(make_stream(group, part))
 
 

@@ -1,6 +1,6 @@
 """Extensions: what a method adds to a training step besides its head and its loss."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -89,9 +89,14 @@ class Extension:
         """Name under which the step keeps the state and the penalties; the extensions of a step need unique names."""
         return type(self).__name__
 
-    def init(self, key: PRNGKeyArray) -> Any:
-        """Return the initial state: a tree of arrays, or None."""
-        del key
+    def init(self, key: PRNGKeyArray, output: HeadOutput) -> Any:
+        """Return the initial state: a tree of arrays, or None.
+
+        Args:
+            key: random key.
+            output: what the head gives for a batch, as shapes and dtypes (`jax.ShapeDtypeStruct`).
+        """
+        del key, output
 
     def on_batch(self, context: Context, state: Any, batch: Batch) -> Batch:
         """Change the batch before the network sees it (mixup, for instance), and before it is cut into parts.
@@ -144,10 +149,16 @@ class Chain:
         hooks = ("on_batch", "on_features", "on_output", "penalties", "update")
         self.hooks = frozenset(hook for hook in hooks if any(_overrides(one, hook) for one in self.extensions))
 
-    def init(self, key: PRNGKeyArray) -> dict[str, Any] | None:
-        """Return the initial states by name of extension; None if no extension has a state."""
+    def init(self, key: PRNGKeyArray, output_of: Callable[[], HeadOutput]) -> dict[str, Any] | None:
+        """Return the initial states by name of extension; None if no extension has a state.
+
+        Args:
+            key: random key.
+            output_of: () -> what the head gives for a batch, as shapes and dtypes.
+        """
         having = [(number, one) for number, one in enumerate(self.extensions) if _overrides(one, "init")]
-        states = {one.name: one.init(jax.random.fold_in(key, number)) for number, one in having}
+        output = output_of() if having else None
+        states = {one.name: one.init(jax.random.fold_in(key, number), output) for number, one in having}
         return {name: state for name, state in states.items() if state is not None} or None
 
     def has(self, hook: str) -> bool:

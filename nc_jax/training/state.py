@@ -79,6 +79,10 @@ def create_state(
             simplex ETF of K classes).
     """
     variables = (init or jax.jit(model.init))(key, inputs)
+
+    def output_of() -> HeadOutput:
+        return jax.eval_shape(model.apply, {**variables, "params": params}, inputs)
+
     params = variables.pop("params", {})
     if initialise is not None:
         params = initialise(params, key)
@@ -92,7 +96,7 @@ def create_state(
         key=jax.random.bits(key, (2,), jnp.uint32),
         totals=EpochTotals.zero(),
         average=jax.tree.map(jnp.copy, params) if average else None,
-        extensions=Chain(extensions).init(key),
+        extensions=Chain(extensions).init(key, output_of),
     )
 
 

@@ -16,7 +16,7 @@ TASKS = (0, 0, 1, 1)
 SOURCE = LabelledArrays(np.zeros((N, 2)), np.arange(N) % K, K)
 STREAM = Tasks(SOURCE, np.array(TASKS)[SOURCE.labels], batch_size=5, epochs=2)
 MASK, TOLD = TaskSoftmax(TASKS), TaskSoftmax(TASKS, replayed=True)
-STORED = {"der": LogitMemory(9, K, 0.4, draws=1), "derpp": LogitMemory(9, K, 0.4, draws=2)}
+STORED = {"der": LogitMemory(9, 0.4, draws=1), "derpp": LogitMemory(9, 0.4, draws=2)}
 
 
 def setting(task_of_class=TASKS, **options):

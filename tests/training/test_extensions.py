@@ -36,7 +36,7 @@ CONTINUAL = (
         SeenClasses(NUM_CLASSES),
         TaskSoftmax((0, 0, 1, 1)),
         BatchSoftmax(),
-        LogitMemory(capacity=12, num_classes=NUM_CLASSES, weight=0.5),
+        LogitMemory(capacity=12, weight=0.5),
     ),
     Replay(Tasks(TRAIN, TRAIN.labels // 2, batch_size=16, epochs=2), capacity=12, draw_size=8),
 )

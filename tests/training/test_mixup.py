@@ -3,6 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import chex
 import jax
@@ -201,7 +202,8 @@ def test_a_plain_loss_is_summed_with_both_weights_and_a_pair_loss_sees_the_pair(
 
     context_key = jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step), 0)
     found = mixed(batch, context_key)
-    logits = model.apply({"params": state.params}, found.inputs).logits
+    output: Any = model.apply({"params": state.params}, found.inputs)
+    logits = output.logits
     each = optax.softmax_cross_entropy_with_integer_labels
     pairs = [(found.partner.weight, found.labels), (found.partner.other_weight, found.partner.labels)]
     np.testing.assert_allclose(losses["plain"], np.mean(sum(w * each(logits, k) for w, k in pairs)), rtol=1e-5)

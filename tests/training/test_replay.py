@@ -62,7 +62,7 @@ def test_the_loss_of_derpp_is_the_published_one():
     # Two classes, no mask; values of the released program of Kim and Kim (2024).
     logits = [[1.0, 2.0], [0.0, 1.0], [1.0, 1.0], [0.5, 0.5], [0.0, 1.0], [2.0, 0.5]]
     batch = batch_of([1, 1, 0, 1, 0, 0], [0, 0, 1, 1, 2, 2], slot=[-1, -1, 0, 1, -1, -1])
-    memory = LogitMemory(capacity=2, num_classes=2, weight=0.1, draws=2)
+    memory = LogitMemory(capacity=2, weight=0.1, draws=2)
     stored = jnp.array([[0.5, 1.0], [0.0, 2.0]])
     setting = Setting(num_classes=2, continual=ContinualOptions(alpha=0.1, beta=0.5))
     output, context = output_of(logits), context_of(batch)
@@ -107,7 +107,7 @@ def test_new_examples_have_the_classes_of_their_batch():
 
 
 def test_logits_are_stored_where_the_example_is_and_as_they_were_before_the_mask():
-    memory = LogitMemory(capacity=3, num_classes=2, weight=1.0)
+    memory = LogitMemory(capacity=3, weight=1.0)
     batch = batch_of([0, 1, 0], [0, 0, 1], slot=[2, -1, 1])
     output = output_of([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     stored = memory.update(context_of(batch), jnp.zeros((3, 2)), output._replace(logits=-output.logits), batch)
@@ -161,11 +161,11 @@ def test_parts_and_devices_share_a_step_whose_loss_is_the_sum_of_means(name, par
 
 def test_stored_logits_need_a_replay_memory():
     batch = Batch.of(TRAIN.inputs[:8], TRAIN.labels[:8])
-    memory = LogitMemory(capacity=3, num_classes=NUM_CLASSES, weight=1.0)
+    memory = LogitMemory(capacity=3, weight=1.0)
     model, optimizer = Classifier(MLP((), 6), HeadModule(METHODS["er"].head(SETTING))), optax.sgd(0.1)
     state = create_state(model, optimizer, jax.random.key(0), TRAIN.inputs[:1], extensions=(memory,))
     step = make_train_step(model, optimizer, options=StepOptions(extensions=(memory,)))
     with pytest.raises(ValueError, match="replayed examples need a stream with a memory"):
         jax.eval_shape(step, state, batch)
     with pytest.raises(ValueError, match="the weight of stored logits must be positive and finite; got 0"):
-        LogitMemory(capacity=3, num_classes=2, weight=0.0)
+        LogitMemory(capacity=3, weight=0.0)

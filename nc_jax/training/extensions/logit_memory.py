@@ -29,7 +29,6 @@ class LogitMemory(Extension):
 
     Attributes:
         capacity: number of places in the replay memory.
-        num_classes: K.
         weight: :math:`\alpha > 0`.
         draws: number of draws from the memory in each step; the penalty is on the first.
 
@@ -40,7 +39,6 @@ class LogitMemory(Extension):
     """
 
     capacity: int
-    num_classes: int
     weight: float
     draws: int = 1
 
@@ -48,10 +46,10 @@ class LogitMemory(Extension):
         if not 0 < self.weight < math.inf:
             raise ValueError(f"the weight of stored logits must be positive and finite; got {self.weight}")
 
-    def init(self, key: PRNGKeyArray) -> Float[Array, "capacity classes"]:
+    def init(self, key: PRNGKeyArray, output: HeadOutput) -> Float[Array, "capacity classes"]:
         """Return an empty memory."""
         del key
-        return jnp.zeros((self.capacity, self.num_classes))
+        return jnp.zeros((self.capacity, output.logits.shape[-1]))
 
     def penalties(
         self, context: Context, state: Any, output: HeadOutput, batch: Batch
