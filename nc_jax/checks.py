@@ -136,10 +136,57 @@ def checked_scores(logits: Reals, labels: Labels) -> tuple[Float[Array, "batch c
     Raises:
         ValueError: if the logits do not have shape (N, K), or the labels are not integers of shape (N,) in -1..K-1.
     """
+    logits = checked_logits(logits)
+    return logits, checked_labels(labels, logits.shape[1], rows=len(logits), of="logits")
+
+
+def checked_logits(logits: Reals) -> Float[Array, "batch classes"]:
+    """Return logits in at least float32, once they have shape (N, K) with K >= 1."""
     logits = at_least_float32(real_array(logits, "logits"))
     if logits.ndim != 2 or not logits.shape[1]:
         raise ValueError(f"logits must have shape (batch, classes); got {logits.shape}")
-    return logits, checked_labels(labels, logits.shape[1], rows=len(logits), of="logits")
+    return logits
+
+
+def checked_per_class(
+    values: Reals, name: str, num_classes: int | None = None, *, positive: bool = False, at_most: float = np.inf
+) -> Float[Array, " classes"]:
+    """Return one number for each class, such as counts or weights, in at least float32.
+
+    Integers come in JAX's default floating dtype: in float64 if `jax_enable_x64` is set.
+
+    Args:
+        values: shape (K,).
+        name: name of the argument, for the error.
+        num_classes: K; None for any number of classes.
+        positive: refuse zeros, too.
+        at_most: largest number that is allowed.
+
+    Raises:
+        ValueError: if the numbers are not real or not one for each class or, for values that are known, one of them is
+            negative, not finite, or outside of what is allowed.
+
+    Example:
+        >>> checked_per_class([30, 5], "counts", 2).tolist()
+        [30.0, 5.0]
+    """
+    array = as_array(values, name)
+    if not is_real(array.dtype):
+        raise ValueError(f"{name} must be real numbers of at most 64 bits; got dtype {array.dtype}")
+    if array.ndim != 1 or not len(array) or num_classes not in (None, len(array)):
+        each = "each class" if num_classes is None else f"each of the {num_classes} classes"
+        raise ValueError(f"{name} must hold one number for {each}; got shape {array.shape}")
+    if not is_traced(array) and getattr(array, "is_fully_addressable", True):
+        known = np.asarray(array).astype(np.float64)
+        allowed = np.isfinite(known) & (known <= at_most) & (known > 0 if positive else known >= 0)
+        if not allowed.all():
+            wanted = "be finite and above 0" if positive else "be finite and at least 0"
+            wanted = wanted if at_most == np.inf else f"lie in 0..{at_most:g}"
+            first = int(np.argmin(allowed))
+            raise ValueError(f"{name} must {wanted} for every class; got {known[first]:g} for class {first}")
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        array = array.astype(jax.dtypes.canonicalize_dtype(float))  # in NumPy, as in real_array
+    return at_least_float32(real_array(array, name))
 
 
 def checked_mask(mask: Mask, rows: int) -> Bool[Array, " batch"]:

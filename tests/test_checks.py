@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nc_jax import heads, losses, metrics
-from nc_jax.checks import checked_labels, checked_mask, real_array, without_class
+from nc_jax.checks import checked_labels, checked_mask, checked_per_class, real_array, without_class
 from nc_jax.data import LabelledArrays
 
 K, DIM, N = 4, 3, 6
@@ -52,6 +52,22 @@ def test_padding_is_no_mistake_unless_the_mask_says_so():
     assert without_class(labels, K).tolist() == [True, False, False, False, True]
     mask = jnp.array([False, True, True, True, True])
     assert without_class(labels, K, mask).tolist() == [False, True, False, False, True]
+
+
+def test_numbers_of_classes_keep_their_values_in_every_dtype():
+    for dtype in ("int8", "uint64", "float16", "float64"):
+        found = checked_per_class(np.array([3, 0], dtype), "counts", 2)
+        assert found.dtype == jnp.float32
+        assert found.tolist() == [3, 0]
+    assert checked_per_class(jnp.array([3, 0], jnp.bfloat16), "counts").dtype == jnp.float32
+    np.testing.assert_allclose(checked_per_class([10**12, 1], "counts"), [1e12, 1], rtol=1e-7)
+
+
+def test_numbers_of_classes_are_refused_by_shape_where_values_are_unknown():
+    refuse = jax.jit(lambda counts: checked_per_class(counts, "counts", 3, positive=True))
+    assert refuse(jnp.array([1.0, -1.0, jnp.nan]))[1] == -1
+    with pytest.raises(ValueError, match=r"counts must hold one number for each of the 3 classes; got shape \(2,\)"):
+        refuse(jnp.ones(2))
 
 
 def test_masks_are_booleans():
@@ -127,6 +143,8 @@ DOORS = {
     "cross-entropy": lambda features, labels: losses.cross_entropy(features, labels),
     "alignment": lambda features, labels: losses.cosine_alignment(features, labels, FRAME, np.eye(K)),
     "embedding": lambda features, labels: losses.cosine_embedding(features, labels, FRAME),
+    "dot regression": lambda features, labels: losses.dot_regression(features, labels, FRAME),
+    "focal": lambda features, labels: losses.focal(features, labels),
     "soft labels": lambda features, labels: losses.soft_label_loss(features, labels, np.eye(DIM)),
     "logit margins": metrics.logit_margins,
     "cosine margins": lambda features, labels: metrics.cosine_margins(features, FRAME, labels),

@@ -32,6 +32,7 @@ FEATURES, LABELS = RNG.normal(size=(N, DIM)).astype(np.float32), np.arange(N) % 
 FRAME, BIAS = RNG.normal(size=(DIM, K)).astype(np.float32), np.ones(K, np.float32)
 TREE = LabelTree.from_edges(PAIRS)
 KEY = jax.random.key(0)
+COUNTS = np.array([40, 20, 10, 5])
 DISTANCES = np.ones((4, 4)) - np.eye(4)
 
 
@@ -93,6 +94,13 @@ CALLS = {
     "cross-entropy": lambda: losses.cross_entropy(LOGITS, LABELS),
     "alignment": lambda: losses.cosine_alignment(FEATURES, LABELS, FRAME, np.eye(K)),
     "soft labels": lambda: losses.soft_label_loss(LOGITS, LABELS, losses.soft_targets(TREE.distances())),
+    "dot regression": lambda: losses.dot_regression(FEATURES, LABELS, FRAME, lengths=losses.class_lengths(COUNTS)),
+    "long tails": lambda: (
+        losses.balanced_softmax(LOGITS, LABELS, COUNTS),
+        losses.ldam(LOGITS, LABELS, losses.ldam_margins(COUNTS), weights=losses.effective_number_weights(COUNTS)),
+        losses.smoothed_cross_entropy(LOGITS, LABELS, losses.label_aware_smoothing(COUNTS)),
+        losses.focal(LOGITS, LABELS),
+    ),
     "levels": lambda: losses.hierarchy_aware_features(
         [jnp.asarray(LOGITS[:, :2]), jnp.asarray(LOGITS)],
         [jnp.asarray(FRAME[:, :2]), jnp.asarray(FRAME)],

@@ -8,6 +8,7 @@ from nc_jax.losses.alignment import (
     mixing_schedule,
 )
 from nc_jax.losses.arc_mixup import arc_log_loss, arc_weights, features_of_classes, log_loss
+from nc_jax.losses.dot_regression import class_lengths, dot_regression
 from nc_jax.losses.label_trees import (
     conditional_risk_scores,
     hierarchical_cross_entropy,
@@ -26,21 +27,42 @@ from nc_jax.losses.levels import (
     summed_probabilities,
 )
 from nc_jax.losses.masks import mask_logits, same_task
+from nc_jax.losses.priors import (
+    SmoothingForm,
+    adjusted_logits,
+    balanced_softmax,
+    label_aware_smoothing,
+    ldam,
+    ldam_margins,
+    smoothed_cross_entropy,
+)
+from nc_jax.losses.reweighting import effective_number_weights, effective_numbers, focal
 
 __all__ = [
     "MixingSchedule",
+    "SmoothingForm",
+    "adjusted_logits",
     "arc_log_loss",
     "arc_weights",
+    "balanced_softmax",
+    "class_lengths",
     "conditional_risk_scores",
     "cosine_alignment",
     "cosine_embedding",
     "cross_entropy",
     "dissimilarity",
+    "dot_regression",
+    "effective_number_weights",
+    "effective_numbers",
     "feature_slices",
     "features_of_classes",
+    "focal",
     "hierarchical_cross_entropy",
     "hierarchy_aware_features",
     "jensen_shannon",
+    "label_aware_smoothing",
+    "ldam",
+    "ldam_margins",
     "level_cross_entropies",
     "level_geometry",
     "level_weights",
@@ -48,6 +70,7 @@ __all__ = [
     "mask_logits",
     "mixing_schedule",
     "same_task",
+    "smoothed_cross_entropy",
     "soft_label_loss",
     "soft_targets",
     "summed_probabilities",
