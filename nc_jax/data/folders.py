@@ -18,6 +18,7 @@ from jaxtyping import Bool
 
 from nc_jax.data.decoding import BACKGROUND, ENDINGS, read_header, readable
 from nc_jax.data.images import ImageSource
+from nc_jax.data.parts import share_of_each_class
 
 # Common names of the split to test on, in the order of preference.
 TEST_SPLITS = ("test", "validation", "val")
@@ -162,10 +163,31 @@ def usual_size(root: Path, *, test_share: float | None = None) -> int:
     files = [file for images in found.values() for file in images]
     if not files:
         raise _without_images(base)
+    return usual_side(files)
+
+
+def usual_side(files: Sequence[Path]) -> int:
+    """A size for images in files, found as `usual_size` does.
+
+    Raises:
+        ValueError: if a file is not an image that can be read.
+    """
     chosen = {int(place) for place in np.linspace(0, len(files) - 1, SAMPLE)}
     headers = [read_header(files[place]) for place in sorted(chosen)]
     side = min(int(np.median([min(header.width, header.height) for header in headers])), LARGEST)
     return max(side - side % (16 if side >= 64 else 8), min(side, 8))
+
+
+def remarks(files: Iterable[Path]) -> list[str]:
+    """Check the header of every image, and say what is not read as it is stored; nothing where all is.
+
+    Raises:
+        ValueError: if a file is not an image that can be read.
+    """
+    headers = [read_header(file) for file in files]
+    several, transparent = (sum(getattr(header, name) for header in headers) for name in ("several", "transparent"))
+    found = [f"{transparent} with transparency, laid over {BACKGROUND}"] if transparent else []
+    return found + ([f"{several} with several frames or pages, of which the first is read"] if several else [])
 
 
 def _classes_in(root: Path, test_share: float | None) -> Path:
@@ -241,28 +263,21 @@ def _hidden(name: str) -> bool:
 
 def _held_out(labels: Sequence[int], classes: Sequence[str], share: float) -> Bool[np.ndarray, " examples"]:
     """Choose the examples to test on: this share of each class, but one at least and not all."""
-    chosen = np.zeros(len(labels), bool)
-    for label, name in enumerate(classes):
-        members = np.flatnonzero(np.asarray(labels) == label)
-        if len(members) < 2:
-            raise ValueError(f"a class must have two images at least to share with the test set; {name!r} has one")
-        count = min(max(round(share * len(members)), 1), len(members) - 1)
-        # Raw random numbers, which NumPy guarantees for all its versions, of each class by itself.
-        numbers = np.random.Philox(key=SPLIT_SEED + (label << 64)).random_raw(len(members))
-        chosen[members[np.argsort(numbers, kind="stable")[:count]]] = True
-    return chosen
+    counts = np.bincount(labels, minlength=len(classes))
+    if counts.min() < 2:
+        raise ValueError(
+            f"a class must have two images at least to share with the test set; {classes[counts.argmin()]!r} has one"
+        )
+    return share_of_each_class(np.asarray(labels), share, seed=SPLIT_SEED)
 
 
 def _said(files: Sequence[Path], folder: Path, classes: Iterable[str], left_out: Counter[str]) -> str:
     """Check the files; say what was left out, and what is not read as it is stored; "" if there is nothing to say."""
-    headers = [read_header(file) for file in files]
-    several, transparent = (sum(getattr(header, name) for header in headers) for name in ("several", "transparent"))
     nested = sum(file.parent.parent != folder for file in files)
     alike = Counter(name.casefold() for name in classes)
     parts = [f"left out: {_counted(left_out)}"] if left_out.total() else []
     parts += [f"{nested} in folders below those of their classes"] if nested else []
-    parts += [f"{transparent} with transparency, laid over {BACKGROUND}"] if transparent else []
-    parts += [f"{several} with several frames or pages, of which the first is read"] if several else []
+    parts += remarks(files)
     parts += [f"several classes are called {name!r} in large or small letters" for name in alike if alike[name] > 1]
     return "; ".join(parts)
 

@@ -1,4 +1,4 @@
-"""Data sets by name: those of TensorFlow Datasets (TFDS), our own embedded ones, and folders of images or IDX files.
+"""Data sets by name: of TensorFlow Datasets (TFDS), embedded ones, folders of images or IDX files, tables of numbers.
 
 `load` reads from disk and never downloads. If a set has not been prepared, `load` raises an error at once, with the
 command that prepares the set. (TFDS itself would retry the download for more than three minutes.) `prepare` downloads.
@@ -7,20 +7,16 @@ Reading does not need TensorFlow: TFDS reads the records from ArrayRecord files,
 
 import contextlib
 import dataclasses
-import http.client
 import importlib.util
 import os
 import shlex
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from nc_jax.data import digits, folders, glyphs, idx
+from nc_jax.data import digits, folders, glyphs, idx, lists, servers, tables
 from nc_jax.data.arrays import LabelledArrays
 from nc_jax.data.images import ImageSource
 
@@ -47,19 +43,6 @@ EMBEDDED = {"digits": digits.Digits, "glyphs": glyphs.Glyphs}
 IDX = "idx:"  # before the path of a folder of IDX files, as MNIST has them
 LARGE = ("imagenet2012", "places365_small")  # images without a common size, 350 GB of pixels
 IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
-
-# The servers that TFDS 4.9.10 downloads from, to find out in three seconds whether they can be reached.
-HOMES = {
-    "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/",
-    "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-    "emnist": "https://biometrics.nist.gov/cs_links/EMNIST/",
-    "svhn_cropped": "http://ufldl.stanford.edu/housenumbers/",
-    "cifar10": "https://www.cs.toronto.edu/~kriz/",
-    "cifar100": "https://www.cs.toronto.edu/~kriz/",
-    "stl10": "http://ai.stanford.edu/~acoates/stl10/",
-    "places365_small": "http://data.csail.mit.edu/places/places365/",
-}
-REACH_TIMEOUT = 3.0  # seconds; a server that needs longer to answer is taken for unreachable
 IMAGE_SIZE = 224  # side of the crops of large sets: He et al. (2016)
 
 
@@ -97,26 +80,27 @@ def load(
     Args:
         name: a key of `SPLITS`, possibly with one of its `CONFIGS` ("cifar10", "emnist/letters", "glyphs/hard"); or a
             folder of images in the layout of `nc_jax.data.folders`, as a path from `data_dir` or from here; or "idx:"
-            and the path of a folder of IDX files, for which see `nc_jax.data.idx`.
+            and the path of a folder of IDX files, for which see `nc_jax.data.idx`; or a table of numbers, which is a
+            key of `nc_jax.data.tables.FILES`, or "rda:" and the path of a file of R.
         split: one of `splits(name)`.
         data_dir: root folder of prepared sets; None is the TFDS default, `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
         in_memory: True returns `LabelledArrays`, False an `ImageSource`. None returns an `ImageSource` for folders and
             for the `LARGE` sets, and arrays for all other sets. An `ImageSource` of a folder or a large set crops
             squares at the centre; use `ImageSource.cropped` for random crops in training.
-        test_share: for folders of images without a split to test on, which share of each class to test on; see
-            `nc_jax.data.folders.load`.
+        test_share: for folders of images without a split to test on, and for tables, which share of each class to test
+            on; see `nc_jax.data.folders.load` and `nc_jax.data.tables.load`.
         image_size: side of those squares in pixels. None is 224 for large sets, and for a folder of images the size
             that `nc_jax.data.folders.usual_size` finds. Images in memory, and sets with images of one size, keep it.
 
     Returns:
-        Images (N, H, W, C), uint8, with labels; or a source of such images.
+        Images (N, H, W, C), uint8, with labels; or a source of such images; or the numbers of a table (N, D), float32.
 
     Raises:
         ValueError: if there is no such set or split; if images without a common size are to be in memory; if there is a
-            `test_share` or an `image_size` where it has no meaning; if IDX files are to stay out of memory; if files
-            are damaged, lack the split, or have a format without random access.
+            `test_share` or an `image_size` where it has no meaning; if IDX files or tables are to stay out of memory;
+            if files are damaged, lack the split, or have a format without random access.
         FileNotFoundError: if the set has not been prepared; the message says how to prepare it. Or if there are no IDX
-            files in the folder.
+            files in the folder, or no such table.
 
     Example:
         >>> import tempfile
@@ -124,6 +108,11 @@ def load(
         ...     load("digits", "test", folder)
         LabelledArrays(360 examples of shape (64,) float32, 10 classes)
     """
+    if tables.is_table(name):
+        _refuse_size(image_size, name)
+        if in_memory is False:
+            raise ValueError(f"a table is read into memory; got in_memory=False for {name}")
+        return tables.load(name, split, _root(data_dir), test_share=test_share)
     if name.startswith(IDX):
         _refuse_share(test_share, name)
         _refuse_size(image_size, name)
@@ -177,6 +166,36 @@ def load(
         return source.in_memory(shape)
 
 
+def load_lists(
+    name: str,
+    train_list: str | Path,
+    test_list: str | Path,
+    data_dir: str | Path | None = None,
+    *,
+    image_size: int | None = None,
+) -> tuple[ImageSource, ImageSource]:
+    """The images that two lists of files name, for training and for testing.
+
+    Args:
+        name: folder of the images, as a path from `data_dir` or from here.
+        train_list: file with a line for each image to train on; see `nc_jax.data.lists.load`.
+        test_list: file with a line for each image to test on.
+        data_dir: as for `load`.
+        image_size: side of the central squares to which images are cropped, in pixels. None is the size that
+            `nc_jax.data.folders.usual_side` finds for the training images.
+
+    Raises:
+        ValueError: if the name is not that of a folder of images, or a list cannot be used.
+        FileNotFoundError: if there is no such list.
+    """
+    if name.startswith(IDX) or tables.is_table(name) or _is_named(name):
+        raise ValueError(f"lists name images in a folder, which must be given by its path; got {name!r}")
+    found = lists.load(_folder(name, data_dir), Path(train_list), Path(test_list))
+    records: Any = found[0].records
+    size = folders.usual_side(records.files) if image_size is None else image_size
+    return found[0].cropped(size), found[1].cropped(size)
+
+
 def splits(name: str, data_dir: str | Path | None = None, *, test_share: float | None = None) -> tuple[str, ...]:
     """Names of the splits of a set that have labels. The first is for training, the second for testing.
 
@@ -193,6 +212,8 @@ def splits(name: str, data_dir: str | Path | None = None, *, test_share: float |
         >>> splits("imagenet2012")
         ('train', 'validation')
     """
+    if tables.is_table(name):
+        return ("train", "test")
     if name.startswith(IDX):
         _refuse_share(test_share, name)
         return tuple(idx.PREFIXES)
@@ -231,9 +252,10 @@ def prepare(name: str, data_dir: str | Path | None = None) -> Path:
     folder = _newest_version(base, config, root)
     if folder is not None:
         return folder
-    if base in HOMES and not _answers(HOMES[base]):
+    home = servers.HOMES.get(base)
+    if home is not None and not servers.answers(home):
         raise ConnectionError(
-            f"{HOMES[base]} must answer within {REACH_TIMEOUT:g} s for {base} to be downloaded; got no answer"
+            f"{home} must answer within {servers.REACH_TIMEOUT:g} s for {base} to be downloaded; got no answer"
         )
     manual = root / "downloads" / "manual"
     if base == "imagenet2012" and not any((manual / archive).exists() for archive in IMAGENET_ARCHIVES):
@@ -274,7 +296,7 @@ def known_name(name: str) -> str:
 
 def _refuse_share(test_share: float | None, name: str) -> None:
     if test_share is not None:
-        raise ValueError(f"test_share is for folders of images; got test_share={test_share:g} for {name}")
+        raise ValueError(f"test_share is for folders of images and tables; got test_share={test_share:g} for {name}")
 
 
 def _refuse_size(image_size: int | None, name: str) -> None:
@@ -294,7 +316,8 @@ def _folder(name: str, data_dir: str | Path | None) -> Path:
     folder = _below_or_here(name, root)
     if not folder.is_dir():
         raise ValueError(
-            f"name must be one of {_listed(SPLITS)}, or a folder of images here or in {root}; got {name!r}"
+            f"name must be one of {_listed((*SPLITS, *tables.FILES))}, or a folder of images here or in {root}; "
+            f"got {name!r}"
         )
     if idx.holds_idx(folder):
         raise ValueError(f"a folder of IDX files must be named with {IDX!r} before it; got {name!r}")
@@ -357,25 +380,6 @@ def _check_readable(info: tfds.core.DatasetInfo, split: str, folder: Path, root:
         )
     if split not in info.splits:
         raise ValueError(f"{where} must hold the split {split!r}; got {_listed(info.splits)}")
-
-
-def _answers(url: str) -> bool:
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_TIMEOUT).close()
-            answered.set()
-        except urllib.error.HTTPError:
-            answered.set()  # an HTTP error is an answer, too: the server can be reached
-        except (OSError, http.client.HTTPException):
-            pass
-
-    # In a thread, because a socket's timeout does not limit the time of the name look-up.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(REACH_TIMEOUT)
-    return answered.is_set()
 
 
 @contextlib.contextmanager

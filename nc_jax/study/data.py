@@ -14,6 +14,7 @@ from nc_jax.data import (
     glyphs,
     hierarchies,
     sources,
+    tables,
     take_per_class,
 )
 from nc_jax.data.augment import AUGMENTATIONS, make, make_preprocess
@@ -32,8 +33,12 @@ class DataOptions:
 
     Attributes:
         name: name of the data set: digits, glyphs, glyphs/low-data, cifar10 and others that
-            `nc_jax.data.sources.load` knows, the path of a folder of images, or "idx:" and the path of a folder of
-            IDX files, as MNIST and Fashion-MNIST have them.
+            `nc_jax.data.sources.load` knows, the path of a folder of images, "idx:" and the path of a folder of IDX
+            files, as MNIST and Fashion-MNIST have them, or a table of numbers for the MLP: shuttle, letter, vowel,
+            satellite, or "rda:" and the path of a data file of R.
+        train_list: file with a line "path label" for each image to train on, as ImageNet-LT and Places-LT have it; the
+            images lie in the folder that is the name of the data set. None takes the images as they lie in folders.
+        test_list: such a file of the images to test on.
         tree: label tree of the classes: a name that `nc_jax.data.hierarchies.load` knows, or the path of a file. "flat"
             puts all classes at the same distance. None is no tree, for methods that need none.
         tree_parents: what becomes of a node with several parents in a tree's file: "one" refuses it, "shallowest" keeps
@@ -51,12 +56,15 @@ class DataOptions:
         image_size: height and width, in pixels, to which the images of a folder or of ImageNet are brought. None takes
             the median of the shorter sides of a folder's images, at most 224, and 224 for other sets.
         test_share: share of the images of each class that are tested on, where a folder of images has no split for
-            that, such as 0.2 for FOLDER/class/image. The same ones for every seed. None uses the folder's own splits.
+            that, such as 0.2 for FOLDER/class/image; or of the rows of a table. The same ones for every seed. None uses
+            the folder's own splits, and a quarter of a table.
         data_dir: folder in which TFDS keeps prepared data and in which folders of images are looked for. None is the
             default folder of TFDS.
     """
 
     name: str = "digits"
+    train_list: str | None = None
+    test_list: str | None = None
     tree: str | None = None
     tree_parents: Parents = "one"
     tree_inner: hierarchies.Inner = "refuse"
@@ -142,7 +150,8 @@ def load(options: DataOptions, *, flat: bool = False, seed: int = 0) -> Data:
 
     Args:
         options: which data set, and how it is changed.
-        flat: for an MLP: digits as vectors instead of images, and a line on standard error for more than `MANY_INPUTS`.
+        flat: for an MLP, which a table needs: digits as vectors instead of images, and a line on standard error for
+            more than `MANY_INPUTS`.
         seed: seed of the choice that `per_class` makes, and of random crops.
 
     Raises:
@@ -162,6 +171,23 @@ def load(options: DataOptions, *, flat: bool = False, seed: int = 0) -> Data:
             f"image_size and test_share are for images in files; got image_size={options.image_size}, "
             f"test_share={options.test_share} for {name}"
         )
+    lists, table = (options.train_list, options.test_list), tables.is_table(name)
+    if (lists[0] is None) != (lists[1] is None):
+        raise ValueError(
+            f"train_list and test_list must be given together; got train_list={lists[0]!r}, test_list={lists[1]!r}"
+        )
+    if lists[0] is not None and (base in sources.EMBEDDED or options.test_share is not None):
+        raise ValueError(
+            "train_list and test_list are for folders of images, and say what to test on; got "
+            f"test_share={options.test_share} for {name}"
+        )
+    if table and not flat:
+        raise ValueError(
+            "a table has vectors for the MLP (--backbone.name mlp, flat=True), and no images for another network; got "
+            f"{name}"
+        )
+    if table and options.augmentation != "none":
+        raise ValueError(f"tables have no augmentation: they are vectors; got {options.augmentation!r} for {name}")
     train: Any
     test: Any
     if base == "digits":
@@ -182,7 +208,7 @@ def load(options: DataOptions, *, flat: bool = False, seed: int = 0) -> Data:
         train = take_per_class(train, options.per_class, seed=seed)
     if options.without_class is not None:
         train = _without(train, options.without_class, name)
-    named = base == "digits"
+    ready = table or base == "digits"
     shape = train.take(np.zeros(1, np.int64)).inputs.shape[1:]
     if flat and math.prod(shape) > MANY_INPUTS:
         say(
@@ -193,8 +219,8 @@ def load(options: DataOptions, *, flat: bool = False, seed: int = 0) -> Data:
     return Data(
         train,
         test,
-        augment=None if named or options.augmentation == "none" else make(options.augmentation),
-        preprocess=None if named else make_preprocess(sources.known_name(name)),
+        augment=None if ready or options.augmentation == "none" else make(options.augmentation),
+        preprocess=None if ready else make_preprocess(sources.known_name(name)),
         size=shape[0],
         tree=_tree(options, train.class_names),
     )
@@ -216,6 +242,21 @@ def _centred_digits(data_dir: str | None, shape: tuple[int, ...]) -> tuple[Label
 
 
 def _prepared(options: DataOptions, seed: int) -> tuple[Any, Any]:
+    if options.train_list is not None and options.test_list is not None:
+        train, test = sources.load_lists(
+            options.name, options.train_list, options.test_list, options.data_dir, image_size=options.image_size
+        )
+    else:
+        train, test = _in_splits(options)
+    if isinstance(train, ImageSource) and isinstance(test, ImageSource):
+        size = train.size
+        assert size is not None, "sources that crop have one"
+        train = train.stretched(size) if options.train_crop == "stretch" else train.cropped(size, seed=seed)
+        test = test.stretched(size) if options.test_crop == "stretch" else test.cropped(size)
+    return train, test
+
+
+def _in_splits(options: DataOptions) -> tuple[Any, Any]:
     splits = sources.splits(options.name, options.data_dir, test_share=options.test_share)
     if len(splits) < 2:
         raise ValueError(
@@ -224,11 +265,6 @@ def _prepared(options: DataOptions, seed: int) -> tuple[Any, Any]:
         )
     given: Any = {"test_share": options.test_share, "image_size": options.image_size}
     train, test = (sources.load(options.name, split, options.data_dir, **given) for split in splits[:2])
-    if isinstance(train, ImageSource) and isinstance(test, ImageSource):
-        size = train.size
-        assert size is not None, "sources that crop have one"
-        train = train.stretched(size) if options.train_crop == "stretch" else train.cropped(size, seed=seed)
-        test = test.stretched(size) if options.test_crop == "stretch" else test.cropped(size)
     return train, test
 
 

@@ -180,7 +180,7 @@ def test_missing_files_are_named_with_what_to_do(folder, tmp_path):
 MISTAKES = [
     (lambda name: sources.load(name, "val"), "split of {folder} must be one of 'train', 'test'; got 'val'"),
     (lambda name: sources.load(name, "train", in_memory=False), "IDX files are read into memory; got in_memory=False"),
-    (lambda name: load(DataOptions(name, test_share=0.2)), "test_share is for folders of images; got test_share=0.2"),
+    (lambda name: load(DataOptions(name, test_share=0.2)), "test_share is for folders of images and tables; got"),
     (lambda name: load(DataOptions(name, image_size=8)), "image_size is for folders of images and for"),
     (lambda name: load(DataOptions(name, num_classes=2)), "only the glyphs come with any number of classes"),
     (lambda name: load(DataOptions(name[4:])), "a folder of IDX files must be named with 'idx:' before it; got "),

@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from prepared import encoded, smooth, written
 
-from nc_jax.data import LabelledArrays, glyphs, sources
+from nc_jax.data import LabelledArrays, glyphs, servers, sources
 from nc_jax.data import images as image_sources
 from nc_jax.data.images import ImageSource
 from nc_jax.streams import batches
@@ -200,7 +200,8 @@ REFUSED = [
     (
         lambda folder: sources.load("cifar", "train", folder),
         "name must be one of 'digits', 'glyphs', 'mnist', 'fashion_mnist', 'emnist', 'svhn_cropped', 'cifar10', "
-        "'cifar100', 'stl10', 'imagenet2012', 'places365_small', or a folder of images here or in ",
+        "'cifar100', 'stl10', 'imagenet2012', 'places365_small', 'shuttle', 'letter', 'vowel', 'satellite', "
+        "or a folder of images here or in ",
     ),
     (
         lambda folder: sources.load("emnist/all", "train", folder),
@@ -214,7 +215,7 @@ REFUSED = [
     ),
     (
         lambda folder: sources.load("cifar10", "train", folder, test_share=0.2),
-        "test_share is for folders of images; got test_share=0.2 for cifar10",
+        "test_share is for folders of images and tables; got test_share=0.2 for cifar10",
     ),
     (lambda folder: sources.splits("cifar10", folder, test_share=0.2), "test_share is for folders of images"),
     (
@@ -253,7 +254,7 @@ def test_a_missing_set_is_an_error_at_once_that_says_how_to_prepare_it(tmp_path,
     def ask(*arguments, **options):
         raise AssertionError("the network is asked")
 
-    monkeypatch.setattr(sources.urllib.request, "urlopen", ask)
+    monkeypatch.setattr(servers.urllib.request, "urlopen", ask)
     folder = tmp_path / "my data"
     with pytest.raises(FileNotFoundError) as caught:
         sources.load(name, "train", folder)
@@ -340,7 +341,7 @@ CLOSED = "http://127.0.0.1:9/"  # the discard port: nobody listens
 
 
 def test_preparing_without_a_connection_says_who_must_answer(tmp_path, monkeypatch):
-    monkeypatch.setitem(sources.HOMES, "cifar10", CLOSED)
+    monkeypatch.setitem(servers.HOMES, "cifar10", CLOSED)
     with pytest.raises(ConnectionError, match=f"^{CLOSED} must answer within 3 s for cifar10 to be downloaded; got no"):
         sources.prepare("cifar10", tmp_path)
 
@@ -351,9 +352,9 @@ def test_a_server_that_hangs_is_given_up(monkeypatch):
         raise OSError("given up")
 
     done = threading.Event()
-    monkeypatch.setattr(sources, "REACH_TIMEOUT", 0.05)
-    monkeypatch.setattr(sources.urllib.request, "urlopen", hang)
-    assert not sources._answers(CLOSED)
+    monkeypatch.setattr(servers, "REACH_TIMEOUT", 0.05)
+    monkeypatch.setattr(servers.urllib.request, "urlopen", hang)
+    assert not servers.answers(CLOSED)
     done.set()
 
 
@@ -363,7 +364,7 @@ def test_preparing_imagenet_asks_for_its_archives(tmp_path):
 
 
 def test_preparing_without_tensorflow_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_answers", lambda url: True)
+    monkeypatch.setattr(servers, "answers", lambda url: True)
     monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
     sentence = "TensorFlow must be installed to prepare mnist (pip install 'nc_jax[datasets]'); got no such module"
     with pytest.raises(RuntimeError, match=f"^{re.escape(sentence)}$"):

@@ -1,0 +1,35 @@
+"""Which examples of a set are tested on: a share of every class, however unequal the classes are."""
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+
+def share_of_each_class(
+    labels: Int[np.ndarray, " examples"], share: float, *, seed: int = 0
+) -> Bool[np.ndarray, " examples"]:
+    """Choose a random share of every class: one example at least, and not all of them.
+
+    A class with a single example has none in the choice.
+
+    Args:
+        labels: classes, shape (N,), non-negative.
+        share: share of each class, between 0 and 1; the number is rounded.
+        seed: random seed of the choice, 0..2^64-1.
+
+    Returns:
+        A mask of shape (N,), which depends only on the arguments.
+
+    Example:
+        >>> labels = np.repeat([0, 1, 2], [8, 2, 1])
+        >>> np.bincount(labels[share_of_each_class(labels, 0.25)], minlength=3)
+        array([2, 1, 0])
+    """
+    labels = np.asarray(labels)
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels).tolist():
+        members = np.flatnonzero(labels == label)
+        count = min(max(round(share * len(members)), 1), len(members) - 1)
+        # Raw random numbers, which NumPy guarantees for all its versions, of each class by itself.
+        numbers = np.random.Philox(key=seed + (label << 64)).random_raw(len(members))
+        chosen[members[np.argsort(numbers, kind="stable")[:count]]] = True
+    return chosen

@@ -1,0 +1,179 @@
+"""Tables of numbers from data files of R: a data frame with one column of classes, as in `rda:FILE`.
+
+Debian has sets of the UCI repository in this format. `apt-get install r-cran-mlbench` puts Shuttle (58,000 examples of
+9 numbers, in 7 classes of 45,586 to 10), Letter, Vowel and Satellite into `MLBENCH`. The library rdata reads the files
+and runs no code of theirs.
+"""
+
+import functools
+import logging
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from nc_jax.data.arrays import LabelledArrays
+from nc_jax.data.decoding import readable
+from nc_jax.data.parts import share_of_each_class
+
+RDA = "rda:"  # before the path of a file
+MLBENCH = Path("/usr/lib/R/site-library/mlbench/data")
+FILES = {
+    "shuttle": "Shuttle.rda",
+    "letter": "LetterRecognition.rda",
+    "vowel": "Vowel.rda",
+    "satellite": "Satellite.rda",
+}
+LABEL = "Class"  # the name of the column of classes in most tables of mlbench
+TEST_SHARE = 0.25  # of each class; a quarter, as learning rates are judged on a quarter of a training set
+SPLIT_SEED = 0  # which examples are tested on belongs to the data, and not to a run
+
+_log = logging.getLogger(__name__)
+
+
+def is_table(name: str) -> bool:
+    """Whether the name of a data set is that of a table: a key of `FILES`, or "rda:" and a path."""
+    return name.startswith(RDA) or name in FILES
+
+
+def load(name: str, split: str, root: Path, *, test_share: float | None = None) -> LabelledArrays:
+    """A split of a table, as vectors of standardised numbers.
+
+    The classes are the levels of the factor `Class`, or of the last factor if there is none of that name; levels
+    without an example are no classes. Numbers and logical values are features. So are the other factors: an ordered one
+    is a number, which its levels name or else count from 0, and one without an order is an indicator (0 or 1) for each
+    level. Columns of text are left out, and so are rows with a missing value; a line in the log, a warning, says how
+    many.
+
+    Of every feature, the mean of the training part is subtracted, and the rest is divided by the training part's
+    standard deviation. A feature that is constant in the training part is 0 everywhere.
+
+    Args:
+        name: a key of `FILES`, or "rda:" and the path of a file of R, from `root` or from here.
+        split: "train" or "test".
+        root: folder in which the files are looked for first.
+        test_share: share of each class that is tested on, at least one example and not all of them, the same ones
+            always; None is `TEST_SHARE`. A class with one example has it in the training part.
+
+    Returns:
+        Inputs (N, D), float32, with the names of the levels as class names.
+
+    Raises:
+        ValueError: if there is no such split, the file is damaged, holds no data frame or several, or the frame has no
+            classes or no features.
+        FileNotFoundError: if there is no such file.
+        RuntimeError: if rdata is not installed.
+
+    Reference: Leisch and Dimitriadou, mlbench: machine learning benchmark problems (R package).
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split of {name} must be one of 'train', 'test'; got {split!r}")
+    if test_share is not None and not 0 < test_share < 1:
+        raise ValueError(f"test_share must lie between 0 and 1; got {test_share}")
+    path = _found(name, root)
+    inputs, labels, class_names, said = _numbers(path, path.stat().st_mtime_ns)
+    if said and split == "train":  # said once
+        _log.warning("%s examples of %s: %s", len(labels), path, said)
+    tested = share_of_each_class(labels, TEST_SHARE if test_share is None else test_share, seed=SPLIT_SEED)
+    train = inputs[~tested]
+    moves = train.max(axis=0) > train.min(axis=0)  # rounding errors may leave a constant a standard deviation above 0
+    scale = np.where(moves, 1 / np.where(moves, train.std(axis=0), 1), 0)
+    chosen = tested if split == "test" else ~tested
+    standard = ((inputs[chosen] - train.mean(axis=0)) * scale).astype(np.float32)
+    return LabelledArrays(standard, labels[chosen], len(class_names), class_names)
+
+
+def _found(name: str, root: Path) -> Path:
+    if name.startswith(RDA):
+        given = Path(name.removeprefix(RDA)).expanduser()
+        path = next((path for path in (root / given, given) if path.is_file()), None)
+        if path is None:
+            raise FileNotFoundError(f"a file of R must exist here or in {root}; got {str(given)!r}")
+        return path
+    places = [folder / FILES[name] for folder in (root, MLBENCH)]
+    path = next((path for path in places if path.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"{name} must lie in {' or in '.join(map(str, places))} (apt-get install r-cran-mlbench puts it into the "
+            "latter); got neither"
+        )
+    return path
+
+
+@functools.lru_cache(maxsize=1)  # both splits come from one file, and Shuttle takes 1.3 s to be parsed
+def _numbers(
+    path: Path, modified: int
+) -> tuple[Float[np.ndarray, "examples features"], Int[np.ndarray, " examples"], tuple[str, ...], str]:
+    """Return features and labels of all examples, the names of the classes, and what was done with the rest."""
+    del modified
+    frame = _frame(path)
+    factors = [name for name in frame.columns if hasattr(frame[name], "cat")]
+    if not factors:
+        raise ValueError(f"{path} must have a factor, whose levels are the classes; got {', '.join(frame.columns)}")
+    target = LABEL if LABEL in factors else factors[-1]
+    columns, left_out = [], Counter[str]()
+    for name, column in frame.items():
+        if name == target:
+            continue
+        part = _features(column)
+        if part is None:
+            left_out["columns of text"] += 1
+        else:
+            columns.append(part)
+    if not columns:
+        raise ValueError(f"{path} must have columns of numbers or factors besides {target!r}; got none")
+    inputs, codes = np.hstack(columns), frame[target].cat.codes.to_numpy()
+    infinite = np.isinf(inputs).any(axis=1)
+    if infinite.any():
+        raise ValueError(f"numbers of {path} must be finite; got an infinity in row {infinite.argmax() + 1}")
+    whole = ~np.isnan(inputs).any(axis=1) & (codes >= 0)
+    left_out["rows with a missing value"] += int((~whole).sum())
+    inputs, codes = inputs[whole], codes[whole]
+    used, labels = np.unique(codes, return_inverse=True)
+    if len(used) < 2:
+        raise ValueError(f"{path} must have examples of two classes at least in {target!r}; got {len(used)}")
+    names = tuple(str(frame[target].cat.categories[code]) for code in used)
+    said = ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
+    return inputs, labels.astype(np.int32), names, f"left out: {said}" if said else ""
+
+
+def _features(column: Any) -> Float[np.ndarray, "examples features"] | None:
+    """Return what a column says in numbers, NaN where it says nothing; None for text."""
+    if not hasattr(column, "cat"):
+        if column.dtype.kind not in "biuf":
+            return None
+        return column.to_numpy(np.float64, na_value=np.nan)[:, None]
+    codes = column.cat.codes.to_numpy()
+    if column.cat.ordered:
+        values = _values(list(column.cat.categories))
+    else:
+        used = np.unique(codes[codes >= 0])
+        values = np.eye(len(column.cat.categories))[:, used]
+    return np.where((codes >= 0)[:, None], values[codes], np.nan)
+
+
+def _values(levels: list[Any]) -> Float[np.ndarray, "levels 1"]:
+    try:
+        return np.array([float(level) for level in levels])[:, None]
+    except ValueError:
+        return np.arange(len(levels), dtype=np.float64)[:, None]
+
+
+def _frame(path: Path) -> Any:
+    """Return the one data frame of a file."""
+    try:
+        import rdata  # an optional dependency, with pandas
+    except ImportError as error:
+        raise RuntimeError(
+            "rdata must be installed to read tables (pip install 'nc_jax[tables]'); got no such module"
+        ) from error
+    with readable(f"file of R {path}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on classes of R that only decide how R prints an object
+        found = rdata.read_rda(path, default_encoding="utf-8")
+    frames = {name: value for name, value in found.items() if hasattr(value, "columns")}
+    if len(frames) != 1:
+        raise ValueError(f"{path} must hold one data frame; got {', '.join(frames) or 'none'}")
+    return next(iter(frames.values()))
