@@ -5,10 +5,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, transpose
-from nc_jax.checks import without_class
+from nc_jax.checks import Reals, as_array, is_real, is_traced, without_class
 from nc_jax.collective import Axes, all_sum
 from nc_jax.frames import SimplexTemplate, Template, as_template, simplex_template
 from nc_jax.frames.simplex import check_room_for_simplex
@@ -34,6 +35,9 @@ class NearestOptions:
             has weight alpha_t = max(2 / (t + 1), min_alpha). "cma": all batches count alike, alpha_t = 1 / t. Here t is
             the number of steps so far whose batch held the class.
         min_alpha: smallest weight, in [0, 1], of the newest batch if class means are averaged exponentially ("ema").
+        centre: what is subtracted from the class means before they are compared with a frame whose vectors sum to zero.
+            "batch": from those of each batch, the mean of its examples. "classes": from the running class means, their
+            own mean, in which all classes seen so far count alike, however many examples they have.
         prox_weight: proximal weight delta >= 0, how strongly the rotation is pulled towards the proximal point.
         initial: proximal point of the first step. "unregularised": none; that step minimises the distance alone.
             "canonical": the first columns of the identity. "random": a Haar-random rotation.
@@ -48,9 +52,9 @@ class NearestOptions:
         trust_region: settings of the solver "trust_region"; "polar" ignores them.
 
     Raises:
-        ValueError: if `averaging`, `initial`, `prox_point` or `solver` is not one of the names above, the radius is not
-            positive, min_alpha is outside [0, 1], prox_weight < 0, or `stop_gradient` is neither True, False nor a pair
-            of steps 0 <= start <= stop.
+        ValueError: if `averaging`, `centre`, `initial`, `prox_point` or `solver` is not one of the names above, the
+            radius is not positive, min_alpha is outside [0, 1], prox_weight < 0, or `stop_gradient` is neither True,
+            False nor a pair of steps 0 <= start <= stop.
 
     Reference: Markou, Ajanthan and Gould (2024), section 3; the defaults are those of its released program.
     """
@@ -58,6 +62,7 @@ class NearestOptions:
     radius: float | None = 5.0  # tau, Markou et al. (2024)
     averaging: Literal["ema", "cma"] = "ema"  # Markou et al. (2024)
     min_alpha: float = 1e-4  # Markou et al. (2024)
+    centre: Literal["batch", "classes"] = "batch"  # Markou et al. (2024)
     prox_weight: float = 1e-3  # delta, Markou et al. (2024)
     initial: Literal["unregularised", "canonical", "random"] = "unregularised"  # Markou et al. (2024)
     prox_point: Literal["previous", "initial"] = "previous"  # Markou et al. (2024)
@@ -71,6 +76,8 @@ class NearestOptions:
             raise ValueError(f"radius must be positive, or None; got {self.radius}")
         if self.averaging not in ("ema", "cma"):
             raise ValueError(f'averaging must be "ema" or "cma"; got {self.averaging!r}')
+        if self.centre not in ("batch", "classes"):
+            raise ValueError(f'centre must be "batch" or "classes"; got {self.centre!r}')
         if self.initial not in ("unregularised", "canonical", "random"):
             raise ValueError(f'initial must be "unregularised", "canonical" or "random"; got {self.initial!r}')
         if self.prox_point not in ("previous", "initial"):
@@ -98,6 +105,7 @@ def nearest(
     num_classes: int,
     *,
     template: Template | LearnedTemplate | Array | None = None,
+    weights: Reals | None = None,
     options: NearestOptions = NearestOptions(),
     **changes: Any,
 ) -> Head:
@@ -110,16 +118,22 @@ def nearest(
        the class means.
     3. Average the class means over the steps; call the result H (d, K).
     4. Set the frame to W = U T, where T (r, K) is the template and U the rotation that brings U T nearest to H. Both
-       are compared at unit Frobenius norm.
+       are compared at unit Frobenius norm. With `weights`, the distance of class k counts w_k times.
     5. The logits are W^T (h - g), where g is the running global mean, or zero if the frame's vectors do not sum to
        zero.
+
+    If some classes have far more examples than others, the global mean of step 2 is nearly the mean of the frequent
+    classes, and the mean of a rare class keeps the centre of the batch that it was last seen in. With
+    `centre="classes"`, step 2 subtracts nothing. After step 3, g is the mean of the columns of H of all classes seen so
+    far, and H - g takes the place of H in step 4.
 
     Gradients reach the features in two ways: through h in step 5, and through the class means and the inner problem.
     Without `train`, the head uses the last frame and the last g, and solves nothing.
 
     The state holds arrays (floats in float32, counts in int32):
 
-    - `class_means` (d, K) and `global_mean` (d,): the running means H and g;
+    - `class_means` (d, K) and `global_mean` (d,): the running means H and g (H without a centre subtracted if
+      `centre="classes"`);
     - `updates` (K,): in how many steps each class had an example; `counts` (K,): how many examples each class had;
     - `steps`: the number of training steps;
     - `rotation` (d, r) and `frame` (d, K): the last solution U and the frame U T;
@@ -134,17 +148,20 @@ def nearest(
         num_classes: K, at most d + 1 for the simplex ETF.
         template: template of another frame, shape (r, K) with r <= d: a matrix, a `nc_jax.frames.Template`, or a
             `nc_jax.frames.LearnedTemplate`, which has trained parameters. None: the template of the simplex ETF.
+        weights: w, shape (K,), positive: how much the distance of each class counts in the choice of the rotation. Only
+            their ratios matter. None counts all classes alike.
         options: all other settings.
         changes: single settings by name, such as `radius=1.0`; each replaces that field of `options`.
 
     Raises:
-        ValueError: if the template does not have K columns or a setting is out of its range; from `init`, if d < K - 1
-            (for another template, d < r); from `apply`, if labels are missing in training or the features do not have
-            shape (N, d).
+        ValueError: if the template does not have K columns, the weights are not K finite numbers above 0, or a setting
+            is out of its range; from `init`, if d < K - 1 (for another template, d < r); from `apply`, if labels are
+            missing in training or the features do not have shape (N, d).
 
     Reference: Markou, Ajanthan and Gould (2024), section 3.
     """
     chosen = replace(options, **changes)
+    counting = None if weights is None else _checked_weights(weights, num_classes)
     kept: Any = None
     if template is None:
         kept = SimplexTemplate.of_unit_columns(num_classes)
@@ -190,9 +207,24 @@ def nearest(
         here = kept.build(params["template"]) if isinstance(kept, LearnedTemplate) else kept
         if mask is not None:
             labels = jnp.where(mask, labels, -1)
-        return _step(chosen, here, state, features, labels, num_classes, axis_name)
+        return _step(chosen, here, counting, state, features, labels, axis_name)
 
     return Head("nearest", num_classes, declare, forward, collection="nearest")
+
+
+def _checked_weights(weights: Any, num_classes: int) -> np.ndarray:
+    """Return the weights of the classes with mean 1: sums of weighted squares then stay in the range of float32."""
+    found = as_array(weights, "weights")
+    if found.shape != (num_classes,) or not is_real(found.dtype) or is_traced(found):
+        raise ValueError(
+            f"weights must be {num_classes} known real numbers, one for each class; got {found.dtype} of shape "
+            f"{found.shape}"
+        )
+    found = np.asarray(found, np.float64)
+    wrong = ~(np.isfinite(found) & (found > 0))
+    if wrong.any():
+        raise ValueError(f"weights of classes must be finite and above 0; got {found[wrong][0]:g}")
+    return (found / found.max() / np.mean(found / found.max())).astype(np.float32)
 
 
 def _first(template: Any) -> Template:
@@ -202,15 +234,15 @@ def _first(template: Any) -> Template:
 def _step(
     options: NearestOptions,
     template: Template,
+    weights: np.ndarray | None,
     state: Arrays,
     features: Array,
     labels: Array,
-    num_classes: int,
     axis_name: Axes,
 ) -> tuple[HeadOutput, Arrays]:
     """Update the running class means with the batch, find the nearest frame, and classify with it."""
-    batch_means, global_mean, counts = batch_means_of(features, labels, num_classes, axis_name)
-    if not template.centred:
+    batch_means, global_mean, counts = batch_means_of(features, labels, template.shape[1], axis_name)
+    if not template.centred or options.centre == "classes":
         global_mean = jnp.zeros_like(global_mean)
     present = counts > 0
     updates = state["updates"] + present.astype(jnp.int32)
@@ -225,18 +257,25 @@ def _step(
         any_present, _average(state["global_mean"], global_mean, _alpha(options, steps)), state["global_mean"]
     )
     class_means, global_mean = _cut(options, (class_means, global_mean), state["steps"])
+    compared = class_means
+    if template.centred and options.centre == "classes":
+        # Not in the running means themselves: the mean of a class that was last seen long ago gets today's centre.
+        seen = updates > 0
+        global_mean = jnp.sum(class_means, axis=1) / jnp.maximum(jnp.sum(seen), 1)
+        compared = jnp.where(seen[None], class_means - global_mean[:, None], 0)
 
     first = state["steps"] == 0
     drawn_to = state["rotation"]
     if "anchor" in state:
         drawn_to = jnp.where(first, drawn_to, state["anchor"])
     found = nearest_at_unit_norm(
-        class_means,
+        compared,
         template,
         prox_point=drawn_to,
         prox_weight=_prox_weight(options, first, all_seen=jnp.all(updates > 0)),
         solver=options.solver,
         init=state["rotation"],
+        weights=weights,
         options=options.trust_region,
     )
     new = {

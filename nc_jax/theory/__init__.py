@@ -1,4 +1,4 @@
-"""Unconstrained features: the objective, its global minimum, a certificate for it, and escape directions at saddles."""
+"""Unconstrained features: the objective, its global minimum, a certificate, escape directions, minority collapse."""
 
 from nc_jax.theory.certificate import (
     Certificate,
@@ -16,6 +16,7 @@ from nc_jax.theory.hessian import (
     hessian_extremes,
     hessian_product,
 )
+from nc_jax.theory.imbalance import minority_collapse_thresholds, vanishing_threshold
 from nc_jax.theory.objective import Penalties, data_loss, logit_gradient, logits, objective, penalties
 from nc_jax.theory.optimum import optimal_margin, optimal_point, optimal_value
 from nc_jax.theory.orthogonal import (
@@ -46,6 +47,7 @@ __all__ = [
     "logit_gradient",
     "logits",
     "lower_bound",
+    "minority_collapse_thresholds",
     "nuclear_objective",
     "objective",
     "optimal_margin",
@@ -55,4 +57,5 @@ __all__ = [
     "orthogonal_features",
     "orthogonal_value",
     "penalties",
+    "vanishing_threshold",
 ]
