@@ -21,7 +21,7 @@ from nc_jax.data.imbalance import (
     symmetric_noise,
     take_per_class,
 )
-from nc_jax.data.source import ExampleSource, check_fit, class_names_of
+from nc_jax.data.source import ExampleSource, check_fit, class_names_of, labels_of
 
 __all__ = [
     "Batch",
@@ -33,6 +33,7 @@ __all__ = [
     "class_names_of",
     "exponential_counts",
     "known_labels",
+    "labels_of",
     "long_tailed",
     "majority_counts",
     "pareto_counts",

@@ -265,9 +265,8 @@ def _held_out(labels: Sequence[int], classes: Sequence[str], share: float) -> Bo
     """Choose the examples to test on: this share of each class, but one at least and not all."""
     counts = np.bincount(labels, minlength=len(classes))
     if counts.min() < 2:
-        raise ValueError(
-            f"a class must have two images at least to share with the test set; {classes[counts.argmin()]!r} has one"
-        )
+        name = classes[int(counts.argmin())]
+        raise ValueError(f"a class must have two images at least to share with the test set; {name!r} has one")
     return share_of_each_class(np.asarray(labels), share, seed=SPLIT_SEED)
 
 

@@ -3,6 +3,7 @@
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int
 
 from nc_jax.data.batch import Batch
 
@@ -27,6 +28,14 @@ def class_names_of(source: ExampleSource) -> tuple[str, ...]:
     """Names of the K classes of a set; their numbers, where a set has no names."""
     names = getattr(source, "class_names", ())
     return tuple(names) or tuple(str(label) for label in range(source.num_classes))
+
+
+def labels_of(source: ExampleSource) -> Int[np.ndarray, " examples"] | None:
+    """Labels of all examples, shape (N,), where a set knows them without reading its examples; else None."""
+    labels = getattr(source, "labels", None)
+    if labels is None:
+        labels = getattr(getattr(source, "records", None), "labels", None)  # of images in files
+    return None if labels is None else np.asarray(labels, np.int32)
 
 
 def check_fit(train_set: ExampleSource, test_set: ExampleSource) -> np.ndarray:

@@ -154,8 +154,8 @@ class Setting:
         epochs: passes over the training set; over the examples of each task, if there are several tasks.
         epoch_steps: optimiser steps per epoch.
         num_examples: number of training examples N.
-        class_counts: number of training examples of each class; None for sets that are not in memory, and where the
-            order of the classes depends on the seed.
+        class_counts: number of training examples of each class; None where the labels are not known without reading
+            the examples, and where the order of the classes depends on the seed.
         tree: label tree whose classes are in the order of the labels; None if the data set has no tree.
         head: settings of the head.
         hierarchy: settings of the methods that use a label tree.

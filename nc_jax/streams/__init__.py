@@ -4,6 +4,7 @@ A stream does not depend on devices, on training or on what was read before. At 
 reads the same examples on any machine, so an interrupted run resumes exactly.
 """
 
+from nc_jax.streams.balanced import Staged, Weighted
 from nc_jax.streams.epochs import Epochs, epoch_indices, epoch_order, steps_per_epoch
 from nc_jax.streams.reader import batches, eval_batches, read
 from nc_jax.streams.replay import Replay
@@ -16,8 +17,10 @@ __all__ = [
     "Epochs",
     "Plan",
     "Replay",
+    "Staged",
     "Stream",
     "Tasks",
+    "Weighted",
     "batches",
     "epoch_indices",
     "epoch_order",
