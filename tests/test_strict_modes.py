@@ -8,6 +8,7 @@ import pytest
 from trees import PAIRS
 
 from nc_jax import implicit, losses, metrics, nearest_frame, nearest_simplex_etf, theory
+from nc_jax.arrays import slerp
 from nc_jax.data import Batch
 from nc_jax.discrepancies import cosine
 from nc_jax.frames import (
@@ -42,6 +43,18 @@ def from_batch():
 
 def margins():
     sums = metrics.MarginSums.from_batch(metrics.cosine_margins(FEATURES, FRAME, LABELS), LABELS)
+    return sums.merge(sums).compute()
+
+
+def alignment():
+    means = from_batch().means
+    ratio = metrics.error_exponent_ratio(means, FRAME, BIAS)
+    angles = metrics.class_angles(means, FRAME), metrics.principal_angles(means, FRAME)
+    return ratio, angles, metrics.mean_cosine(FRAME, np.arange(2)), slerp(jnp.asarray(FRAME), means, 0.3)
+
+
+def calibration():
+    sums = metrics.CalibrationSums.from_batch(LOGITS, LABELS)
     return sums.merge(sums).compute()
 
 
@@ -91,6 +104,8 @@ CALLS = {
     "orthogonal optimum": lambda: theory.orthogonal_certificate(FEATURES, LABELS, ORTHOGONAL, 3.0),
     "distance": lambda: metrics.nearest_etf_distance(FRAME),
     "margins": margins,
+    "alignment of class vectors": alignment,
+    "calibration": calibration,
     "cross-entropy": lambda: losses.cross_entropy(LOGITS, LABELS),
     "alignment": lambda: losses.cosine_alignment(FEATURES, LABELS, FRAME, np.eye(K)),
     "soft labels": lambda: losses.soft_label_loss(LOGITS, LABELS, losses.soft_targets(TREE.distances())),

@@ -1,5 +1,15 @@
 """How collapsed a network is: class statistics of the features, and metrics that are computed from them."""
 
+from nc_jax.metrics.alignment import (
+    class_angles,
+    error_exponent_ratio,
+    error_exponents,
+    etf_error_exponent,
+    mean_cosine,
+    optimal_error_exponent,
+    principal_angles,
+)
+from nc_jax.metrics.calibration import CalibrationSums, expected_calibration_error
 from nc_jax.metrics.collapse import (
     bias_collapse,
     collapse_metrics,
@@ -19,12 +29,14 @@ from nc_jax.metrics.geometry import (
 from nc_jax.metrics.hierarchy import HierarchyStatistics, similarity_errors, usual_top
 from nc_jax.metrics.margins import MarginSummary, MarginSums, cosine_margins, logit_margins
 from nc_jax.metrics.nearest_mean import nearest_mean_scores
+from nc_jax.metrics.shots import balanced_accuracy, group_recall, shot_groups, thirds
 from nc_jax.metrics.simplex import equiangle, equinorm, etf_distance, maximal_angle
 from nc_jax.metrics.statistics import Agreement, Centre, ClassMoments, ClassStatistics
 from nc_jax.metrics.zero_mean import nearest_centre_accuracy, support_occupancy, zero_mean_collapse
 
 __all__ = [
     "Agreement",
+    "CalibrationSums",
     "Centre",
     "ClassMoments",
     "ClassStatistics",
@@ -33,27 +45,39 @@ __all__ = [
     "MarginSums",
     "average_accuracy",
     "backward_transfer",
+    "balanced_accuracy",
     "bias_collapse",
+    "class_angles",
     "collapse_metrics",
     "cosine_margins",
     "effective_rank",
     "equiangle",
     "equinorm",
+    "error_exponent_ratio",
+    "error_exponents",
     "etf_distance",
+    "etf_error_exponent",
+    "expected_calibration_error",
     "forgetting",
     "forward_transfer",
+    "group_recall",
     "logit_margins",
     "maximal_angle",
+    "mean_cosine",
     "nearest_centre_accuracy",
     "nearest_centre_agreement",
     "nearest_etf_distance",
     "nearest_mean_scores",
     "nuclear_rank",
     "numerical_rank",
+    "optimal_error_exponent",
+    "principal_angles",
     "self_duality",
+    "shot_groups",
     "similarity_errors",
     "stable_rank",
     "support_occupancy",
+    "thirds",
     "usual_top",
     "variability_collapse_index",
     "within_class_collapse",

@@ -214,7 +214,7 @@ def nearest_centre_agreement(
     length = unit_scale(frame).reshape(())
     logits = matmul(features / size, frame / length)
     if bias is not None:
-        logits = logits * size * length + _checked_bias(bias, frame)[None]
+        logits = logits * size * length + checked_bias(bias, frame)[None]
     chosen, nearest = (jnp.argmax(jnp.where(present[None], scores, -jnp.inf), axis=1) for scores in (logits, nearness))
     used = jnp.ones_like(chosen, bool) if labels is None else labels >= 0
     # argmax treats the first NaN as the largest score, so without this test a diverged network would always agree.
@@ -270,7 +270,7 @@ def bias_collapse(frame: Reals, bias: Reals | None, global_mean: Reals) -> Float
         raise ValueError(f"global_mean must have shape {frame.shape[:1]} like the frame; got {global_mean.shape}")
     global_mean, vectors = at_least_float32(global_mean), at_least_float32(frame)
     size, length = (unit_scale(array).reshape(()) for array in (global_mean, vectors))
-    logits = matmul(global_mean / size, vectors / length) * size * length + _checked_bias(bias, frame)
+    logits = matmul(global_mean / size, vectors / length) * size * length + checked_bias(bias, frame)
     # The sum of products is finite, but the logits may be too large for their dtype: infinite, and not inf - inf.
     return jnp.where(jnp.any(jnp.isinf(logits)), jnp.inf, safe_norm(logits)[0])
 
@@ -340,7 +340,12 @@ def collapse_metrics(
 
 def checked_frame(frame: Reals, stats: ClassStatistics, *, rows: bool = False) -> Array:
     """Return the frame as columns, once it has the shape of the class means."""
-    frame, wanted = real_array(frame, "frame"), stats.shifts.shape
+    return frame_of_shape(frame, stats.shifts.shape, rows=rows)
+
+
+def frame_of_shape(frame: Reals, wanted: tuple[int, ...], *, rows: bool = False) -> Array:
+    """Return the frame as columns, once it has the shape (d, K) of the class means."""
+    frame = real_array(frame, "frame")
     if rows:
         if frame.shape != wanted[::-1]:
             raise ValueError(f"frame must have shape {wanted[::-1]}, one row per class; got {frame.shape}")
@@ -351,7 +356,8 @@ def checked_frame(frame: Reals, stats: ClassStatistics, *, rows: bool = False) -
     return frame
 
 
-def _checked_bias(bias: Reals | None, frame: Array) -> Array:
+def checked_bias(bias: Reals | None, frame: Array) -> Array:
+    """Return the bias in at least float32, once it has one entry per class; 0 for None."""
     if bias is None:
         return jnp.zeros((), at_least_float32(frame).dtype)
     bias = at_least_float32(real_array(bias, "bias"))
