@@ -36,9 +36,6 @@ class DataOptions:
             `nc_jax.data.sources.load` knows, the path of a folder of images, "idx:" and the path of a folder of IDX
             files, as MNIST and Fashion-MNIST have them, or a table of numbers for the MLP: shuttle, letter, vowel,
             satellite, or "rda:" and the path of a data file of R.
-        train_list: file with a line "path label" for each image to train on, as ImageNet-LT and Places-LT have it; the
-            images lie in the folder that is the name of the data set. None takes the images as they lie in folders.
-        test_list: such a file of the images to test on.
         tree: label tree of the classes: a name that `nc_jax.data.hierarchies.load` knows, or the path of a file. "flat"
             puts all classes at the same distance. None is no tree, for methods that need none.
         tree_parents: what becomes of a node with several parents in a tree's file: "one" refuses it, "shallowest" keeps
@@ -58,13 +55,15 @@ class DataOptions:
         test_share: share of the images of each class that are tested on, where a folder of images has no split for
             that, such as 0.2 for FOLDER/class/image; or of the rows of a table. The same ones for every seed. None uses
             the folder's own splits, and a quarter of a table.
+        train_list: file with a line "path label" for each image to train on, as ImageNet-LT and Places-LT have it; the
+            images lie in the folder that is the name of the data set. None takes the images as they lie in folders.
+        test_list: file with a line "path label" for each image to test on, which goes with a list to train on. None
+            takes the images as they lie in folders.
         data_dir: folder in which TFDS keeps prepared data and in which folders of images are looked for. None is the
             default folder of TFDS.
     """
 
     name: str = "digits"
-    train_list: str | None = None
-    test_list: str | None = None
     tree: str | None = None
     tree_parents: Parents = "one"
     tree_inner: hierarchies.Inner = "refuse"
@@ -76,6 +75,8 @@ class DataOptions:
     test_crop: Literal["centre", "stretch"] = "centre"
     image_size: int | None = None
     test_share: float | None = None
+    train_list: str | None = None
+    test_list: str | None = None
     data_dir: str | None = None
 
 
