@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+import optax
+
 from nc_jax.data.tasks import Change
 from nc_jax.heads import Head, NearestOptions
 from nc_jax.hierarchy import LabelTree
@@ -144,6 +146,11 @@ def _unchanged(setting: Setting, stream: Stream) -> Stream:
     return stream
 
 
+def _as_chosen(setting: Setting, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    del setting
+    return optimizer
+
+
 @dataclass(frozen=True)
 class Method:
     """A method, a row of `METHODS`: its frame, placement and loss, and whatever else its paper adds to training.
@@ -157,6 +164,9 @@ class Method:
         stream: function (setting, stream) -> stream, which may change what examples make up which step. It is called
             with the stream that visits every example once per epoch, and returns that stream by default.
         reference: paper, section and equation.
+        optimizer: function (setting, optimiser) -> optimiser, which may freeze a part of the model for some steps
+            (`nc_jax.training.frozen`). It is called with the optimiser that the user has chosen, and returns that one
+            by default.
     """
 
     title: str
@@ -165,3 +175,4 @@ class Method:
     extensions: Callable[[Setting], tuple[Extension, ...]] = _nothing
     stream: Callable[[Setting, Stream], Stream] = _unchanged
     reference: str = ""
+    optimizer: Callable[[Setting, optax.GradientTransformation], optax.GradientTransformation] = _as_chosen
