@@ -1,7 +1,8 @@
 """Classifier heads as pure functions: a head holds the class vectors (the frame) and decides how they move.
 
-`learned`, `fixed`, `rotated` and `nearest` return a `Head`. Its `init(key, dim)` gives parameters and state; its
-`apply` maps features to a `HeadOutput`. `nc_jax.models` wraps the same functions for Flax Linen and NNX.
+`learned`, `fixed`, `rotated` and `nearest` return a `Head`, and `staged` joins two. Its `init(key, dim)` gives
+parameters and state; its `apply` maps features to a `HeadOutput`. `nc_jax.models` wraps the same functions for Flax
+Linen and NNX.
 """
 
 from nc_jax.heads.fixed import FrameConstructor, fixed
@@ -11,6 +12,7 @@ from nc_jax.heads.levels import levels, tree_softmax
 from nc_jax.heads.nearest import NearestOptions, batch_means_of, nearest
 from nc_jax.heads.output import HeadOutput, LevelOutput, scale_features
 from nc_jax.heads.rotated import rotated
+from nc_jax.heads.staged import staged
 from nc_jax.heads.tree_template import tree_template
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "nearest",
     "rotated",
     "scale_features",
+    "staged",
     "tree_softmax",
     "tree_template",
 ]

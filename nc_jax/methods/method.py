@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nc_jax.data.class_counts import Profile
+import optax
+
 from nc_jax.data.tasks import Change
 from nc_jax.heads import Head, NearestOptions
 from nc_jax.hierarchy import LabelTree
@@ -223,6 +225,11 @@ def _unchanged(setting: Setting, stream: Stream) -> Stream:
     return stream
 
 
+def _as_chosen(setting: Setting, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    del setting
+    return optimizer
+
+
 @dataclass(frozen=True)
 class Method:
     """A method, a row of `METHODS`: its frame, placement and loss, and whatever else its paper adds to training.
@@ -237,6 +244,9 @@ class Method:
             with the stream that visits every example once per epoch, and returns that stream by default.
         reference: paper, section and equation.
         caution: what a user should know before this method is trusted; "" says nothing. Comparisons show it.
+        optimizer: function (setting, optimiser) -> optimiser, which may freeze a part of the model for some steps
+            (`nc_jax.training.frozen`). It is called with the optimiser that the user has chosen, and returns that one
+            by default.
     """
 
     title: str
@@ -246,3 +256,4 @@ class Method:
     stream: Callable[[Setting, Stream], Stream] = _unchanged
     reference: str = ""
     caution: str = ""
+    optimizer: Callable[[Setting, optax.GradientTransformation], optax.GradientTransformation] = _as_chosen

@@ -11,6 +11,7 @@ from nc_jax.models.heads import (
     LevelsHead,
     NearestHead,
     RotatedHead,
+    StagedHead,
     TreeSoftmaxHead,
 )
 from nc_jax.models.mlp import MLP
@@ -39,6 +40,7 @@ __all__ = [
     "Projection",
     "ResNet",
     "RotatedHead",
+    "StagedHead",
     "Transformation",
     "TreeSoftmaxHead",
     "ViT",

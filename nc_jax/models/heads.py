@@ -15,7 +15,8 @@ from nc_jax.heads import Head, HeadOutput, Initial
 class HeadModule(nn.Module):
     """A head as a Linen module: its parameters are in "params", its state is in a collection of its own.
 
-    This collection is "frame" for a fixed head and "nearest" for a nearest head. It must be mutable in training.
+    This collection is "frame" for a fixed head, "nearest" for a nearest head and "staged" for a head in stages. It must
+    be mutable in training.
 
     Attributes:
         head: a head from `nc_jax.heads`.
@@ -96,3 +97,4 @@ NearestHead = _module("NearestHead", heads.nearest)
 RotatedHead = _module("RotatedHead", heads.rotated)
 TreeSoftmaxHead = _module("TreeSoftmaxHead", heads.tree_softmax)
 LevelsHead = _module("LevelsHead", heads.levels)
+StagedHead = _module("StagedHead", heads.staged)

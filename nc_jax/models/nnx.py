@@ -39,8 +39,9 @@ class NNXHead(nnx.Module):
     def __init__(self, head: Head, dim: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         params, state = head.init(rngs.params(), dim, dtype)
         self.head = head
-        self.params = nnx.data({name: _wrapped(nnx.Param, value) for name, value in params.items()})
-        self.state = nnx.data({name: HeadState(value) for name, value in state.items()})
+        # Every array is a variable; a parameter or a state is one array, or a dictionary of arrays.
+        self.params = nnx.data(jax.tree.map(nnx.Param, params))
+        self.state = nnx.data(jax.tree.map(HeadState, state))
 
     def __call__(
         self,
@@ -52,18 +53,20 @@ class NNXHead(nnx.Module):
         axis_name: Axes = None,
     ) -> HeadOutput:
         """Classify a batch and store the new state; see `nc_jax.heads.Head.apply` for the arguments."""
-        params = jax.tree.map(lambda leaf: leaf[...], self.params, is_leaf=_is_variable)
-        state = {name: variable[...] for name, variable in self.state.items()}
+        params, state = (_values(variables) for variables in (self.params, self.state))
         output, new = self.head.apply(params, state, features, labels, train=train, mask=mask, axis_name=axis_name)
         if new is not state:
-            for name, variable in self.state.items():
-                variable[...] = new[name]
+            for variable, value in zip(_variables(self.state), jax.tree.leaves(new), strict=True):
+                variable[...] = value
         return output
 
 
-def _wrapped(kind: type[nnx.Variable], value: Any) -> Any:
-    """Wrap every array of a parameter in a variable; the parameter is one array or a dictionary of arrays."""
-    return jax.tree.map(kind, value)
+def _values(variables: Any) -> Any:
+    return jax.tree.map(lambda variable: variable[...], variables, is_leaf=_is_variable)
+
+
+def _variables(tree: Any) -> list[Any]:
+    return jax.tree.leaves(tree, is_leaf=_is_variable)
 
 
 def _is_variable(value: Any) -> bool:

@@ -119,6 +119,7 @@ def make_trainer(group: Group, data: Data) -> Trainer:
     optimizer = make_optimizer(options, epochs=loop.epochs, epoch_steps=epoch_steps, repeat=several)
     for part in slower_parts(settings.backbone):
         optimizer = scaled_rate(optimizer, part, settings.backbone.rate_factor)
+    optimizer = chosen.optimizer(setting, optimizer)
     step = StepOptions(
         augment=data.augment,
         preprocess=data.preprocess,

@@ -10,10 +10,28 @@ from nc_jax.training.evaluate import (
 )
 from nc_jax.training.extension import Context, Extension
 from nc_jax.training.extensions import BatchSoftmax, FeatureDecay, LogitMemory, Mixup, TaskSoftmax
+from nc_jax.training.extensions import (
+    AlignmentPenalty,
+    AlignmentProjection,
+    AlignmentSlerp,
+    ArcMixup,
+    BatchSoftmax,
+    FeatureDecay,
+    LogitMemory,
+    TaskSoftmax,
+)
 from nc_jax.training.files import BusyError
 from nc_jax.training.logging import MetricsLog, read_metrics
 from nc_jax.training.loop import LoopOptions, Trained, Trainer
-from nc_jax.training.optimizers import OptimizerOptions, agd, agd_init, make_optimizer, make_schedule, scaled_rate
+from nc_jax.training.optimizers import (
+    OptimizerOptions,
+    agd,
+    agd_init,
+    frozen,
+    make_optimizer,
+    make_schedule,
+    scaled_rate,
+)
 from nc_jax.training.outputs import example_margins
 from nc_jax.training.parallel import AXIS, UnequalDevicesError, check_equal_on_devices, data_parallel
 from nc_jax.training.preemption import PreemptedError
@@ -26,6 +44,10 @@ from nc_jax.training.summary import EpochTotals, StepMetrics
 
 __all__ = [
     "AXIS",
+    "AlignmentPenalty",
+    "AlignmentProjection",
+    "AlignmentSlerp",
+    "ArcMixup",
     "BatchSoftmax",
     "BusyError",
     "CheckpointError",
@@ -63,6 +85,7 @@ __all__ = [
     "data_parallel",
     "example_margins",
     "forward",
+    "frozen",
     "load_run",
     "make_centred_step",
     "make_eval_step",

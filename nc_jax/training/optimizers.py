@@ -1,13 +1,14 @@
 """Optimisers and schedules by name, as experiments choose them. All but AGD are optax's."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, ArrayLike, Int
 
 OptimizerName = Literal["sgd", "adam", "adamw", "agd", "lbfgs"]
 ScheduleName = Literal["constant", "step", "multistep", "cosine", "one-cycle"]
@@ -185,6 +186,54 @@ def scaled_rate(optimizer: optax.GradientTransformation, path: str, factor: floa
     Raises:
         ValueError: when the optimiser's state is created, if no parameter has such a path.
     """
+    return optax.chain(optimizer, optax.masked(optax.scale(factor), _below(path)))
+
+
+def frozen(
+    optimizer: optax.GradientTransformation, path: str, *, before: int | None = None, after: int | None = None
+) -> optax.GradientTransformation:
+    """Freeze a part of the model in some steps: its updates are exactly zero, whatever momentum and weight decay say.
+
+    The optimiser goes on as if the part were not frozen, so the part's gradient counts in a clipping norm and in the
+    momentum with which it thaws. Batch statistics are not parameters: they move on.
+
+    Args:
+        optimizer: any optimiser.
+        path: names the part: the common prefix of its parameters' names ("backbone", "head/first/kernel").
+        before: number of the step, counted from 0, that is the first in which the part moves; None: it moves from the
+            first one on.
+        after: number of the step that is the first in which it stays; None: it stays in none.
+
+    Raises:
+        ValueError: if there is no step in which the part is frozen, or none in which it moves; when the optimiser's
+            state is created, if no parameter has such a path.
+
+    Example:
+        >>> optimizer = frozen(optax.sgd(1.0), "backbone", after=1)
+        >>> params = {"backbone": jnp.ones(()), "head": jnp.ones(())}
+        >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+        >>> later, _ = optimizer.update(params, state, params)
+        >>> [bool(step["backbone"] == 0) for step in (updates, later)]
+        [False, True]
+
+    Reference: Kang et al., Decoupling representation and classifier for long-tailed recognition (2020), section 4: a
+    backbone is frozen in the second stage.
+    """
+    begin, end = (0 if before is None else before), (math.inf if after is None else after)
+    if (before is None and after is None) or not 0 <= begin < end:
+        raise ValueError(
+            f"a part must be frozen before a step, from a later one on, or both; got before={before} and after={after}"
+        )
+
+    def moves(count: ArrayLike) -> Array:
+        count = jnp.asarray(count)
+        return jnp.where((begin <= count) & (count < end), 1.0, 0.0)
+
+    return optax.chain(optimizer, optax.masked(optax.scale_by_schedule(moves), _below(path)))
+
+
+def _below(path: str) -> Callable[[Any], Any]:
+    """Return a function from parameters to a tree: which of them have a path that begins with this one."""
 
     def mask(params: Any) -> Any:
         inside = jax.tree_util.tree_map_with_path(
@@ -195,7 +244,7 @@ def scaled_rate(optimizer: optax.GradientTransformation, path: str, factor: floa
             raise ValueError(f"no parameter has a path that begins with {path!r}")
         return inside
 
-    return optax.chain(optimizer, optax.masked(optax.scale(factor), mask))
+    return mask
 
 
 class AgdState(NamedTuple):

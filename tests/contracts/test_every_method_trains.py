@@ -23,14 +23,14 @@ class KilledError(Exception):
 
 
 def with_a_new_part() -> list[str]:
-    """Return the methods that have a head, a loss, extensions or a stream that no method before them has.
+    """Return the methods that have a head, a loss, extensions, a stream or an optimiser that no method before them has.
 
     The others are combinations of parts that are tested already, as experience replay with another head.
     """
     known: set[int] = set()
     found = []
     for name, method in METHODS.items():
-        parts = {id(part) for part in (method.head, method.loss, method.extensions, method.stream)}
+        parts = {id(part) for part in (method.head, method.loss, method.extensions, method.stream, method.optimizer)}
         if parts - known:
             found.append(name)
         known |= parts

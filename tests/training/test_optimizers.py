@@ -1,5 +1,7 @@
 """Schedules by their values, AGD against NumPy, line searches on several devices."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from nc_jax.models import MLP, Classifier, LearnedHead
 from nc_jax.streams import batches
 from nc_jax.training import AXIS, create_state, data_parallel, make_train_step
-from nc_jax.training.optimizers import OptimizerOptions, agd, agd_init, make_optimizer, make_schedule
+from nc_jax.training.optimizers import OptimizerOptions, agd, agd_init, frozen, make_optimizer, make_schedule
 
 SCHEDULES = {
     "constant": ({}, [0.5] * 10),
@@ -154,3 +156,62 @@ def test_bad_options_are_refused(sentence):
 def test_a_warm_up_as_long_as_the_training_is_refused():
     with pytest.raises(ValueError, match="the warm-up must be shorter than the training of 2 epochs; got 2"):
         make_schedule(OptimizerOptions(warmup=2.0), epochs=2, epoch_steps=5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_frozen_part_keeps_its_parameters_bit_for_bit(name, train_set):
+    """The backbone from step 2 on, the bias until step 3; momentum and decay would move both."""
+    options = OptimizerOptions(name, learning_rate=0.05, weight_decay=0.1)
+    plain = make_optimizer(options, epochs=2, epoch_steps=5)
+    optimizer = frozen(frozen(plain, "backbone", after=2), "head/bias", before=3)
+    model = Classifier(MLP((8,), 6), LearnedHead(4))
+    trained = []
+    for one in (optimizer, plain):
+        step = jax.jit(make_train_step(model, one))
+        state = create_state(model, one, jax.random.key(0), train_set.inputs[:1])
+        seen = [state.params]
+        for batch in batches(train_set, 24, seed=0, num_steps=5):
+            state, metrics = step(state, batch)
+            assert bool(metrics.finite)
+            seen.append(state.params)
+        trained.append(jax.device_get(seen))
+    here, free = trained
+
+    def moved(part):
+        return [
+            not all(np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, map(part, pair)), strict=True))
+            for pair in itertools.pairwise(here)
+        ]
+
+    assert moved(lambda params: params["backbone"]) == [True, True, False, False, False]
+    assert moved(lambda params: params["head"]["bias"]) == [False, False, False, True, True]
+    assert all(moved(lambda params: params["head"]["kernel"]))
+    # Until its freeze the backbone moves as without it: the head's bias has no part in its first gradient.
+    jax.tree.map(np.testing.assert_array_equal, here[1]["backbone"], free[1]["backbone"])
+
+
+def test_a_part_may_move_in_the_middle_alone():
+    optimizer = frozen(optax.sgd(1.0), "a", before=1, after=3)
+    params = {"a": {"w": jnp.ones(2)}, "ab": jnp.ones(2)}
+    state, moves = optimizer.init(params), []
+    for _ in range(5):
+        updates, state = optimizer.update(params, state, params)
+        moves.append(bool(jnp.all(updates["a"]["w"] == -1)))
+        assert jnp.all(updates["ab"] == -1), "another name that begins alike"
+    assert moves == [False, True, True, False, False]
+
+
+@pytest.mark.parametrize("steps", [{}, {"before": 3, "after": 3}, {"before": -1}, {"after": 0}])
+def test_a_part_is_frozen_in_some_steps_and_moves_in_others(steps):
+    named = {"before": None, "after": None} | steps
+    sentence = (
+        "a part must be frozen before a step, from a later one on, or both; "
+        f"got before={named['before']} and after={named['after']}"
+    )
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        frozen(optax.sgd(1.0), "a", **steps)
+
+
+def test_the_frozen_part_must_exist():
+    with pytest.raises(ValueError, match=r"^no parameter has a path that begins with 'backbones'$"):
+        frozen(optax.sgd(1.0), "backbones", after=1).init({"backbone": jnp.ones(2)})

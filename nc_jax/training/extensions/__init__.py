@@ -13,4 +13,9 @@ __all__ = [
     "TaskSoftmax",
     "class_balanced_pairs",
     "shuffled_pairs",
+from nc_jax.training.extensions.space_alignment import AlignmentPenalty, AlignmentProjection, AlignmentSlerp
+    "AlignmentPenalty",
+    "AlignmentProjection",
+    "AlignmentSlerp",
+    "ArcMixup",
 ]
