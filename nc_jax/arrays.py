@@ -153,17 +153,6 @@ def slerp(
 
     Example:
         >>> bool(jnp.allclose(slerp(jnp.array([[3.0], [0.0]]), jnp.array([[0.0], [1.0]]), 1 / 3)[1], 1.5))
-    vectors: Float[Array, "dim columns"], targets: Float[Array, "dim columns"], t: float | Float[Array, "..."]
-) -> Float[Array, "dim columns"]:
-    r"""Turn each column towards the direction of its target along the shorter arc; the column keeps its length.
-    With the unit vectors a and b of a column and its target, and the angle :math:`\Omega` between them, the result is
-    .. math:: \|v\| \, \frac{\sin((1 - t) \Omega) \, a + \sin(t \Omega) \, b}{\sin \Omega}
-    A zero column stays zero. A column whose target is zero, or exactly opposite, stays as it is: no arc is shortest.
-        vectors: columns to turn, shape (d, n).
-        targets: columns whose directions they are turned to, shape (d, n); their lengths do not matter.
-        t: share of the angle, in [0, 1]: one number, or one for each column.
-        >>> turned = slerp(jnp.array([[2.0], [0.0]]), jnp.array([[0.0], [5.0]]), 1 / 3)  # by 30 of 90 degrees
-        >>> bool(jnp.allclose(turned[:, 0], jnp.array([3**0.5, 1.0])))
         True
 
     Reference: Shoemake, Animating rotation with quaternion curves (1985).
@@ -191,23 +180,3 @@ def _sine_ratio(t: ArrayLike, angle: Float[Array, " classes"]) -> Float[Array, "
     series = t * (1 + rest * square / 6 + rest * (7 - 3 * t * t) * square**2 / 360)
     safe = jnp.where(small, 1, angle)
     return jnp.where(small, series, jnp.sin(t * safe) / jnp.sin(safe))
-    own, lengths = normalized(vectors, axis=0)
-    other, _ = normalized(targets, axis=0)
-    # The chord |a - b| tells small angles; their cosine would lose half of the digits.
-    chord, opposite = jnp.sum((own - other) ** 2, axis=0), jnp.sum((own + other) ** 2, axis=0)
-    turned = jnp.any(targets != 0, axis=0) & (opposite > (10 * jnp.finfo(opposite.dtype).eps) ** 2)
-    # Near equality both weights are even power series of the angle, whose square is chord (1 + chord / 12 + ...). So
-    # their derivatives stay finite. From the sixth power on, terms are below the rounding of float64.
-    close = chord < 1e-5
-    square = chord * (1 + chord / 12)
-    safe = jnp.where(close | ~turned, 1, chord)
-    angle = jnp.where(
-        safe <= 2,
-        2 * jnp.arcsin(jnp.sqrt(jnp.minimum(safe, 2)) / 2),
-        jnp.pi - 2 * jnp.arcsin(jnp.sqrt(jnp.where(safe <= 2, 1, opposite)) / 2),
-    )
-    def weight(share: Array) -> Array:
-        series = 1 + (1 - share**2) * square / 6 * (1 + (7 - 3 * share**2) * square / 60)
-        return jnp.where(close, share * series, jnp.sin(share * angle) / jnp.sin(angle))
-    share = jnp.asarray(t, own.dtype)
-    return jnp.where(turned, lengths * (weight(1 - share) * own + weight(share) * other), vectors)

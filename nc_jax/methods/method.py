@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nc_jax.data.class_counts import Profile
 import optax
 
+from nc_jax.data.class_counts import Profile
 from nc_jax.data.tasks import Change
 from nc_jax.heads import Head, NearestOptions
 from nc_jax.hierarchy import LabelTree

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from nc_jax.methods import continual, hierarchy, orthogonal, simplex, smoothing
+from nc_jax.methods import continual, hierarchy, long_tail, orthogonal, simplex, smoothing
 from nc_jax.methods.method import Method
 
 
@@ -27,6 +27,7 @@ METHODS = joined(
     orthogonal.METHODS,
     smoothing.METHODS,
     continual.METHODS,
+    long_tail.METHODS,
 )
 
 

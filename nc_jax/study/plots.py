@@ -11,7 +11,8 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from scipy import stats
+
+from nc_jax.study.statistics import half_width
 
 DPI = 150
 # Okabe and Ito's colours, which colour-blind readers can tell apart, for the methods that are compared most.
@@ -64,6 +65,45 @@ COLOURS = {
     "DER++, nearest ETF": "#5DD0C0",
     "GDumb": "#D2B48C",
     "GDumb, FNO": "#8B5A2B",
+    # Long tails: a hue for learned heads, weights, samplers, FNO, fixed ETF, nearest ETF and alignment each.
+    "mixup": "#F49F7B",
+    "mixup, balanced pairs": "#EE9833",
+    "mixup, adjusted": "#C34610",
+    "mixup, adjusted after training": "#7B470A",
+    "logit adjustment": "#ED8282",
+    "adjusted after training": "#DB361F",
+    "balanced softmax": "#741111",
+    "focal loss": "#BB97D8",
+    "class-balanced loss": "#BA5FC2",
+    "LDAM-DRW": "#6F3A99",
+    "label-aware smoothing": "#5B2460",
+    "balanced sampler": "#90DFDF",
+    "square-root sampler": "#54B7CD",
+    "cRT": "#2FA3A3",
+    "LWS": "#1E5A67",
+    "FNO, mixup": "#F8CC77",
+    "FNO, mixup, balanced pairs": "#F6DA4B",
+    "FNO, mixup, adjusted": "#F3AB1E",
+    "FNO, arc-mixup, shuffled pairs": "#D7B70B",
+    "FNO, arc-mixup, no mask": "#AB7409",
+    "FNO, arc-mixup, softmax": "#7E6B07",
+    "fixed ETF, mixup": "#86C0EA",
+    "fixed ETF, mixup, balanced pairs": "#5E83E3",
+    "fixed ETF, mixup, adjusted": "#3696DC",
+    "ETF + DR, mixup": "#224EC0",
+    "ETF + DR by counts, mixup": "#1B6499",
+    "ETF + DR, plain": "#142E71",
+    "nearest ETF, mixup": "#89E6A3",
+    "nearest ETF, mixup, adjusted": "#59DCA5",
+    "nearest ETF by counts, mixup, adjusted": "#2CCE59",
+    "nearest ETF by effective number, mixup, adjusted": "#219E6A",
+    "nearest ETF, centre of classes, mixup, adjusted": "#176D2F",
+    "mixup, regularised": "#E689CC",
+    "mixup, slerp": "#DE628F",
+    "mixup, project": "#D63CAB",
+    "mixup, adjusted, regularised": "#BB285D",
+    "mixup, adjusted, slerp": "#941F73",
+    "mixup, adjusted, project": "#6D1736",
 }
 MOST_BANDS = 5  # more of them cover each other
 DASHES = ("-", "--", ":", "-.")
@@ -137,7 +177,7 @@ def curves(
         axis.set_xlabel(unit)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axis.grid(alpha=0.3)
-    _legend_below(figure, axes.flat[0])
+    legend_below(figure, axes.flat[0])
     save(figure, path)
 
 
@@ -171,7 +211,7 @@ def lines(
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axis.grid(alpha=0.3)
     axes.flat[0].set_ylabel(labels[1])
-    _legend_below(figure, axes.flat[0])
+    legend_below(figure, axes.flat[0])
     save(figure, path)
 
 
@@ -203,11 +243,8 @@ def points(
             if not numbers.size:
                 continue
             axis.plot(numbers, np.full(len(numbers), place), ".", color=look[row].colour, alpha=0.3, markersize=5)
-            half = 0.0
-            if len(numbers) > 1:
-                half = float(stats.t.ppf(0.975, len(numbers) - 1) * stats.sem(numbers))
             style: Any = {"color": look[row].colour, "markersize": 6, "capsize": 3}
-            axis.errorbar(numbers.mean(), place, xerr=half, fmt="o", **style)
+            axis.errorbar(numbers.mean(), place, xerr=half_width(numbers), fmt="o", **style)
         low, high = axis.get_xlim()
         if (scales or {}).get(title) == "log" and 0 < low < high and high / low > 10:
             axis.set_xscale("log")
@@ -243,7 +280,7 @@ def quantiles(path: Path, sets: Mapping[str, Mapping[str, Sequence[float]]], loo
         axis.set_xlabel("% of the examples, by their margin")
         axis.grid(alpha=0.3)
     axes.flat[0].set_ylabel("cosine margin")
-    _legend_below(figure, axes.flat[0])
+    legend_below(figure, axes.flat[0])
     save(figure, path)
 
 
@@ -298,7 +335,7 @@ def plain_ticks(axis: Any, which: str = "y") -> None:
     side.set_minor_formatter(NullFormatter())
 
 
-def _legend_below(figure: Figure, axis: Any) -> None:
+def legend_below(figure: Figure, axis: Any) -> None:
     """Put a legend of all panels below them, where it covers nothing."""
     handles, names = axis.get_legend_handles_labels()
     widest = max(map(len, names), default=1)

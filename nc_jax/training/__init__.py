@@ -9,15 +9,15 @@ from nc_jax.training.evaluate import (
     make_evaluator,
 )
 from nc_jax.training.extension import Context, Extension
-from nc_jax.training.extensions import BatchSoftmax, FeatureDecay, LogitMemory, Mixup, TaskSoftmax
 from nc_jax.training.extensions import (
     AlignmentPenalty,
     AlignmentProjection,
     AlignmentSlerp,
-    ArcMixup,
     BatchSoftmax,
     FeatureDecay,
+    LogitAdjustment,
     LogitMemory,
+    Mixup,
     TaskSoftmax,
 )
 from nc_jax.training.files import BusyError
@@ -47,7 +47,6 @@ __all__ = [
     "AlignmentPenalty",
     "AlignmentProjection",
     "AlignmentSlerp",
-    "ArcMixup",
     "BatchSoftmax",
     "BusyError",
     "CheckpointError",
@@ -59,6 +58,7 @@ __all__ = [
     "Extension",
     "FeatureDecay",
     "LoadedRun",
+    "LogitAdjustment",
     "LogitMemory",
     "LoopOptions",
     "Loss",

@@ -61,6 +61,7 @@ class Evaluation(NamedTuple):
         metrics: numbers by name.
         statistics: class statistics of the features.
         frame: class vectors of the head as columns, shape (d, K).
+        bias: biases of the head, shape (K,).
         confusion: number of examples of each true class (rows) and predicted class (columns), shape (K, K); None for
             more than `MOST_CONFUSED` classes.
     """
@@ -68,6 +69,7 @@ class Evaluation(NamedTuple):
     metrics: dict[str, float]
     statistics: ClassStatistics
     frame: Float[Array, "dim classes"]
+    bias: Float[Array, " classes"]
     confusion: Int[np.ndarray, "classes classes"] | None = None
 
     @property
@@ -298,7 +300,7 @@ def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool 
         return EvalSums(jnp.zeros(()), zero, zero, statistics, confusion)
 
     @partial(jax.jit, static_argnames="collapse")
-    def metrics_of(state: TrainState, sums: EvalSums, example: Batch, collapse: bool) -> tuple[dict, Array]:
+    def metrics_of(state: TrainState, sums: EvalSums, example: Batch, collapse: bool) -> tuple[dict, Array, Array]:
         metrics = {"loss": sums.loss / sums.count, "accuracy": sums.correct / sums.count}
         output = output_of(state, example)
         if collapse:
@@ -312,7 +314,7 @@ def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool 
                 metrics["vci"] = variability_collapse_index(sums.statistics)
                 metrics["rank_means"] = numerical_rank(means)
                 metrics["effective_rank_means"] = effective_rank(means)
-        return metrics, output.frame
+        return metrics, output.frame, output.bias
 
     @jax.jit
     def centred_metrics_of(sums: CentredSums) -> dict:
@@ -357,10 +359,11 @@ def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool 
         # The caller's arrays may lie on other devices.
         state, centres = replicate((output_of.parts(state), centres), devices)
         sums, example = sums_of(state, source)
-        metrics, frame = metrics_of(state, sums, example, collapse)
+        metrics, frame, bias = metrics_of(state, sums, example, collapse)
         if collapse:
             metrics |= centred_metrics_of(centred_sums_of(state, centres or sums.statistics, source))
         metrics, confusion = jax.device_get((metrics, sums.confusion))  # one wait for all of them
-        return Evaluation({name: float(value) for name, value in metrics.items()}, sums.statistics, frame, confusion)
+        numbers = {name: float(value) for name, value in metrics.items()}
+        return Evaluation(numbers, sums.statistics, frame, bias, confusion)
 
     return evaluate

@@ -18,7 +18,30 @@ F32 = 2e-5  # sums in another order; the nearest head's derivative has a conditi
 # These heads have no parameters: their class vectors are part of the state.
 WITHOUT_PARAMETERS = {"fixed", "nearest", "barz-denzler", "etf", "haframe-ce", "shuffled", "haframe", "nearest-haframe"}
 WITHOUT_PARAMETERS |= {"er-nearest", "derpp-nearest", "er-scaled"}
-WITHOUT_PARAMETERS |= {"random", "fno", "fno-arc"}
+WITHOUT_PARAMETERS |= {
+    "random",
+    "fno",
+    "fno-arc",
+    "fno-arc-unmasked",
+    "fno-arc-shuffled",
+    "etf-mixup",
+    "etf-dr",
+    "etf-dr-counts",
+}
+WITHOUT_PARAMETERS |= {
+    "etf-dr",
+    "etf-dr-counts",
+    "etf-dr-plain",
+    "nearest-mixup",
+    "nearest-counts",
+    "nearest-effective",
+    "nearest-centred",
+}
+
+
+def with_a_new_head_or_loss() -> list[str]:
+    """Return the methods whose pair of head and loss no method before them has: extensions and streams play no part."""
+    return list({(id(method.head), id(method.loss)): name for name, method in reversed(METHODS.items())}.values())[::-1]
 
 
 class Found:
@@ -65,7 +88,7 @@ class Found:
         self.state, self.params = state, params
 
 
-@pytest.fixture(scope="module", params=list(METHODS))
+@pytest.fixture(scope="module", params=with_a_new_head_or_loss())
 def found(request):
     return request.param, Found(request.param)
 
@@ -77,6 +100,8 @@ def test_its_loss_and_gradients_are_finite_and_not_zero(found):
     assert output.logits.shape == (N, K)
     assert np.isfinite(value)
     assert (not here.params) == (name in WITHOUT_PARAMETERS)
+    if "second" in here.params:  # the classifier of the second stage, which this step does not reach
+        by_params = by_params["first"]
     for gradient in (by_features, *jax.tree.leaves(by_params)):
         assert np.isfinite(gradient).all()
         assert np.abs(gradient).max() > 0

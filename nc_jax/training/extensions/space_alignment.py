@@ -25,25 +25,17 @@ State = dict[str, Any]
 class _ClassMeans(Extension):
     """Keeps running means of the features that the classifier sees, "means" (d, K), and counts of their "updates"."""
 
-    num_classes: int
-    dim: int
     strength: float
     min_alpha: float = 1e-4  # as for the nearest head: Markou et al. (2024)
 
     def __post_init__(self):
-        for name, least in (("num_classes", 2), ("dim", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} of a space alignment must be at least {least}; got {getattr(self, name)}")
         if not 0 <= self.min_alpha <= 1:
             raise ValueError(f"min_alpha must lie in [0, 1]; got {self.min_alpha}")
 
-    def init(self, key: PRNGKeyArray) -> State:
+    def init(self, key: PRNGKeyArray, output: HeadOutput) -> State:
         """Return zero means, of classes that have not been seen."""
         del key
-        return {
-            "means": jnp.zeros((self.dim, self.num_classes)),
-            "updates": jnp.zeros((self.num_classes,), jnp.int32),
-        }
+        return {"means": jnp.zeros(output.frame.shape), "updates": jnp.zeros(output.frame.shape[1:], jnp.int32)}
 
     def update(self, context: Context, state: State, output: HeadOutput, batch: Batch) -> State:
         """Average the class means of the batch into the running ones."""
@@ -52,22 +44,14 @@ class _ClassMeans(Extension):
 
     def _averaged(self, state: State, output: HeadOutput, batch: Batch) -> State:
         """Return means and updates with those of the batch; classes that the batch lacks keep theirs."""
-        self._check(output)
         # Padding may hold anything, a NaN too.
         features = jnp.where(batch.mask[:, None], output.features, 0)
-        newest, _, counts = batch_means_of(features, jnp.where(batch.mask, batch.labels, -1), self.num_classes)
+        newest, _, counts = batch_means_of(features, jnp.where(batch.mask, batch.labels, -1), output.frame.shape[1])
         present = counts > 0
         updates = state["updates"] + present.astype(jnp.int32)
         alpha = jnp.maximum(2 / (updates.astype(newest.dtype) + 1), self.min_alpha)
         means = jnp.where(present[None], state["means"] + alpha[None] * (newest - state["means"]), state["means"])
         return {**state, "means": means, "updates": updates}
-
-    def _check(self, output: HeadOutput) -> None:
-        if output.features.shape[1:] != (self.dim,) or output.frame.shape != (self.dim, self.num_classes):
-            raise ValueError(
-                f"a space alignment of {self.num_classes} classes in dim={self.dim} needs a head like it; got features "
-                f"of shape {output.features.shape} and a frame of shape {output.frame.shape}"
-            )
 
 
 @dataclass(frozen=True)
@@ -84,14 +68,12 @@ class AlignmentPenalty(_ClassMeans):
     before the step.
 
     Attributes:
-        num_classes: K >= 2.
-        dim: feature dimension d.
         strength: :math:`\lambda > 0`.
         min_alpha: smallest weight, in [0, 1], of the newest batch in a running mean. The weight is max(2 / (t + 1),
             min_alpha), where t is the number of batches so far that held the class.
 
     Raises:
-        ValueError: if an attribute is out of its range; in a step, if features or class vectors have another shape.
+        ValueError: if an attribute is out of its range.
 
     Reference: ours, see `docs/space_alignment.md`.
     """
@@ -134,32 +116,40 @@ class _Correction(_ClassMeans):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} of a correction must be at least 1; got {getattr(self, name)}")
 
-    def init(self, key: PRNGKeyArray) -> State:
+    def init(self, key: PRNGKeyArray, output: HeadOutput) -> State:
         """Return zero means, and a target of zeros, which corrects nothing."""
-        return super().init(key) | {"target": jnp.zeros((self.dim, self.num_classes))}
+        dim = output.frame.shape[0]
+        return super().init(key, output) | {"target": jnp.zeros(output.frame.shape), "centre": jnp.zeros(dim)}
 
     def on_output(self, context: Context, state: State, output: HeadOutput, batch: Batch) -> HeadOutput:
         """Correct the class vectors, and the logits by as much as these change them."""
         del context, batch
-        self._check(output)
-        frame, target = at_least_float32(output.frame), state["target"].astype(at_least_float32(output.frame).dtype)
+        frame = at_least_float32(output.frame)
+        target, centre = state["target"].astype(frame.dtype), state["centre"].astype(frame.dtype)
         corrected = self._corrected(frame, target)
         # A class without a target has not been seen. What an earlier extension has done to the logits stays.
         change = jnp.where(jnp.any(target != 0, axis=0)[None], corrected - frame, 0)
-        moved = output.features.astype(frame.dtype) @ change
+        # Class vectors turn about the centre of the class means, where no logit changes.
+        offset = centre @ change
+        moved = output.features.astype(frame.dtype) @ change - offset[None]
         return output._replace(
             logits=output.logits + moved.astype(output.logits.dtype),
             frame=(frame + change).astype(output.frame.dtype),
+            bias=(output.bias - offset).astype(output.bias.dtype),
         )
 
     def update(self, context: Context, state: State, output: HeadOutput, batch: Batch) -> State:
         """Average the class means, and renew the target if the next step is one of those in which it is due."""
-        after = self._averaged(state, output, batch)
-        means = jax.lax.stop_gradient(centred(after["means"], after["updates"])).astype(state["target"].dtype)
+        after = jax.lax.stop_gradient(self._averaged(state, output, batch))
         ahead = context.step + 1 - self.start
         due = (ahead >= 0) & (ahead % self.every == 0)
-        target = jax.lax.cond(due, self._target, lambda _: state["target"], means)
-        return _kept_if_finite(after | {"target": target}, state)
+
+        def renewed() -> State:
+            means = centred(after["means"], after["updates"]).astype(state["target"].dtype)
+            return {"target": self._target(means), "centre": _centre(after["means"], after["updates"])[:, 0]}
+
+        held = jax.lax.cond(due, renewed, lambda: {name: state[name] for name in ("target", "centre")})
+        return _kept_if_finite(after | held, state)
 
     def _target(self, means: Float[Array, "dim classes"]) -> Float[Array, "dim classes"]:
         """Return the target of these centred means. Its columns are zero for classes that have not been seen."""
@@ -179,13 +169,13 @@ class AlignmentSlerp(_Correction):
     .. math:: w_k' = \text{slerp}(w_k,\; \mu_k - \mu_G;\; s), \qquad \|w_k'\| = \|w_k\|
 
     Here :math:`\mu_k` are running class means and :math:`\mu_G` is their mean over the classes seen so far. The logits
-    change by :math:`h^\top (w_k' - w_k)`; the bias stays. So this serves every head whose logits are
-    :math:`W^\top h + b`, in training and in evaluation. Gradients reach :math:`w_k` and h; the means are constants.
+    change by :math:`(h - \mu_G)^\top (w_k' - w_k)`, and the biases by :math:`-\mu_G^\top (w_k' - w_k)`: class vectors turn
+    about the centre of the class means, where no logit changes, and an offset of all features plays no part. This
+    serves every head whose logits are :math:`W^\top h + b`, in training and in evaluation. Gradients reach :math:`w_k`
+    and h; the means are constants.
     A class that has not been seen keeps its class vector.
 
     Attributes:
-        num_classes: K >= 2.
-        dim: feature dimension d.
         strength: share s of the angle, in (0, 1]; 1 puts the class vectors into the directions of the means.
         min_alpha: smallest weight, in [0, 1], of the newest batch in a running mean; see `AlignmentPenalty`.
         start: first step with a correction, counted from 0; at least 1, since the means come from earlier steps.
@@ -193,7 +183,7 @@ class AlignmentSlerp(_Correction):
             their place. The class vectors that are turned are those of the current step.
 
     Raises:
-        ValueError: if an attribute is out of its range; in a step, if features or class vectors have another shape.
+        ValueError: if an attribute is out of its range.
 
     Reference: ours, see `docs/space_alignment.md`.
     """
@@ -220,8 +210,6 @@ class AlignmentProjection(_Correction):
     basis, Q is unique, also where the means have collapsed and their singular values are equal.
 
     Attributes:
-        num_classes: K >= 2.
-        dim: feature dimension d.
         strength: s in (0, 1].
         min_alpha: smallest weight, in [0, 1], of the newest batch in a running mean; see `AlignmentPenalty`.
         start: first step with a correction, counted from 0; see `AlignmentSlerp`.
@@ -230,7 +218,7 @@ class AlignmentProjection(_Correction):
             span; in (0, 1).
 
     Raises:
-        ValueError: if an attribute is out of its range; in a step, if features or class vectors have another shape.
+        ValueError: if an attribute is out of its range.
 
     Reference: ours, see `docs/space_alignment.md`.
     """
@@ -261,9 +249,12 @@ class AlignmentProjection(_Correction):
 
 def centred(means: Float[Array, "dim classes"], updates: Array) -> Float[Array, "dim classes"]:
     """Return the means of the classes seen so far, minus the mean of these; zeros for the other classes."""
+    return jnp.where((updates > 0)[None], means - _centre(means, updates), 0)
+
+
+def _centre(means: Float[Array, "dim classes"], updates: Array) -> Float[Array, "dim 1"]:
     seen = (updates > 0)[None]
-    centre = jnp.sum(jnp.where(seen, means, 0), axis=1, keepdims=True) / jnp.maximum(jnp.sum(seen), 1)
-    return jnp.where(seen, means - centre, 0)
+    return jnp.sum(jnp.where(seen, means, 0), axis=1, keepdims=True) / jnp.maximum(jnp.sum(seen), 1)
 
 
 def _kept_if_finite(new: State, old: State) -> State:
