@@ -42,11 +42,11 @@ from nc_jax.training import LoopOptions, OptimizerOptions
 
 COLUMNS = (
     Column("balanced_accuracy", "accuracy, mean over classes", 4, words=("less accurate", "more accurate")),
-    Column("many", "of frequent classes", 3, words=("worse on frequent classes", "better on frequent classes")),
+    Column("many", "of frequent classes", 3),
     Column("medium", "of medium classes", 3),
     Column("few", "of rare classes", 3, words=("worse on rare classes", "better on rare classes")),
     Column("test/accuracy", "accuracy, mean over examples", 4, test="none"),
-    Column("calibration_error", "calibration error", 3, words=("better calibrated", "worse calibrated")),
+    Column("calibration_error", "calibration error", 3),
     Column("angle/many", "degrees to class means, frequent", 1),
     Column("angle/few", "degrees to class means, rare", 1),
     Column("exponent_ratio", "error exponent over the best", 3),
@@ -287,7 +287,13 @@ def cautions(scene: Scene) -> list[str]:
 EXPERIMENT = Experiment(
     "long_tail",
     COLUMNS,
-    baseline="linear",
+    rivals=("mixup-adjusted", "mixup-balanced", "etf-dr", "fno-arc", *CELLS),
+    pairs=tuple(
+        (name, other)
+        for other in ("linear", "mixup-adjusted")
+        for name in (*PEERS, *FNO, *DOT, *CELLS, *NEAREST[2:], "nearest-mixup", *ALIGNED)
+        if name != other
+    ),
     measure=measure,
     watching=watching,
     score="balanced_error",

@@ -209,7 +209,11 @@ def finish(experiment: Experiment, config: Comparison, directory: Path) -> dict[
         scene = Scene(case, results, below, log, columns)
         values, base = results.values(case), _baseline(experiment, scene)
         pairs = _pairs(experiment, scene)
-        compared = pairs if base is None else [(base, rival) for rival in _rivals(experiment, scene, base)]
+        rivals = _rivals(experiment, scene)
+        if base is None:
+            compared = [pair for pair in pairs if pair[0] in rivals]
+        else:
+            compared = [(base, rival) for rival in rivals if rival != base]
         against = {first: [other for one, other in compared if one == first] for first, _ in compared}
         said = [line for first, others in against.items() for line in verdicts(values, columns, first, others)]
         notes = _usual_notes(scene) + experiment.notes(scene)
@@ -249,9 +253,9 @@ def _pairs(experiment: Experiment, scene: Scene) -> list[tuple[str, str]]:
     ]
 
 
-def _rivals(experiment: Experiment, scene: Scene, baseline: str) -> list[str]:
+def _rivals(experiment: Experiment, scene: Scene) -> list[str]:
     chosen = [group.label for group in scene.groups if group.method in experiment.rivals]
-    return [label for label in chosen or scene.rows if label != baseline]
+    return chosen or list(scene.rows)
 
 
 def _what(scene: Scene) -> str:

@@ -169,8 +169,8 @@ class AlignmentSlerp(_Correction):
     .. math:: w_k' = \text{slerp}(w_k,\; \mu_k - \mu_G;\; s), \qquad \|w_k'\| = \|w_k\|
 
     Here :math:`\mu_k` are running class means and :math:`\mu_G` is their mean over the classes seen so far. The logits
-    change by :math:`(h - \mu_G)^\top (w_k' - w_k)`, and the biases by :math:`-\mu_G^\top (w_k' - w_k)`: class vectors turn
-    about the centre of the class means, where no logit changes, and an offset of all features plays no part. This
+    change by :math:`(h - \mu_G)^\top (w_k' - w_k)`, and the biases by :math:`-\mu_G^\top (w_k' - w_k)`: class vectors
+    turn about the centre of the class means, where no logit changes, and an offset of all features plays no part. This
     serves every head whose logits are :math:`W^\top h + b`, in training and in evaluation. Gradients reach :math:`w_k`
     and h; the means are constants.
     A class that has not been seen keeps its class vector.
