@@ -20,13 +20,12 @@ import dataclasses
 from functools import partial
 from typing import Any
 
-from nc_jax.methods import METHODS, TailOptions
+from nc_jax.methods import TailOptions
 from nc_jax.study import (
     About,
     Column,
     Comparison,
     Experiment,
-    Scene,
     confusions,
     long_tail_plots,
     main,
@@ -278,12 +277,6 @@ ABOUT = {
 }
 
 
-def cautions(scene: Scene) -> list[str]:
-    """Return what users should know before they trust some of the methods."""
-    methods = {group.method: METHODS[group.method] for group in scene.groups}
-    return [f"{method.title}: {method.caution}." for method in methods.values() if method.caution]
-
-
 EXPERIMENT = Experiment(
     "long_tail",
     COLUMNS,
@@ -305,7 +298,6 @@ EXPERIMENT = Experiment(
         long_tail_plots.alignment_curves,
         confusions,
     ),
-    notes=cautions,
 )
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from nc_jax.methods import method
+from nc_jax.methods import Method, method
 from nc_jax.solvers import Status, describe
 from nc_jax.study import heat_maps, plots
 from nc_jax.study.comparison import (
@@ -22,9 +22,10 @@ from nc_jax.study.comparison import (
     watch_nothing_of,
 )
 from nc_jax.study.data import Data
+from nc_jax.study.progress import say
 from nc_jax.study.report import Report
 from nc_jax.study.runs import open_run
-from nc_jax.study.settings import Comparison, Group, slug
+from nc_jax.study.settings import Comparison, Group, expand, slug
 from nc_jax.study.tables import Column, comparison_tables, named
 from nc_jax.study.trainers import check, data_of
 from nc_jax.study.verdict import verdicts
@@ -174,6 +175,9 @@ def run(experiment: Experiment, config: Comparison) -> dict[str, Any]:
     """
     if config.resume is None:
         check(config)
+        for one in _methods([group for case in expand(config).values() for group in case]):
+            if one.caution:
+                say(f"{one.title}: {one.caution}")
     with open_run(experiment.name, config) as (directory, config):
         return finish(experiment, config, directory)
 
@@ -264,6 +268,10 @@ def _what(scene: Scene) -> str:
     return ", ".join([*filter(None, parts), f"{settings.loop.epochs} epochs"])
 
 
+def _methods(groups: Sequence[Group]) -> list[Method]:
+    return [method(name) for name in dict.fromkeys(group.method for group in groups)]
+
+
 def _usual_notes(scene: Scene) -> list[str]:
     notes = []
     runs = [run for row in scene.rows.values() for run in row]
@@ -274,6 +282,7 @@ def _usual_notes(scene: Scene) -> list[str]:
         diverged = sum(bool(run.get("diverged")) for run in runs)
         if diverged:
             notes.append(f"{label}: {diverged} of {len(runs)} runs diverged and are left out.")
+    notes += [f"{one.title}: {one.caution}." for one in _methods(scene.groups) if one.caution]
     rates = {group.label: scene.results.rates[group.name] for group in scene.groups if group.settings.rates}
     if rates:
         chosen = ", ".join(f"{label} {rate:g}" for label, rate in rates.items())

@@ -20,7 +20,7 @@ def evaluation_of(vectors, frame):
     """What an evaluation finds of two equal examples per class."""
     labels = jnp.tile(jnp.arange(K), 2)
     statistics = ClassStatistics.from_batch(vectors.T[labels], labels, K)
-    return Evaluation({"nearest_centre_accuracy": 0.75}, statistics, frame)
+    return Evaluation({"nearest_centre_accuracy": 0.75}, statistics, frame, jnp.zeros(K))
 
 
 def test_orthogonal_means_have_collapsed_about_the_origin_and_are_a_simplex_about_the_mean():
