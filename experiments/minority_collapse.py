@@ -1,8 +1,10 @@
 """Does following the class means cause minority collapse, or cure it?
 
 Claim     Fang et al. (2021): if classes are very unequal in size, class vectors of small classes become equal.
-Command   python -m experiments.minority_collapse   (2 profiles x 5 ratios x 11 heads x 5 seeds: MINUTES)
-Expected  TODO
+Command   python -m experiments.minority_collapse   (2 profiles x 5 ratios x 13 heads x 5 seeds: 5 minutes of CPU time)
+Expected  accuracy of rare / frequent classes at a ratio of 1000 (step): learned with decay 0.000 / 1.000, learned unit
+          vectors 0.886 / 0.996, fixed 0.990 / 0.988, nearest 0.981 / 0.934, nearest with the centre of the classes
+          0.930 / 0.995, the same without the gradient through the inner problem 0.986 / 0.987
 Writes    runs/minority_collapse/<time>-<preset>/: config.json, results.jsonl, summary.md, summary.json, and a picture
           for each profile
 Data      none: the feature vectors of all examples are parameters themselves.
@@ -11,8 +13,8 @@ Half of the classes are the minority: the last ones of a step, the smaller ones 
 that of the largest to the smallest class. Rows with decay have decays on class vectors and features, as weight decay
 gives them; in all other rows class vectors have unit length, and features the length tau. "counts" and "rare" are class
 weights of the inner problem: n_k, and the inverse effective number of examples of Cui et al. (2019). "classes" is the
-nearest head that subtracts the mean of the classes in place of the batch's. Accuracies are those of noisy copies of
-the features, equally many of each class.
+nearest head that subtracts the mean of the classes in place of the batch's, and "cut" one whose class means are
+constants in the backward pass. Accuracies are those of noisy copies of the features, equally many of each class.
 """
 
 import dataclasses
@@ -77,9 +79,11 @@ ROWS = {
     "fixed": Row(lambda config, counts: heads.fixed(config.num_classes, radius=config.radius)),
     "nearest, decay": Row(partial(nearest, radius=None), decays=True),
     "nearest": Row(nearest),
+    "nearest, cut": Row(partial(nearest, stop_gradient=True)),
     "nearest, counts": Row(partial(nearest, weights=lambda counts: counts)),
     "nearest, rare": Row(partial(nearest, weights=rare)),
     "nearest, classes": Row(partial(nearest, centre="classes")),
+    "nearest, classes, cut": Row(partial(nearest, centre="classes", stop_gradient=True)),
     "nearest, classes, counts": Row(partial(nearest, centre="classes", weights=lambda counts: counts)),
     "nearest, classes, rare": Row(partial(nearest, centre="classes", weights=rare)),
 }
@@ -116,7 +120,11 @@ PRESETS = {
     ),
 }
 ABOUT = {
-    "default": About("eleven heads on two profiles and five ratios, 5 seeds each", None, "TODO"),
+    "default": About(
+        "thirteen heads on two profiles and five ratios, 5 seeds each",
+        5,
+        "rare classes at a ratio of 1000: learned with decay 0.000, learned 0.886, fixed 0.990, nearest 0.981",
+    ),
     "smoke": About("four classes, forty steps, for the tests", 0.4),
 }
 # Metric, title, digits.
@@ -130,7 +138,9 @@ METRICS = [
     ("majority margin", "least logit margin of the majority", 2),
     ("minority loss", "loss of the minority", 3),
     ("majority loss", "loss of the majority", 3),
+    ("feature length", "length of the minority's features before scaling, over the majority's", 2),
 ]
+BASE = "nearest, classes, cut"  # which the others are compared with, seed by seed
 TESTED = [Column(key, title, digits) for key, title, digits in METRICS[:2]]
 
 
@@ -205,12 +215,9 @@ def _compare(config: Config, directory: Path) -> dict[str, Any]:
     thresholds = {f"{ratio:g}": thresholds_of(config, ratio) for ratio in config.ratios if ratio > 1}
     summary = {"profiles": found, "thresholds": thresholds, "directory": str(directory)}
     for profile in config.profiles:
-        imbalance_plots.against_ratio(config.picture(directory, profile), found[profile], PANELS)
+        imbalance_plots.against_ratio(config.picture(directory, profile), found[profile])
     report(config, summary, directory)
     return summary
-
-
-PANELS = [(key, title) for key, title, _ in METRICS[:4]]
 
 
 def thresholds_of(config: Config, ratio: float) -> dict[str, float]:
@@ -232,10 +239,8 @@ def report(config: Config, summary: dict[str, Any], directory: Path) -> None:
         for metric, title, digits in METRICS:
             report.tables(fitted(_against_ratio(title, found, metric, digits, config.seeds)))
         largest = f"{max(config.ratios):g}"
-        base = "nearest" if "nearest" in config.heads else None
-        if base is not None:
-            what = f"{profile}, ratio {largest}"
-            report.tables(comparison_tables(found[largest], TESTED, base, what=what))
+        base = BASE if BASE in config.heads else None
+        report.tables(comparison_tables(found[largest], TESTED, base, what=f"{profile}, ratio {largest}"))
         report.picture(config.picture(directory, profile))
     if "step" in config.profiles and "learned, decay" in config.heads and summary["thresholds"]:
         report.heading("The learned head with decay, beside the theory")
@@ -251,9 +256,13 @@ def report(config: Config, summary: dict[str, Any], directory: Path) -> None:
 
 
 def _against_ratio(title: str, found: dict[str, Any], metric: str, digits: int, seeds: int) -> Table:
-    names = list(next(iter(found.values())))
-    rows = [[name, *(mean_and_sd(rows[name][metric], digits) for rows in found.values())] for name in names]
-    return Table(f"{title}: mean ± standard deviation over {seeds} seeds, by ratio", ["", *found], rows)
+    rows = []
+    for name in next(iter(found.values())):
+        numbers = np.array([values[name][metric] for values in found.values()])
+        spread = f"{numbers.std(axis=1, ddof=min(1, seeds - 1)).max():.{digits}f}"
+        rows.append([name, *(f"{mean:.{digits}f}" for mean in numbers.mean(axis=1)), spread])
+    title = f"{title}: mean over {seeds} seeds by ratio, and the largest of the standard deviations over seeds"
+    return Table(title, ["", *found, "largest sd"], rows)
 
 
 def _theory(summary: dict[str, Any]) -> Table:

@@ -122,7 +122,15 @@ class ImbalancedDescent:
             return head.apply(params, state, features)[0]
 
         found = _measured(config, classify, features, labels, counts, noise_key)
+        # Before the scaling: the gradient makes a scaled feature longer, and the longer it is, the less it turns.
+        sizes = _per_class(jnp.linalg.norm(table, axis=1), labels, config.num_classes)
+        found["feature length"] = jnp.mean(sizes[minority(config)]) / jnp.mean(sizes[~minority(config)])
         return found | {"solve_status": jnp.max(statuses)}
+
+
+def minority(config: ImbalanceOptions) -> Bool[np.ndarray, " classes"]:
+    """Return which classes are the minority: the last half."""
+    return np.arange(config.num_classes) >= config.num_classes - config.num_classes // 2
 
 
 def _stepped(params: Any, slopes: Any, config: ImbalanceOptions, number: Array, *, decays: bool) -> Any:
@@ -151,7 +159,7 @@ def _measured(
 ) -> dict[str, Array]:
     """Measure large and small classes, after the descent."""
     num_classes = config.num_classes
-    minority = jnp.arange(num_classes) >= num_classes - num_classes // 2
+    small = jnp.asarray(minority(config))
     output = classify(features)
     means, _, _ = batch_means_of(features, labels, num_classes)
     centred = means - jnp.mean(means, axis=1, keepdims=True)
@@ -167,7 +175,7 @@ def _measured(
     lengths = jnp.linalg.norm(output.frame, axis=0)
     aligned = jnp.sum(output.frame * centred, axis=0) / jnp.maximum(lengths * jnp.linalg.norm(centred, axis=0), 1e-30)
     found: dict[str, Array] = {}
-    for name, which in (("minority", minority), ("majority", ~minority)):
+    for name, which in (("minority", small), ("majority", ~small)):
         kept = which[jnp.maximum(labels, 0)] & (labels >= 0)
         found |= {
             f"{name} cosine": _mean_cosine(output.frame, which),
@@ -177,7 +185,7 @@ def _measured(
             f"{name} loss": jnp.sum(jnp.where(which, losses, 0)) / jnp.sum(which),
             f"{name} accuracy": jnp.sum(jnp.where(which[:, None], right, False)) / (COPIES * jnp.sum(which)),
         }
-    found["length"] = jnp.sum(jnp.where(minority, lengths, 0)) / jnp.sum(jnp.where(minority, 0, lengths))
+    found["length"] = jnp.mean(lengths, where=small) / jnp.mean(lengths, where=~small)
     return found
 
 
