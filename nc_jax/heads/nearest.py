@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, transpose
-from nc_jax.checks import Reals, as_array, is_real, is_traced, without_class
+from nc_jax.checks import Reals, is_traced, real_array, without_class
 from nc_jax.collective import Axes, all_sum
 from nc_jax.frames import SimplexTemplate, Template, as_template, simplex_template
 from nc_jax.frames.simplex import check_room_for_simplex
@@ -212,19 +212,17 @@ def nearest(
     return Head("nearest", num_classes, declare, forward, collection="nearest")
 
 
-def _checked_weights(weights: Any, num_classes: int) -> np.ndarray:
+def _checked_weights(weights: Reals, num_classes: int) -> Float[Array, " classes"]:
     """Return the weights of the classes with mean 1: sums of weighted squares then stay in the range of float32."""
-    found = as_array(weights, "weights")
-    if found.shape != (num_classes,) or not is_real(found.dtype) or is_traced(found):
-        raise ValueError(
-            f"weights must be {num_classes} known real numbers, one for each class; got {found.dtype} of shape "
-            f"{found.shape}"
-        )
-    found = np.asarray(found, np.float64)
-    wrong = ~(np.isfinite(found) & (found > 0))
-    if wrong.any():
-        raise ValueError(f"weights of classes must be finite and above 0; got {found[wrong][0]:g}")
-    return (found / found.max() / np.mean(found / found.max())).astype(np.float32)
+    found = real_array(weights, "weights")
+    if found.shape != (num_classes,):
+        raise ValueError(f"weights must have shape ({num_classes},), one number for each class; got {found.shape}")
+    if not is_traced(found):
+        wrong = ~(np.isfinite(found) & (np.asarray(found) > 0))
+        if wrong.any():
+            raise ValueError(f"weights of classes must be finite and above 0; got {np.asarray(found)[wrong][0]:g}")
+    found = found / jnp.max(found)
+    return found / jnp.mean(found)
 
 
 def _first(template: Any) -> Template:
@@ -234,7 +232,7 @@ def _first(template: Any) -> Template:
 def _step(
     options: NearestOptions,
     template: Template,
-    weights: np.ndarray | None,
+    weights: Array | None,
     state: Arrays,
     features: Array,
     labels: Array,

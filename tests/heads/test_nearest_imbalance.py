@@ -100,6 +100,16 @@ def test_classes_not_seen_yet_neither_pull_nor_count_in_the_centre():
     np.testing.assert_allclose(state["frame"], expected, atol=1e-3)
 
 
+def test_weights_may_be_traced():
+    def frame(weights):
+        head = heads.nearest(K, weights=weights)
+        params, state = head.init(KEY, DIM)
+        return head.apply(params, state, jnp.asarray(features_of(0)), LABELS, train=True)[1]["frame"]
+
+    expected = after(heads.nearest(K, weights=WEIGHTS), (features_of(0), LABELS))[1]["frame"]
+    np.testing.assert_allclose(jax.jit(frame)(jnp.asarray(WEIGHTS)), expected, atol=1e-6)
+
+
 def test_only_the_ratios_of_weights_matter():
     batch = features_of(0), LABELS
     _, state = after(heads.nearest(K, weights=WEIGHTS), batch)
@@ -186,8 +196,8 @@ def test_a_frame_that_is_not_centred_has_no_centre_of_classes():
 @pytest.mark.parametrize(
     ("weights", "sentence"),
     [
-        ([1.0, 1.0], "weights must be 4 known real numbers, one for each class; got float64 of shape (2,)"),
-        (["a"] * 4, "weights must be 4 known real numbers, one for each class; got <U1 of shape (4,)"),
+        ([1.0, 1.0], "weights must have shape (4,), one number for each class; got (2,)"),
+        (["a"] * 4, "weights must be real numbers of at most 64 bits; got dtype <U1"),
         ([1, 1, 1, 0], "weights of classes must be finite and above 0; got 0"),
         ([1, 1, 1, np.inf], "weights of classes must be finite and above 0; got inf"),
         ([1, 1, np.nan, 1], "weights of classes must be finite and above 0; got nan"),
