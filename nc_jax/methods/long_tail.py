@@ -114,7 +114,8 @@ def _nearest_by_effective_number(setting: Setting) -> Head:
 
 
 def _nearest_centred(setting: Setting) -> Head:
-    return heads.nearest(setting.num_classes, options=setting.head, centre="classes")
+    # What docs/findings/minority_collapse.md recommends for classes of unequal sizes.
+    return heads.nearest(setting.num_classes, options=setting.head, centre="classes", stop_gradient=True)
 
 
 def _retrained(setting: Setting) -> Head:
