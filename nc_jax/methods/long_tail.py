@@ -230,7 +230,7 @@ def only_scales_later(setting: Setting, optimizer: optax.GradientTransformation)
     start = setting.step_at(setting.tail.second_stage)
     for path in ("backbone", "head/kernel", "head/bias"):
         optimizer = frozen(optimizer, path, after=start)
-    return frozen(optimizer, "head/class_scales", before=start)
+    return frozen(optimizer, "head/scales", before=start)
 
 
 # --- The table. ---
