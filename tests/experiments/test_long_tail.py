@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from experiments import long_tail
-from nc_jax.methods import METHODS, long_tail as family
+from nc_jax.methods import METHODS
+from nc_jax.methods import long_tail as family
 from nc_jax.study import main, plan
 from nc_jax.training import read_metrics
 
