@@ -129,7 +129,6 @@ def _rescaled(setting: Setting) -> Head:
 
 # --- Losses. ---
 
-_arc_log = orthogonal.METHODS["fno-arc"].loss
 LDAM_SCALE = 30.0  # Cao et al. (2019), released program
 
 
@@ -267,13 +266,13 @@ ORTHOGONAL = {
     "fno-arc-shuffled": Method(
         "FNO, arc-mixup, shuffled pairs",
         _fno,
-        _arc_log,
+        orthogonal.arc_log,
         extensions=_arc,
         caution="the log loss of arc-mixup does not push rare classes away from frequent ones; without balanced pairs "
         "it fell below cross-entropy in every case that was measured (docs/findings/long_tail.md)",
     ),
     "fno-arc-unmasked": Method(
-        "FNO, arc-mixup, no mask", _fno, functools.partial(_arc_log, mask=False), extensions=_arc_balanced
+        "FNO, arc-mixup, no mask", _fno, functools.partial(orthogonal.arc_log, mask=False), extensions=_arc_balanced
     ),
     "fno-arc-softmax": Method("FNO, arc-mixup, softmax", _fno, extensions=_arc_balanced),
     "fno-mixup-adjusted": Method("FNO, mixup, adjusted", _fno, extensions=_mixup_adjusted),

@@ -157,7 +157,7 @@ class Chain:
             output_of: () -> what the head gives for a batch, as shapes and dtypes.
         """
         having = [(number, one) for number, one in enumerate(self.extensions) if _overrides(one, "init")]
-        output = output_of() if having else None
+        output: Any = output_of() if having else None
         states = {one.name: one.init(jax.random.fold_in(key, number), output) for number, one in having}
         return {name: state for name, state in states.items() if state is not None} or None
 
