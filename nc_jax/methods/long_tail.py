@@ -219,9 +219,12 @@ def drawn_later(setting: Setting, stream: Stream) -> Stream:
 _alike, _by_root = functools.partial(drawn, power=0.0), functools.partial(drawn, power=0.5)
 
 
-def only_head_later(setting: Setting, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Freeze the backbone in the second stage."""
-    return frozen(optimizer, "backbone", after=setting.step_at(setting.tail.second_stage))
+def only_second_later(setting: Setting, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Freeze the second classifier in the first stage, and everything else in the second."""
+    start = setting.step_at(setting.tail.second_stage)
+    for path in ("backbone", "head/first"):
+        optimizer = frozen(optimizer, path, after=start)
+    return frozen(optimizer, "head/second", before=start)
 
 
 def only_scales_later(setting: Setting, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -257,7 +260,7 @@ BASELINES = {
     "label-aware": Method("label-aware smoothing", _linear, label_aware, reference="Zhong et al. (2021), section 3"),
     "balanced-sampler": Method("balanced sampler", _linear, stream=_alike, reference=f"{_KANG}, section 3"),
     "root-sampler": Method("square-root sampler", _linear, stream=_by_root, reference=f"{_KANG}, section 3"),
-    "crt": Method("cRT", _retrained, stream=drawn_later, optimizer=only_head_later, reference=f"{_KANG}, section 4"),
+    "crt": Method("cRT", _retrained, stream=drawn_later, optimizer=only_second_later, reference=f"{_KANG}, section 4"),
     "lws": Method("LWS", _rescaled, stream=drawn_later, optimizer=only_scales_later, reference=f"{_KANG}, section 4"),
 }
 ORTHOGONAL = {
