@@ -231,9 +231,7 @@ PRESETS = {
             },
         },
     ),
-    "nearest": _preset(
-        {"digits": {"": {"methods": ("mixup", "mixup-adjusted", *NEAREST), "tail.beta": 0.9}}},
-    ),
+    "nearest": _preset({"digits": {"": {}}}, methods=("mixup", "mixup-adjusted", *NEAREST)),
     "fashion": _preset(
         {"": {"": {}}},
         methods=(*MAIN, *TURNED),

@@ -30,6 +30,7 @@ from nc_jax import heads
 from nc_jax.data import exponential_counts, step_counts
 from nc_jax.frames.simplex import check_room_for_simplex
 from nc_jax.heads import Head
+from nc_jax.losses import effective_number_weights
 from nc_jax.solvers import describe
 from nc_jax.study import About, Column, Ledger, Plan, RunOptions, Table, comparison_tables, imbalance_plots, main
 from nc_jax.study.imbalanced_features import ImbalancedDescent, ImbalanceOptions
@@ -53,9 +54,8 @@ class Row(NamedTuple):
     decays: bool = False
 
 
-def rare(counts: Array) -> Array:
-    """Weights that are large for rare classes: the inverse effective number of examples."""
-    return (1 - BETA) / (1 - BETA**counts)
+# Weights that are large for rare classes: the inverse effective number of examples.
+rare = partial(effective_number_weights, beta=BETA)
 
 
 def nearest(

@@ -109,7 +109,7 @@ def _nearest_by_counts(setting: Setting) -> Head:
 
 
 def _nearest_by_effective_number(setting: Setting) -> Head:
-    weights = losses.effective_numbers(jnp.asarray(setting.known_counts()), setting.tail.beta)
+    weights = losses.effective_number_weights(jnp.asarray(setting.known_counts()), setting.tail.beta)
     return heads.nearest(setting.num_classes, options=setting.head, weights=weights)
 
 
