@@ -159,7 +159,7 @@ PRESETS = {
         DEFAULT,
         methods=FEW_SHOT,
         seeds=5,
-        rates=(0.003, 0.01, 0.03, 0.1),  # learned class vectors want smaller ones than fixed ones
+        rates=(0.01, 0.03, 0.1),  # learned class vectors want smaller ones than fixed ones
         data=DataOptions("glyphs"),
         backbone=BackboneOptions(hidden=(256,), dim=256, neck="mlp", neck_dim=128),  # d >= K - 1
         optimizer=OptimizerOptions(schedule="cosine"),

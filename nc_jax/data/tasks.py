@@ -138,7 +138,7 @@ def few_shots(
 
     Example:
         >>> few_shots(np.array([0, 1, 0, 1, 1]), np.array([0, 1]), 2, seed=0)
-        array([ True, False,  True,  True,  True])
+        array([ True,  True,  True,  True, False])
     """
     later = np.flatnonzero(tasks > 0)
     counts = np.bincount(labels, minlength=len(tasks))[later]
