@@ -38,6 +38,11 @@ COLUMNS = (
     Column("forgetting", "forgetting", 3),
     Column("backward_transfer", "backward transfer", 3, test="none"),
     Column("forward_transfer", "forward transfer", 3, test="none"),
+    # With a base session only.
+    Column("accuracy_seen", "accuracy", 4, words=("less accurate", "more accurate")),
+    Column("accuracy_base", "base classes", 4),
+    Column("accuracy_new", "later classes", 4),
+    Column("drop", "drop", 3),
 )
 
 
@@ -147,8 +152,22 @@ def _paper(
     )
 
 
+FEW_SHOT = ("few-shot", "few-shot-free", "few-shot-etf", "few-shot-linear", "er", "er-etf", "finetune")
 PRESETS = {
     "default": DEFAULT,
+    "few-shot": dataclasses.replace(
+        DEFAULT,
+        methods=FEW_SHOT,
+        seeds=5,
+        rates=(0.01, 0.03, 0.1),  # learned class vectors want smaller ones than fixed ones
+        data=DataOptions("glyphs"),
+        backbone=BackboneOptions(hidden=(256,), dim=256, neck="mlp", neck_dim=128),  # d >= K - 1
+        optimizer=OptimizerOptions(schedule="cosine"),
+        loop=_loop(20, 64),
+        # Yang et al. (2023), CIFAR-100: 60 classes, then 8 times 5 with 5 examples each
+        continual=ContinualOptions(tasks=9, base=60, shots=5, memory=500, draw_size=64),
+        grid={"": {"": {}}},
+    ),
     # For the tests: every part of the program, in seconds.
     "smoke": dataclasses.replace(
         DEFAULT,
@@ -201,6 +220,20 @@ PRESETS = {
         32,
         {200: (0.1, 0.03, 0.1, 1.0, 32), 500: (0.03, 0.03, 0.2, 0.5, 32), 5120: (0.1, 0.03, 0.1, 0.5, 32)},
     ),
+    # Yang et al. (2023): rate, batch, width of the neck and sessions. ResNet-18 stands for their ResNet-12, and five
+    # examples of each class for their mean feature of it. Momentum, decay and augmentation are those usual on CIFAR;
+    # the epochs are those of the long-tailed setting of the same authors.
+    "paper-few-shot-cifar100": dataclasses.replace(
+        DEFAULT,
+        methods=FEW_SHOT,
+        seeds=5,
+        data=DataOptions("cifar100", augmentation="cifar"),
+        backbone=BackboneOptions("resnet18", neck="mlp", neck_dim=512),
+        optimizer=OptimizerOptions(learning_rate=0.25, weight_decay=5e-4, schedule="cosine"),
+        loop=_loop(200, 512),
+        continual=ContinualOptions(tasks=9, base=60, shots=5, memory=500, draw_size=500, order="given"),
+        grid={"": {"": {}}},
+    ),
 }
 ABOUT = {
     "default": About(
@@ -208,6 +241,7 @@ ABOUT = {
         53,
         "Class-IL of ER on digits, memory of 20: learned 0.757, FNO 0.853; on glyphs 0.733, 0.666",
     ),
+    "few-shot": About("60 glyph classes, then 8 times 5 with 5 examples each, every method at its learning rate"),
     "smoke": About("three methods in one epoch of a small network, for the tests", 0.5),
     "rates": About("digits as in the preset default, every method at the learning rate that suits it"),
     "fashion": About(
@@ -229,10 +263,11 @@ EXPERIMENT = Experiment(
         ("gdumb-fno", "gdumb"),
         ("er-nearest", "er-scaled"),
         ("er-nearest", "er-fno"),
+        *(("few-shot", other) for other in ("few-shot-linear", "few-shot-etf", "few-shot-free", "er", "er-etf")),
     ),
     measure=measure,
     watching=watching,
-    score="class_il_error",
+    score="rate_error",
     pictures=(
         summary_picture,
         continual_plots.tasks,

@@ -12,32 +12,47 @@ from typing import Literal
 
 import numpy as np
 import scipy.ndimage
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from nc_jax.data.arrays import LabelledArrays
 
 Change = Literal["permute", "rotate"]
 # The high half of the random key tells the purpose of the numbers.
-_ORDER, _CHANGE = 1 << 61, (1 << 61) + 1
+_ORDER, _CHANGE, _SHOTS = 1 << 61, (1 << 61) + 1, (1 << 61) + 2
 
 
-def equal_tasks(num_classes: int, num_tasks: int) -> tuple[tuple[int, ...], ...]:
-    """Divide the classes into tasks of equally many, in their order.
+def equal_tasks(num_classes: int, num_tasks: int, *, base: int | None = None) -> tuple[tuple[int, ...], ...]:
+    """Divide the classes into tasks of equally many, in their order; the first task may have another number.
 
     Args:
         num_classes: K >= 1.
-        num_tasks: T >= 1, a divisor of K.
+        num_tasks: T >= 1.
+        base: number of classes of the first task, the base session; None: as many as in the others.
 
     Returns:
-        For each task, its K / T classes.
+        For each task, its K / T classes; with a base session, (K - base) / (T - 1) in each task after it.
 
     Raises:
-        ValueError: if T is not a divisor of K.
+        ValueError: if the classes cannot be divided in this way.
 
     Example:
         >>> equal_tasks(6, 3)
         ((0, 1), (2, 3), (4, 5))
+        >>> equal_tasks(6, 3, base=4)
+        ((0, 1, 2, 3), (4,), (5,))
     """
+    if base is not None:
+        rest, later = num_classes - base, num_tasks - 1
+        if base < 1 or later < 1 or rest < 1 or rest % later:
+            raise ValueError(
+                "a base session must leave equally many classes, at least one, to each task after it; "
+                f"got {base} of {num_classes} classes and {num_tasks} tasks"
+            )
+        start, size = base, rest // later
+        return (
+            tuple(range(start)),
+            *(tuple(range(first, first + size)) for first in range(start, num_classes, size)),
+        )
     if num_tasks < 1 or num_classes % num_tasks:
         raise ValueError(f"tasks must divide the classes into equal parts; got {num_tasks} for {num_classes} classes")
     size = num_classes // num_tasks
@@ -102,6 +117,43 @@ def in_order(arrays: LabelledArrays, order: Int[np.ndarray, " classes"] | Sequen
         raise ValueError(f"an order must hold each of the {arrays.num_classes} classes once; got {order.tolist()}")
     names = tuple(arrays.class_names[label] for label in order)
     return dataclasses.replace(arrays, labels=np.argsort(order)[arrays.labels], class_names=names)
+
+
+def few_shots(
+    labels: Int[np.ndarray, " examples"], tasks: Int[np.ndarray, " classes"], shots: int, *, seed: int
+) -> Bool[np.ndarray, " examples"]:
+    """Choose some examples of each class of all tasks but the first, at random; of the first task, all examples.
+
+    Args:
+        labels: classes of the examples, shape (N,).
+        tasks: number of the task of each class, shape (K,).
+        shots: number of examples of each later class, >= 1.
+        seed: random seed, 0..2^64-1.
+
+    Returns:
+        Which examples are kept, shape (N,).
+
+    Raises:
+        ValueError: if `shots` is below 1, or a later class has fewer examples.
+
+    Example:
+        >>> few_shots(np.array([0, 1, 0, 1, 1]), np.array([0, 1]), 2, seed=0)
+        array([ True,  True,  True,  True, False])
+    """
+    later = np.flatnonzero(tasks > 0)
+    counts = np.bincount(labels, minlength=len(tasks))[later]
+    if shots < 1 or (counts < shots).any():
+        least = later[np.argmin(counts)]
+        raise ValueError(
+            "shots must lie between 1 and the number of training examples of each class after the first task; "
+            f"got {shots}, and class {least} has {counts.min()}"
+        )
+    numbers = np.random.Philox(key=seed + (_SHOTS << 64)).random_raw(len(labels))
+    kept = tasks[labels] == 0
+    for label in later:
+        members = np.flatnonzero(labels == label)
+        kept[members[np.argsort(numbers[members], kind="stable")[:shots]]] = True
+    return kept
 
 
 def domains(arrays: LabelledArrays, num_tasks: int, change: Change, *, seed: int) -> LabelledArrays:

@@ -55,6 +55,10 @@ class ContinualOptions:
 
     Attributes:
         tasks: number of tasks T. 1 trains on everything at once.
+        base: number of classes of the first task, the base session of few-shot class-incremental learning; all later
+            tasks have equally many of the others. None: all tasks have equally many classes.
+        shots: number of training examples to keep of each class of all tasks but the first, drawn with the seed of the
+            run. None keeps all.
         scenario: what a task is. "class": a part of the classes, and the model has to tell all classes apart. "task":
             the same, but the model is told the task of each example, in training and in testing. "domain": all classes,
             with other inputs in each task.
@@ -64,7 +68,8 @@ class ContinualOptions:
             of an input at random, "rotate" rotates images.
         mask: in training, the softmax of a new example is over the classes of its task alone, which keeps it from
             pushing down the logits of old classes. Replayed examples have the softmax over all classes.
-        memory: number of examples in the replay memory of the methods er, der, derpp, er-ace and gdumb.
+        memory: number of examples in the replay memory of the methods er, der, derpp, er-ace and gdumb. The few-shot
+            methods remember this number over K of each class.
         draw_size: number of examples in each draw from the replay memory.
         alpha: weight > 0 of the squared differences from stored logits in the methods der and derpp.
         beta: weight > 0 of the cross-entropy of replayed examples in the method derpp.
@@ -74,6 +79,8 @@ class ContinualOptions:
     """
 
     tasks: int = 1
+    base: int | None = None
+    shots: int | None = None
     scenario: Literal["class", "task", "domain"] = "class"
     order: Literal["seed", "given"] = "seed"
     change: Change = "permute"
@@ -87,6 +94,15 @@ class ContinualOptions:
         for name in ("tasks", "memory", "draw_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        for name in ("base", "shots"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, or None; got {value}")
+            if value is not None and (self.tasks == 1 or self.scenario == "domain"):
+                raise ValueError(
+                    f"{name} needs at least two tasks that are parts of the classes; "
+                    f'got tasks={self.tasks} and scenario="{self.scenario}"'
+                )
         for name in ("alpha", "beta"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite; got {getattr(self, name)}")
@@ -164,6 +180,7 @@ class Setting:
         continual: settings of continual learning.
         tail: settings of long-tailed learning.
         task_of_class: number of the task of each class; None if there is one task, or all tasks have all classes.
+        task_steps: number of optimiser steps of each task; None if there is one task, or if it depends on the seed.
     """
 
     num_classes: int
@@ -177,6 +194,7 @@ class Setting:
     continual: ContinualOptions = field(default_factory=ContinualOptions)
     tail: TailOptions = field(default_factory=TailOptions)
     task_of_class: tuple[int, ...] | None = None
+    task_steps: tuple[int, ...] | None = None
 
     def known_tree(self) -> LabelTree:
         """Return the tree.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from nc_jax.methods import continual, hierarchy, long_tail, orthogonal, simplex, smoothing
+from nc_jax.methods import continual, few_shot, hierarchy, long_tail, orthogonal, simplex, smoothing
 from nc_jax.methods.method import Method
 
 
@@ -28,6 +28,7 @@ METHODS = joined(
     smoothing.METHODS,
     continual.METHODS,
     long_tail.METHODS,
+    few_shot.METHODS,
 )
 
 

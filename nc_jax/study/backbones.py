@@ -59,8 +59,8 @@ class BackboneOptions:
             normalisation, a linear layer, batch normalisation and ELU. "type2": a projection on K channels and the
             transformation layer. "transformation": the transformation layer alone. "relu": ReLU, which makes the
             features of the MLP, EfficientNet and ViT non-negative, as the fno methods need them; other networks end in
-            ReLU.
-        neck_dim: width of the neck "type1". Other necks ignore it.
+            ReLU. "mlp": ReLU and an MLP with one hidden layer.
+        neck_dim: width of the necks "type1" and "mlp", which is the feature dimension. Other necks ignore it.
         rate_factor: factor on the learning rate of the parameters that --backbone.rate-part names.
         rate_part: parameters to which the rate factor applies: "backbone" (with the projection of the neck "type2"), or
             "all", which is everything but the head.
@@ -78,7 +78,7 @@ class BackboneOptions:
     final_dim: int | None = None
     stem: Literal["cifar", "imagenet"] | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    neck: Literal["none", "norm", "type1", "type2", "transformation", "relu"] = "none"
+    neck: Literal["none", "norm", "type1", "type2", "transformation", "relu", "mlp"] = "none"
     neck_dim: int = 600  # Garg et al. (2022)
     rate_factor: float = 1.0
     rate_part: Literal["backbone", "all"] = "backbone"
@@ -115,6 +115,7 @@ def make_backbone(
         "type2": lambda: (Projection(num_classes or 0), Transformation()),
         "transformation": lambda: (Transformation(),),
         "relu": lambda: (jax.nn.relu,),
+        "mlp": lambda: (jax.nn.relu, MLP((options.neck_dim,), options.neck_dim)),
     }
     chosen = necks[options.neck]()
     return WithNeck(network, chosen) if chosen else network

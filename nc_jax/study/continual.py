@@ -26,7 +26,7 @@ from nc_jax.training import Trainer, TrainState
 from nc_jax.training.running import Watch, watch_nothing
 
 # A decision by the nearest class mean costs no training, so for these methods it comes with their own runs.
-BY_MEANS = ("er", "er-fno")
+BY_MEANS = ("er", "er-fno", "few-shot", "few-shot-linear")
 KINDS = ("class_il", "task_il")  # accuracies among all classes, and among the classes of the task
 
 
@@ -72,15 +72,18 @@ def measure(run: Run) -> Found:
 
     Returns:
         "class_il" and "task_il" (none in domain-incremental learning), the mean accuracy over the tasks after the last
-        one; "class_il_error"; "forgetting", "backward_transfer" and "forward_transfer", NaN for a method that does not
-        visit task after task; "matrix", accuracies on each task (columns) after each task (rows); "confusion_by_time",
-        with classes in the order in which they were learned; "occupancy", for a frame whose class vectors share no
-        feature. Under "also", for some methods, the accuracies of the nearest class mean of the memory.
+        one; "rate_error", by which learning rates are chosen; "forgetting", "backward_transfer" and "forward_transfer",
+        NaN for a method that does not visit task after task; "matrix", accuracies on each task (columns) after each
+        task (rows); "confusion_by_time", with classes in the order in which they were learned; "occupancy", for a frame
+        whose class vectors share no feature. With a base session, also what `_of_sessions` returns. Under "also", for
+        some methods, the accuracies of the nearest class mean of the memory.
     """
     matrices = {kind: _matrix(run, kind) for kind in KINDS}
     matrix, untrained = matrices["class_il"], _accuracies(run.history, 0, "class_il")
     found: Found = {"class_il": float(average_accuracy(matrix)), "matrix": rounded(matrix, 4)}
-    found["class_il_error"] = 1 - found["class_il"]
+    if run.group.settings.continual.base is not None:
+        found |= _of_sessions(matrix, run.data)
+    found["rate_error"] = 1 - found.get("accuracy_seen", found["class_il"])
     found["forgetting"] = float(forgetting(matrix))
     found["backward_transfer"] = float(backward_transfer(matrix))
     found["forward_transfer"] = float(forward_transfer(matrix, untrained))
@@ -109,7 +112,42 @@ def by_means(run: Run, tested: Outputs) -> Found:
     means = unit_rows(members.T @ held.units()).T
     scores = jax.jit(nearest_mean_scores)(tested.units(), means, members.any(axis=0))
     right = _right(np.asarray(scores), tested.labels, setting_of(run.group.settings, run.data))
-    return {kind: float(np.mean(_shares(each, run.data.tasks[1]))) for kind, each in right.items()}
+    shares = {kind: _shares(each, run.data.tasks[1]) for kind, each in right.items()}
+    found: Found = {kind: float(np.mean(each)) for kind, each in shares.items()}
+    if run.group.settings.continual.base is not None:
+        found |= _at_the_end(shares["class_il"], _test_counts(run.data))
+    return found
+
+
+def _of_sessions(matrix: np.ndarray, data: Data) -> Found:
+    """Return accuracies that count every test example once: tasks of unequal size are not to weigh the same.
+
+    Returns:
+        "accuracy_seen", on the classes of all tasks after the last one; "accuracy_base" and "accuracy_new", then on the
+        classes of the first task, and on all others; "sessions", the accuracy on the classes seen so far after each
+        task; "drop", by how much it falls from the first to the last.
+    """
+    counts = _test_counts(data)
+    seen = [float(np.average(row[: task + 1], weights=counts[: task + 1])) for task, row in enumerate(matrix)]
+    return _at_the_end(matrix[-1], counts) | {
+        "sessions": [round(share, 4) for share in seen],
+        "drop": seen[0] - seen[-1],
+    }
+
+
+def _at_the_end(shares: np.ndarray, counts: np.ndarray) -> Found:
+    """Return the accuracies after the last task, given those on each task and the number of its test examples."""
+    return {
+        "accuracy_seen": float(np.average(shares, weights=counts)),
+        "accuracy_base": float(shares[0]),
+        "accuracy_new": float(np.average(shares[1:], weights=counts[1:])),
+    }
+
+
+def _test_counts(data: Data) -> np.ndarray:
+    """Return the number of test examples of each task, shape (T,)."""
+    assert data.tasks is not None, "continual learning has tasks"
+    return np.bincount(data.tasks[1])
 
 
 def _matrix(run: Run, kind: str) -> np.ndarray:

@@ -10,14 +10,19 @@ from nc_jax.study.occupancy import MOST_MATRICES
 
 
 def tasks(scene: Scene) -> Path | None:
-    """Draw the mean accuracy over the tasks seen so far, after each task, and what each task has lost at the end."""
+    """Draw the accuracy on what was seen so far, after each task, and what each task has lost at the end.
+
+    It is the mean over the tasks; with a base session, which is larger, it is that over the test examples.
+    """
     matrices = _matrices(scene)
-    seen = {label: np.stack([_over_seen(one) for one in found]) for label, found in matrices.items()}
+    sessions = {label: np.array(found) for label, found in scene.found("sessions").items() if label in matrices}
+    name = f"Class-IL accuracy on the {'classes' if sessions else 'tasks'} seen so far"
+    seen = sessions or {label: np.stack([_over_seen(one) for one in found]) for label, found in matrices.items()}
     lost = {label: np.stack([_lost(one) for one in found]) for label, found in matrices.items()}
     if not seen:
         return None
     path = scene.path("tasks")
-    panels = {"mean Class-IL accuracy on the tasks seen so far": seen, "accuracy lost since its best, by task": lost}
+    panels = {name: seen, "accuracy lost since its best, by task": lost}
     plots.lines(path, panels, look=scene.looks, labels=("task", "share of the test examples"))
     return path
 

@@ -65,6 +65,10 @@ COLOURS = {
     "DER++, nearest ETF": "#5DD0C0",
     "GDumb": "#D2B48C",
     "GDumb, FNO": "#8B5A2B",
+    "few-shot, ETF + DR": "#0B7A75",
+    "few-shot, ETF + DR, nothing frozen": "#7BDFF2",
+    "few-shot, fixed ETF": "#3D5A80",
+    "few-shot, linear": "#EE6C4D",
     # Long tails: a hue for learned heads, weights, samplers, FNO, fixed ETF, nearest ETF and alignment each.
     "mixup": "#F49F7B",
     "mixup, balanced pairs": "#EE9833",

@@ -8,7 +8,7 @@ import numpy as np
 
 from nc_jax.data import LabelledArrays
 from nc_jax.data.images import ImageSource
-from nc_jax.data.tasks import class_order, domains, equal_tasks, in_order, task_of_class
+from nc_jax.data.tasks import class_order, domains, equal_tasks, few_shots, in_order, task_of_class
 from nc_jax.methods import ContinualOptions
 from nc_jax.study.data import Data
 
@@ -16,8 +16,9 @@ from nc_jax.study.data import Data
 def arranged(data: Data, options: ContinualOptions, seed: int) -> Data:
     """Return a data set as a sequence of tasks, of which the classes or inputs may depend on the seed.
 
-    In the scenarios "class" and "task", labels are numbered anew: task t has the K / T labels from t K / T on. Images
-    in files are decoded, as they are stored: all must have one size and fit into memory.
+    In the scenarios "class" and "task", labels are numbered anew, such that each task has labels in a row and later
+    tasks have larger ones: task t has the K / T labels from t K / T on, if all tasks are alike. Images in files are
+    decoded, as they are stored: all must have one size and fit into memory.
 
     Args:
         data: the data set.
@@ -26,7 +27,8 @@ def arranged(data: Data, options: ContinualOptions, seed: int) -> Data:
 
     Raises:
         ValueError: if the images do not have one size, the tasks do not divide the classes, a task has no training or
-            no test example, or the classes of a label tree are to be ordered by the seed.
+            no test example, a class has fewer examples than are to be kept of it, or the classes of a label tree are to
+            be ordered by the seed.
     """
     if options.tasks == 1:
         return data
@@ -37,7 +39,7 @@ def arranged(data: Data, options: ContinualOptions, seed: int) -> Data:
         train, test = (domains(part, options.tasks, options.change, seed=seed) for part in (train, test))
         numbers = [np.repeat(np.arange(options.tasks), len(part) // options.tasks) for part in (train, test)]
         return data._replace(train=train, test=test, tasks=(numbers[0], numbers[1]))
-    tasks = task_of_class(equal_tasks(data.num_classes, options.tasks), data.num_classes)
+    tasks = tasks_of_classes(data.num_classes, options)
     order = data.order
     if options.order == "seed":
         if data.tree is not None:
@@ -47,12 +49,23 @@ def arranged(data: Data, options: ContinualOptions, seed: int) -> Data:
         order = class_order(data.num_classes, seed)
         train, test = (in_order(part, order) for part in (train, test))
         order = order if data.order is None else data.order[order]
+    if options.shots is not None:
+        train = train.subset(few_shots(train.labels, tasks, options.shots, seed=seed))
     numbers = tasks[train.labels], tasks[test.labels]
     for part in numbers:
         empty = np.flatnonzero(np.bincount(part, minlength=options.tasks) == 0)
         if empty.size:
             raise ValueError(f"every task needs an example; task {empty[0]} of 0..{options.tasks - 1} has none")
     return data._replace(train=train, test=test, order=order, tasks=numbers)
+
+
+def tasks_of_classes(num_classes: int, options: ContinualOptions) -> np.ndarray:
+    """Return the number of the task of each class, in the order in which `arranged` numbers the classes, shape (K,).
+
+    Raises:
+        ValueError: if the tasks do not divide the classes.
+    """
+    return task_of_class(equal_tasks(num_classes, options.tasks, base=options.base), num_classes)
 
 
 @functools.lru_cache(maxsize=2)  # the two sets of a run; decoding takes long

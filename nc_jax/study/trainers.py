@@ -12,7 +12,6 @@ import optax
 
 from nc_jax.data import LabelledArrays, labels_of
 from nc_jax.data.parts import share_of_each_class
-from nc_jax.data.tasks import equal_tasks, task_of_class
 from nc_jax.heads import Head
 from nc_jax.manifolds import Stiefel
 from nc_jax.methods import Setting, method
@@ -24,7 +23,7 @@ from nc_jax.study.data import Data, DataOptions, load
 from nc_jax.study.planning import Plan
 from nc_jax.study.settings import Comparison, Group, expand
 from nc_jax.study.tails import tailed
-from nc_jax.study.tasks import arranged
+from nc_jax.study.tasks import arranged, tasks_of_classes
 from nc_jax.training import StepOptions, Trainer, agd_init, make_optimizer, scaled_rate
 
 SPLITS = 2  # of the training set, on which a learning rate is judged
@@ -70,12 +69,31 @@ def setting_of(settings: Comparison, data: Data) -> Setting:
         hierarchy=settings.hierarchy,
         continual=options,
         tail=settings.tail,
-        task_of_class=_tasks(data.num_classes, options.tasks) if by_class else None,
+        task_of_class=tuple(tasks_of_classes(data.num_classes, options).tolist()) if by_class else None,
+        task_steps=_task_steps(settings, data),
     )
 
 
-def _tasks(num_classes: int, count: int) -> tuple[int, ...]:
-    return tuple(task_of_class(equal_tasks(num_classes, count), num_classes).tolist())
+def _task_steps(settings: Comparison, data: Data) -> tuple[int, ...] | None:
+    """Return the number of steps of each task; None if there is one task, or if it may depend on the seed."""
+    if data.tasks is None:
+        return None
+    if settings.continual.scenario != "domain" and settings.continual.order == "seed":
+        # With another order, a task has other classes. It has as many examples if all classes of a task are alike, and
+        # so are all tasks but a larger first one.
+        sizes = np.bincount(np.asarray(labels_of(data.train)), minlength=data.num_classes)
+        tasks = tasks_of_classes(data.num_classes, settings.continual)
+        parts = (tasks == 0, tasks > 0) if settings.continual.shots else (tasks >= 0,)
+        if any(len(set(sizes[part].tolist())) > 1 for part in parts):
+            return None
+    loop = settings.loop
+    return _by_task(Tasks(data.train, data.tasks[0], loop.batch_size, loop.epochs), loop.epochs)
+
+
+def _by_task(stream: Stream, epochs: int) -> tuple[int, ...]:
+    """Return the number of steps of each task, of a stream that has some epochs of each."""
+    ends = np.asarray(stream.ends)[epochs - 1 :: epochs]
+    return tuple(np.diff(ends, prepend=0).tolist())
 
 
 def make_stream(group: Group, data: Data) -> Stream:
@@ -98,8 +116,8 @@ def make_stream(group: Group, data: Data) -> Stream:
 def make_trainer(group: Group, data: Data) -> Trainer:
     """Return the compiled steps of a group, for runs with any seed.
 
-    With several tasks, the schedule of the learning rate begins anew after as many steps as a task takes on average (in
-    the order of the classes of seed 0). That is the begin of each task only where all tasks take equally many.
+    With several tasks, the schedule of the learning rate begins anew with each task, in the order of the classes of
+    seed 0. Where the numbers of steps depend on the order, it begins some steps early or late for other seeds.
 
     Args:
         group: the group (row of the table) to train.
@@ -114,9 +132,8 @@ def make_trainer(group: Group, data: Data) -> Trainer:
     head = chosen.head(setting)
     agd = options.name == "agd"
     backbone = make_backbone(settings.backbone, size=data.size, num_classes=data.num_classes, only_matrices=agd)
-    ends = make_stream(group, data).ends
-    epoch_steps, several = -(-ends[-1] // len(ends)), len(ends) > loop.epochs
-    optimizer = make_optimizer(options, epochs=loop.epochs, epoch_steps=epoch_steps, repeat=several)
+    epoch_steps = tuple(-(-steps // loop.epochs) for steps in _by_task(make_stream(group, data), loop.epochs))
+    optimizer = make_optimizer(options, epochs=loop.epochs, epoch_steps=epoch_steps)
     for part in slower_parts(settings.backbone):
         optimizer = scaled_rate(optimizer, part, settings.backbone.rate_factor)
     optimizer = chosen.optimizer(setting, optimizer)
@@ -160,18 +177,23 @@ def data_of(settings: Comparison) -> Data:
     return _load(settings.data, settings.backbone.name == "mlp")
 
 
-def held_out_parts(data: Data) -> list[Data]:
+def held_out_parts(data: Data, *, by_class: bool = False) -> list[Data]:
     """Return `SPLITS` draws of a quarter of the training set to test on, each with the rest to train on.
 
     Where one class has more than `UNEQUAL` times as many examples as another, it is a quarter of every class: at least
     one of its examples, but not its only one. So all draws have the same class sizes.
+
+    Args:
+        data: the data set.
+        by_class: take a quarter of every class in any case. A base session needs that: all draws must train it for
+            equally many steps.
 
     Raises:
         ValueError: if the training set is not in memory.
     """
     labels = labels_of(data.train)
     counts = np.ones(1) if labels is None else np.unique(labels, return_counts=True)[1]
-    if labels is not None and counts.max() > UNEQUAL * counts.min():
+    if labels is not None and (by_class or counts.max() > UNEQUAL * counts.min()):
         draws = [share_of_each_class(labels, 1 / 4, seed=split) for split in range(SPLITS)]
     else:
         draws = [np.random.default_rng(split).permutation(len(data.train)) % 4 == 0 for split in range(SPLITS)]
@@ -195,7 +217,8 @@ def check(config: Comparison) -> None:
                 "without a value"
             )
         if group.settings.rates:
-            part = of_run(held_out_parts(data)[0], group.settings, seed=0)
+            by_class = group.settings.continual.base is not None
+            part = of_run(held_out_parts(data, by_class=by_class)[0], group.settings, seed=0)
             trainer.check_stream(make_stream(group, part))
 
 

@@ -1,7 +1,8 @@
 """Optimisers and schedules by name, as experiments choose them. All but AGD are optax's."""
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -93,14 +94,14 @@ class OptimizerOptions:
             raise ValueError(f'"{self.name}" sets its own step, without schedule, warm-up or weight decay')
 
 
-def make_schedule(options: OptimizerOptions, *, epochs: int, epoch_steps: int, repeat: bool = False) -> optax.Schedule:
+def make_schedule(options: OptimizerOptions, *, epochs: int, epoch_steps: int | Sequence[int]) -> optax.Schedule:
     """Return the learning rate as a function of the optimiser step.
 
     Args:
         options: the schedule and its numbers.
-        epochs: length of the whole training, in epochs; of one repetition, with `repeat`.
-        epoch_steps: optimiser steps per epoch.
-        repeat: begin the schedule anew whenever it ends, as for the next task of continual learning.
+        epochs: length of the whole training, in epochs; of each task, if there are several.
+        epoch_steps: optimiser steps per epoch; of continual learning, steps per epoch of each task. The schedule begins
+            anew with each task.
 
     Returns:
         A function: number of optimiser steps taken -> learning rate.
@@ -108,10 +109,13 @@ def make_schedule(options: OptimizerOptions, *, epochs: int, epoch_steps: int, r
     Raises:
         ValueError: if the warm-up is not shorter than the training.
     """
+    if not isinstance(epoch_steps, int):
+        if options.schedule == "constant" and not options.warmup:
+            return optax.constant_schedule(options.learning_rate)
+        each = [make_schedule(options, epochs=epochs, epoch_steps=steps) for steps in epoch_steps]
+        starts = list(itertools.accumulate(epochs * steps for steps in epoch_steps))[:-1]
+        return optax.join_schedules(each, starts) if starts else each[0]
     total, warmup = epochs * epoch_steps, round(options.warmup * epoch_steps)
-    if repeat:
-        once = make_schedule(options, epochs=epochs, epoch_steps=epoch_steps)
-        return lambda count: once(jnp.asarray(count) % total)
     if warmup >= total:
         raise ValueError(f"the warm-up must be shorter than the training of {epochs} epochs; got {options.warmup}")
     peak = options.learning_rate
@@ -136,20 +140,19 @@ def make_schedule(options: OptimizerOptions, *, epochs: int, epoch_steps: int, r
 
 
 def make_optimizer(
-    options: OptimizerOptions, *, epochs: int, epoch_steps: int, repeat: bool = False
+    options: OptimizerOptions, *, epochs: int, epoch_steps: int | Sequence[int]
 ) -> optax.GradientTransformation:
     """Return the optimiser with its schedule.
 
     Args:
         options: the optimiser, its schedule and their numbers.
-        epochs: length of the whole training, in epochs; of one repetition of the schedule, with `repeat`.
-        epoch_steps: optimiser steps per epoch.
-        repeat: begin the schedule anew whenever it ends.
+        epochs: length of the whole training, in epochs; of each task, if there are several.
+        epoch_steps: optimiser steps per epoch; of continual learning, steps per epoch of each task.
 
     Raises:
         ValueError: if the warm-up is not shorter than the training.
     """
-    rate = make_schedule(options, epochs=epochs, epoch_steps=epoch_steps, repeat=repeat)
+    rate = make_schedule(options, epochs=epochs, epoch_steps=epoch_steps)
     mask = _kernels if options.decayed == "kernels" else None
     if options.name == "sgd":
         core = optax.sgd(rate, options.momentum or None, options.nesterov)

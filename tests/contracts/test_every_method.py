@@ -36,6 +36,8 @@ WITHOUT_PARAMETERS |= {
     "nearest-counts",
     "nearest-effective",
     "nearest-centred",
+    "few-shot",
+    "few-shot-etf",
 }
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from nc_jax.data import LabelledArrays
-from nc_jax.data.tasks import class_order, domains, equal_tasks, in_order, task_of_class
+from nc_jax.data.tasks import class_order, domains, equal_tasks, few_shots, in_order, task_of_class
 
 IMAGES = LabelledArrays(
     np.random.default_rng(0).integers(256, size=(6, 8, 8, 1)).astype(np.uint8), np.arange(6) % 3, 3, ("a", "b", "c")
@@ -16,6 +16,27 @@ IMAGES = LabelledArrays(
 def test_tasks_divide_the_classes(classes, tasks):
     with pytest.raises(ValueError, match=f"divide the classes into equal parts; got {tasks} for {classes} classes"):
         equal_tasks(classes, tasks)
+
+
+@pytest.mark.parametrize(("classes", "tasks", "base"), [(10, 3, 7), (10, 2, 10), (10, 1, 5), (10, 2, 0)])
+def test_a_base_session_leaves_equal_parts(classes, tasks, base):
+    with pytest.raises(ValueError, match=f"each task after it; got {base} of {classes} classes and {tasks} tasks"):
+        equal_tasks(classes, tasks, base=base)
+
+
+def test_later_classes_keep_few_examples_drawn_by_the_seed():
+    labels, tasks = np.repeat(np.arange(4), [9, 2, 8, 5])[::-1], np.array([0, 0, 1, 2])
+    drawn = np.zeros(len(labels))
+    for seed in range(400):
+        kept = few_shots(labels, tasks, 3, seed=seed)
+        assert np.bincount(labels[kept]).tolist() == [9, 2, 3, 3]
+        drawn += kept
+    for label in (2, 3):
+        assert stats.chisquare(drawn[labels == label]).pvalue > 1e-3
+    sentence = "of each class after the first task; got {}, and class 3 has 5"
+    for shots in (0, 6):
+        with pytest.raises(ValueError, match=sentence.format(shots)):
+            few_shots(labels, tasks, shots, seed=0)
 
 
 @pytest.mark.parametrize(

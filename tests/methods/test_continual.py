@@ -86,6 +86,10 @@ def test_a_balanced_memory_needs_labels_at_once():
     [
         ({"tasks": 0}, "tasks must be at least 1; got 0"),
         ({"memory": 0}, "memory must be at least 1; got 0"),
+        ({"base": 0}, "base must be at least 1, or None; got 0"),
+        ({"tasks": 2, "shots": 0}, "shots must be at least 1, or None; got 0"),
+        ({"base": 2}, 'base needs at least two tasks that are parts of the classes; got tasks=1 and scenario="class"'),
+        ({"tasks": 2, "scenario": "domain", "shots": 2}, 'shots needs at least .*; got tasks=2 and scenario="domain"'),
         ({"draw_size": 0}, "draw_size must be at least 1; got 0"),
         ({"alpha": 0.0}, "alpha must be positive and finite; got 0"),
         ({"beta": float("inf")}, "beta must be positive and finite; got inf"),

@@ -14,11 +14,11 @@ from nc_jax.hierarchy import from_nested
 from nc_jax.methods import ContinualOptions
 from nc_jax.study import Comparison
 from nc_jax.study.backbones import BackboneOptions
-from nc_jax.study.continual import check_tasks, watching
+from nc_jax.study.continual import _of_sessions, check_tasks, watching
 from nc_jax.study.data import Data
 from nc_jax.study.settings import Group
 from nc_jax.study.tasks import arranged
-from nc_jax.study.trainers import make_stream, make_trainer
+from nc_jax.study.trainers import make_stream, make_trainer, setting_of
 from nc_jax.training import LoopOptions, MetricsLog, OptimizerOptions, PreemptedError, read_metrics
 
 K, T = 6, 3
@@ -66,6 +66,28 @@ def test_a_seed_orders_classes_and_results_are_numbered_back():
     assert given.class_names == DATA.class_names
 
 
+def test_a_base_session_has_more_classes_and_later_ones_few_examples():
+    options = dataclasses.replace(SETTINGS.continual, base=4, shots=5)
+    for seed in range(3):
+        part = arranged(DATA, options, seed)
+        assert np.bincount(part.train.labels).tolist() == [16] * 4 + [5] * 2
+        for numbers, examples in zip(part.tasks, (part.train, part.test), strict=True):
+            np.testing.assert_array_equal(numbers, np.array([0, 0, 0, 0, 1, 2])[examples.labels])
+        assert len(part.test) == len(DATA.test)
+    setting = setting_of(dataclasses.replace(SETTINGS, continual=options), part)
+    assert setting.task_of_class == (0, 0, 0, 0, 1, 2)
+    assert setting.task_steps == (2 * 8, 2, 2)  # of two epochs each, in batches of eight
+
+
+def test_accuracies_over_classes_count_every_test_example_once():
+    part = arranged(DATA, dataclasses.replace(SETTINGS.continual, base=4), 0)
+    found = _of_sessions(np.array([[0.9, 0.0, 0.0], [0.6, 0.9, 0.0], [0.5, 0.4, 0.8]]), part)
+    assert found["sessions"] == pytest.approx([0.9, (4 * 0.6 + 0.9) / 5, (4 * 0.5 + 0.4 + 0.8) / 6], abs=1e-4)
+    assert found["accuracy_seen"] == pytest.approx(3.2 / 6)
+    assert (found["accuracy_base"], found["accuracy_new"]) == pytest.approx((0.5, 0.6))
+    assert found["drop"] == pytest.approx(0.9 - 3.2 / 6)
+
+
 def test_domains_have_all_classes_in_each_task():
     part = arranged(DATA, dataclasses.replace(SETTINGS.continual, scenario="domain"), 0)
     assert len(part.train) == T * len(DATA.train)
@@ -91,6 +113,8 @@ def test_one_task_is_the_set_itself():
             {"order": "given"},
             r"every task needs an example; task 0 of 0\.\.2 has none",
         ),
+        (DATA, {"base": 5}, "at least one, to each task after it; got 5 of 6 classes and 3 tasks"),
+        (DATA, {"base": 4, "shots": 17}, "of each class after the first task; got 17, and class 4 has 16"),
         (DATA, {"tasks": 4}, "tasks must divide the classes into equal parts; got 4 for 6 classes"),
         (
             DATA._replace(tree=from_nested({"root": list("abcdef")}).ordered(tuple("abcdef"))),

@@ -108,7 +108,7 @@ def test_every_network_takes_small_images(name):
     assert (features.ndim, features.shape[0]) == (2, 2)
 
 
-NECKS = {"norm": 12, "type1": 30, "type2": 7, "transformation": 12, "relu": 12}
+NECKS = {"norm": 12, "type1": 30, "type2": 7, "transformation": 12, "relu": 12, "mlp": 30}
 
 
 @pytest.mark.parametrize(("neck", "dim"), NECKS.items())

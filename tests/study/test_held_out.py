@@ -34,3 +34,8 @@ def test_of_unequal_classes_a_quarter_of_each_is_held_out():
     assert not np.array_equal(parts[0].test.inputs, parts[1].test.inputs)
     for part, again in zip(parts, held_out_parts(data), strict=True):
         np.testing.assert_array_equal(part.test.inputs, again.test.inputs)
+
+
+def test_of_any_classes_a_quarter_of_each_is_held_out_on_request():
+    for part in held_out_parts(data_of((12, 12, 16)), by_class=True):
+        assert part.train.class_counts().tolist() == [9, 9, 12]

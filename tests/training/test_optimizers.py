@@ -35,6 +35,16 @@ def test_schedules_by_epoch(case):
     np.testing.assert_allclose([schedule(7 * epoch) for epoch in range(10)], expected, rtol=1e-5, atol=1e-7)
 
 
+def test_a_schedule_begins_anew_with_each_task():
+    options = OptimizerOptions(learning_rate=0.5, schedule="cosine")
+    schedule = make_schedule(options, epochs=2, epoch_steps=(5, 1, 3))
+    each = [make_schedule(options, epochs=2, epoch_steps=steps) for steps in (5, 1, 3)]
+    expected = [one(step) for one, steps in zip(each, (10, 2, 6), strict=True) for step in range(steps)]
+    np.testing.assert_allclose([schedule(step) for step in range(18)], expected, rtol=1e-6)
+    constant = make_schedule(OptimizerOptions(learning_rate=0.5), epochs=2, epoch_steps=(5, 1))
+    assert [constant(step) for step in (0, 10, 11)] == [0.5] * 3
+
+
 def test_one_cycle_rises_and_falls():
     schedule = make_schedule(OptimizerOptions(schedule="one-cycle"), epochs=10, epoch_steps=10)
     rates = np.array([schedule(step) for step in range(101)])
