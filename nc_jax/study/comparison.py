@@ -241,7 +241,7 @@ class Session:
         Raises:
             NonFiniteError: if training diverges at every rate.
         """
-        parts = held_out_parts(data, by_class=group.settings.continual.base is not None)
+        parts = held_out_parts(data, group.settings)
         rates, scores = group.settings.rates, {}
         for rate in rates:
             tried, name = group.at(rate), f"{group.name}-rate{rate:g}"

@@ -177,23 +177,24 @@ def data_of(settings: Comparison) -> Data:
     return _load(settings.data, settings.backbone.name == "mlp")
 
 
-def held_out_parts(data: Data, *, by_class: bool = False) -> list[Data]:
+def held_out_parts(data: Data, settings: Comparison) -> list[Data]:
     """Return `SPLITS` draws of a quarter of the training set to test on, each with the rest to train on.
 
-    Where one class has more than `UNEQUAL` times as many examples as another, it is a quarter of every class: at least
-    one of its examples, but not its only one. So all draws have the same class sizes.
+    It is a quarter of every class (at least one of its examples, but not its only one) where the draws need the same
+    class sizes: for a long tail and for a base session, and where one class has more than `UNEQUAL` times as many
+    examples as another.
 
     Args:
         data: the data set.
-        by_class: take a quarter of every class in any case. A base session needs that: all draws must train it for
-            equally many steps.
+        settings: the settings of a group.
 
     Raises:
         ValueError: if the training set is not in memory.
     """
     labels = labels_of(data.train)
     counts = np.ones(1) if labels is None else np.unique(labels, return_counts=True)[1]
-    if labels is not None and (by_class or counts.max() > UNEQUAL * counts.min()):
+    alike = settings.continual.base is not None or settings.tail.ratio is not None
+    if labels is not None and (alike or counts.max() > UNEQUAL * counts.min()):
         draws = [share_of_each_class(labels, 1 / 4, seed=split) for split in range(SPLITS)]
     else:
         draws = [np.random.default_rng(split).permutation(len(data.train)) % 4 == 0 for split in range(SPLITS)]
@@ -217,8 +218,7 @@ def check(config: Comparison) -> None:
                 "without a value"
             )
         if group.settings.rates:
-            by_class = group.settings.continual.base is not None
-            part = of_run(held_out_parts(data, by_class=by_class)[0], group.settings, seed=0)
+            part = of_run(held_out_parts(data, group.settings)[0], group.settings, seed=0)
             trainer.check_stream(make_stream(group, part))
 
 
