@@ -271,8 +271,8 @@ ORTHOGONAL = {
         _fno,
         orthogonal.arc_log,
         extensions=_arc,
-        caution="the log loss of arc-mixup does not push rare classes away from frequent ones; without balanced pairs "
-        "it fell below cross-entropy in every case that was measured (docs/findings/long_tail.md)",
+        caution="without pairs that are balanced over classes, the log loss of arc-mixup makes rare classes worse: on "
+        "digits it fell below cross-entropy (docs/findings/long_tail.md)",
     ),
     "fno-arc-unmasked": Method(
         "FNO, arc-mixup, no mask", _fno, functools.partial(orthogonal.arc_log, mask=False), extensions=_arc_balanced
