@@ -1,5 +1,6 @@
 """Every code block of the README runs."""
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -25,10 +26,11 @@ def test_every_method_is_in_its_table():
     table = text[text.index("## The methods") : text.index("## Running experiments")]
     assert set(re.findall(r"`([a-z-]+)`", table)) >= METHODS.keys()
     for command in re.findall(r"`(python -m [^`]+)`", table):
-        program, _, name, flag, *methods = command.split()
-        assert (program, flag) == ("python", "--methods")
-        assert (ROOT / f"{name.replace('.', '/')}.py").is_file()
-        assert set(methods) <= METHODS.keys()
+        name, *words = command.split()[2:]
+        presets = importlib.import_module(name).PRESETS
+        if words[0] != "--methods":
+            assert words.pop(0) in presets
+        assert set(words[1:]) <= METHODS.keys()
 
 
 @pytest.mark.slow
