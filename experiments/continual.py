@@ -16,6 +16,9 @@ trained for some epochs. A method may keep some examples in a replay memory, a u
 seen. Class-IL is the mean accuracy over the tasks after the last one, among all classes; Task-IL is the same among the
 classes of the example's task. A fixed simplex ETF with the same learned scale is a control: it shows what a frozen
 classifier does without the zeros of the orthogonal one.
+
+The preset few-shot begins with a base session of 60 classes and adds five at a time, with five examples of each. Its
+accuracies count every test example once, and its learning rates are chosen by them.
 """
 
 import dataclasses
@@ -241,7 +244,10 @@ ABOUT = {
         53,
         "Class-IL of ER on digits, memory of 20: learned 0.757, FNO 0.853; on glyphs 0.733, 0.666",
     ),
-    "few-shot": About("60 glyph classes, then 8 times 5 with 5 examples each, every method at its learning rate"),
+    "few-shot": About(
+        "60 glyph classes, then 8 times 5 with 5 examples each, every method at its learning rate",
+        expect="accuracy on all classes at fixed rates: reserved ETF 0.720, learned head 0.626, ER 0.557",
+    ),
     "smoke": About("three methods in one epoch of a small network, for the tests", 0.5),
     "rates": About("digits as in the preset default, every method at the learning rate that suits it"),
     "fashion": About(
