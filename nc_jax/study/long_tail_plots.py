@@ -14,9 +14,18 @@ from nc_jax.study.statistics import half_width
 MOST_LINES = 8  # more of them cover each other
 
 
+def shown(scene: Scene) -> list[str]:
+    """Return the rows of pictures that have no room for all: the first one, and the most accurate of the others."""
+    values = scene.results.values(scene.case)
+    means = {label: _finite(numbers.get("balanced_accuracy", ())).sum() for label, numbers in values.items()}
+    first, *others = means
+    best = sorted(others, key=lambda label: -means[label])[: MOST_LINES - 1]
+    return [first, *(label for label in others if label in best)]
+
+
 def recall_by_size(scene: Scene) -> Path | None:
     """Draw the test accuracy of each class against its number of training examples: the mean over seeds."""
-    recalls = dict(list(scene.found("recall_by_size").items())[:MOST_LINES])
+    recalls = {label: values for label, values in scene.found("recall_by_size").items() if label in shown(scene)}
     if not recalls:
         return None
     path, sizes = scene.path("recall"), scene.found("class_sizes")
@@ -98,7 +107,8 @@ def alignment_curves(scene: Scene) -> Path:
         ("few_cosine", "cosine between class vectors of rare classes", "linear"),
         ("principal_angle", "largest principal angle (degrees)", "linear"),
     ]
-    plots.curves(path, scene.log, scene.results.runs(scene.case), panels, look=scene.looks)
+    runs = {label: names for label, names in scene.results.runs(scene.case).items() if label in shown(scene)}
+    plots.curves(path, scene.log, runs, panels, look=scene.looks)
     return path
 
 
