@@ -73,7 +73,13 @@ PEERS = (
 )
 FNO = ("fno", "fno-mixup", "fno-mixup-balanced", "fno-arc", "fno-arc-shuffled", "fno-arc-unmasked", "fno-arc-softmax")
 DOT = ("etf-mixup", "etf-mixup-balanced", "etf-dr", "etf-dr-counts", "etf-dr-plain")
-CELLS = ("fno-mixup-adjusted", "etf-mixup-adjusted", "nearest-mixup-adjusted", "nearest-centred")
+CELLS = (
+    "fno-mixup-adjusted",
+    "etf-mixup-adjusted",
+    "scaled-mixup-adjusted",
+    "nearest-mixup-adjusted",
+    "nearest-centred",
+)
 MAIN = ("linear", "mixup", "mixup-balanced", "mixup-adjusted", "etf-dr", "etf-dr-counts", "fno-arc", *CELLS)
 TURNED = ("mixup-adjusted-regularised", "mixup-adjusted-slerp", "mixup-adjusted-project")
 NEAREST = ("nearest-mixup", "nearest-mixup-adjusted", "nearest-counts", "nearest-effective", "nearest-centred")
@@ -253,15 +259,15 @@ PRESETS = {
     **PAPER,
 }
 ABOUT = {
-    "default": About("every method on digits at a ratio of 100, and eleven on 100 glyphs at 50", 30),
+    "default": About("every method on digits at a ratio of 100, and twelve on 100 glyphs at 50", 30),
     "smoke": About("two methods at two ratios in two epochs of a small network, for the tests", 0.5),
-    "ratios": About("eleven methods on digits at the ratios 100, 50 and 10"),
+    "ratios": About("twelve methods on digits at the ratios 100, 50 and 10"),
     "ablation": About("the parts of FNO's recipe one by one: frame, pairs, arc, mask and loss"),
     "alignment": About("three ways to align class vectors with class means, when and how often"),
     "nearest": About("the nearest ETF with class weights, and with the centre of the classes"),
-    "fashion": About("fourteen methods on Fashion-MNIST, each at the learning rate that suits it"),
-    "glyphs": About("fourteen methods on 100 glyphs at a ratio of 50, each at the learning rate that suits it"),
-    "shuttle": About("fourteen methods on Shuttle, 7 classes with 45,586 to 10 examples, each at its learning rate"),
+    "fashion": About("fifteen methods on Fashion-MNIST, each at the learning rate that suits it"),
+    "glyphs": About("fifteen methods on 100 glyphs at a ratio of 50, each at the learning rate that suits it"),
+    "shuttle": About("fifteen methods on Shuttle, 7 classes with 45,586 to 10 examples, each at its learning rate"),
     **{name: About("the paper's optimiser, 5 seeds; made for an accelerator") for name in PAPER},
 }
 

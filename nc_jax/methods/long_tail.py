@@ -89,7 +89,7 @@ _project = functools.partial(corrected, kind=AlignmentProjection)
 # --- Heads. ---
 
 _linear, _nearest = simplex.METHODS["linear"].head, simplex.METHODS["nearest"].head
-_fno = orthogonal.METHODS["fno"].head
+_fno, _scaled = orthogonal.METHODS["fno"].head, simplex.METHODS["fixed"].head
 
 
 def _cosine(setting: Setting) -> Head:
@@ -284,6 +284,8 @@ SIMPLEX = {
     "etf-mixup": Method("fixed ETF, mixup", _etf, extensions=mixed),
     "etf-mixup-balanced": Method("fixed ETF, mixup, balanced pairs", _etf, extensions=_mixed_balanced),
     "etf-mixup-adjusted": Method("fixed ETF, mixup, adjusted", _etf, extensions=_mixup_adjusted),
+    # With features of one length, as the nearest ETF has them: it shows what the scaling does without the rotation.
+    "scaled-mixup-adjusted": Method("fixed ETF, scaled features, mixup, adjusted", _scaled, extensions=_mixup_adjusted),
     "etf-dr": Method("ETF + DR, mixup", _unit_etf, dot_regression, extensions=mixed, reference=_YANG),
     "etf-dr-counts": Method("ETF + DR by counts, mixup", _unit_etf, dot_regression_by_counts, extensions=mixed),
     "etf-dr-plain": Method("ETF + DR, plain", _unit_etf, plain_dot_regression, reference=_YANG),

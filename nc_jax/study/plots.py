@@ -94,6 +94,7 @@ COLOURS = {
     "fixed ETF, mixup": "#86C0EA",
     "fixed ETF, mixup, balanced pairs": "#5E83E3",
     "fixed ETF, mixup, adjusted": "#3696DC",
+    "fixed ETF, scaled features, mixup, adjusted": "#9AB0FF",
     "ETF + DR, mixup": "#224EC0",
     "ETF + DR by counts, mixup": "#1B6499",
     "ETF + DR, plain": "#142E71",

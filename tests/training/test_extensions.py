@@ -46,9 +46,9 @@ CONTINUAL = (
 LONG_TAIL = ((Mixup(), LogitAdjustment((40, 20, 8, 2))), Balanced(TRAIN.labels, batch_size=24, epochs=3))
 ALIGNED = (
     (
-        AlignmentPenalty(NUM_CLASSES, 6, 0.5),
-        AlignmentSlerp(NUM_CLASSES, 6, 0.3, start=2, every=3),
-        AlignmentProjection(NUM_CLASSES, 6, 0.8),
+        AlignmentPenalty(0.5),
+        AlignmentSlerp(0.3, start=2, every=3),
+        AlignmentProjection(0.8),
     ),
     Balanced(TRAIN.labels, batch_size=24, epochs=3),
 )
