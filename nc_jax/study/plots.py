@@ -72,7 +72,7 @@ COLOURS = {
     # Long tails: a hue for learned heads, weights, samplers, FNO, fixed ETF, nearest ETF and alignment each.
     "mixup": "#F49F7B",
     "mixup, balanced pairs": "#EE9833",
-    "mixup, adjusted": "#C34610",
+    "mixup, adjusted": "#7B2CBF",
     "mixup, adjusted after training": "#7B470A",
     "logit adjustment": "#ED8282",
     "adjusted after training": "#DB361F",

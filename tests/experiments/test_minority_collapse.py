@@ -87,7 +87,8 @@ def test_learned_class_vectors_merge_where_the_theory_says_so():
 def test_weights_for_rare_classes_are_the_inverse_effective_numbers():
     counts = np.array([1, 10, 1000])
     effective = [sum(0.999**power for power in range(count)) for count in counts]
-    np.testing.assert_allclose(rare(jnp.asarray(counts, float)), 1 / np.array(effective), rtol=1e-3)
+    found = np.asarray(rare(jnp.asarray(counts, float)))  # only the ratios of weights matter
+    np.testing.assert_allclose(found / found[0], effective[0] / np.array(effective), rtol=1e-3)
 
 
 @pytest.mark.parametrize(
