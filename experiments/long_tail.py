@@ -3,8 +3,10 @@
 Claim     Kim and Kim, Fixed non-negative orthogonal classifier (FNO, ICLR 2024), and Yang et al. (2022): a fixed
           classifier with arc-mixup or dot regression knows rare classes better than a learned one. Here every
           ingredient has a row of its own, beside peers that adjust logits, reweight, resample or train in two stages.
-Command   python -m experiments.long_tail
-Expected  TODO
+Command   python -m experiments.long_tail                 (25 minutes of CPU time, on one or two cores)
+Expected  digits at a ratio of 100: cross-entropy 0.751, logit adjustment 0.847, with mixup 0.867; ETF with dot
+          regression 0.841, by counts 0.857; FNO with arc-mixup 0.775, without balanced pairs 0.717. On glyphs:
+          cross-entropy 0.569, mixup with logit adjustment 0.617, FNO with arc-mixup 0.550
 Writes    runs/long_tail/<time>-<preset>/: config.json, results.jsonl, metrics.jsonl, tensorboard/, checkpoints/,
           summary.md, summary.json, and for each case summary.png, recall.png, bars.png, alignment.png, ratios.png,
           confusion.png
@@ -259,15 +261,23 @@ PRESETS = {
     **PAPER,
 }
 ABOUT = {
-    "default": About("every method on digits at a ratio of 100, and twelve on 100 glyphs at 50", 30),
+    "default": About(
+        "every method on digits at a ratio of 100, and twelve on 100 glyphs at 50",
+        30,
+        "digits: cross-entropy 0.751, logit adjustment 0.847, with mixup 0.867, FNO with arc-mixup 0.775",
+    ),
     "smoke": About("two methods at two ratios in two epochs of a small network, for the tests", 0.5),
     "ratios": About("twelve methods on digits at the ratios 100, 50 and 10"),
     "ablation": About("the parts of FNO's recipe one by one: frame, pairs, arc, mask and loss"),
-    "alignment": About("three ways to align class vectors with class means, when and how often"),
-    "nearest": About("the nearest ETF with class weights, and with the centre of the classes"),
+    "alignment": About("three ways to align class vectors with class means, when and how often", 9),
+    "nearest": About("the nearest ETF with class weights, and with the centre of the classes", 8),
     "fashion": About("fifteen methods on Fashion-MNIST, each at the learning rate that suits it"),
     "glyphs": About("fifteen methods on 100 glyphs at a ratio of 50, each at the learning rate that suits it"),
-    "shuttle": About("fifteen methods on Shuttle, 7 classes with 45,586 to 10 examples, each at its learning rate"),
+    "shuttle": About(
+        "fifteen methods on Shuttle, 7 classes with 45,586 to 10 examples, each at its learning rate",
+        40,
+        "mixup with logit adjustment 0.907, nearest ETF 0.954, ETF with dot regression by counts 0.996",
+    ),
     **{name: About("the paper's optimiser, 5 seeds; made for an accelerator") for name in PAPER},
 }
 
