@@ -64,7 +64,7 @@ METHODS = {
         "FNO, arc-mixup",
         _fixed,
         arc_log,
-        extensions=lambda setting: (Mixup(curve="arc", pairs="balanced"),),
+        extensions=lambda setting: (Mixup(setting.tail.mixup, curve="arc", pairs="balanced"),),
         reference=f"{_PAPER}, arc-mixup, and its released program",
     ),
 }

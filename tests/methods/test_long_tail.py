@@ -119,3 +119,9 @@ def test_counts_that_are_unknown_or_zero_are_refused():
         METHODS["adjusted"].extensions(Setting(num_classes=3))
     with pytest.raises(ValueError, match="this method needs a training example of every class; class 1 has none"):
         METHODS["ldam"].loss(dataclasses.replace(SETTING, class_counts=(5, 0, 1)))
+
+
+@pytest.mark.parametrize("name", ["mixup", "mixup-balanced", "fno-arc", "fno-arc-shuffled", "etf-dr"])
+def test_every_mixture_has_the_alpha_of_the_settings(name):
+    (mixup, *_) = METHODS[name].extensions(dataclasses.replace(SETTING, tail=TailOptions(mixup=0.2)))
+    assert mixup.alpha == 0.2
