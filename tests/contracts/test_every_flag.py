@@ -153,6 +153,7 @@ OPTIMIZERS = (
     ("sgd", "cosine"),
     ("sgd", "one-cycle"),
     ("lbfgs", "constant"),
+    ("adam", "cosine"),
 )
 TINY = ["--data.per-class", "12", "--data.tree", "digits", "--seeds", "1", "--methods", "nearest", "haframe"]
 TINY += ["--loop.epochs", "1", "--loop.batch-size", "120", "--loop.devices", "1", "--optimizer.milestones", "0.5"]
