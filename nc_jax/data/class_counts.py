@@ -144,10 +144,7 @@ def majority_counts(num_classes: int, largest: int, factor: float) -> Int[np.nda
         >>> majority_counts(5, 100, 0.01)
         array([100,   1,   1,   1,   1])
     """
-    _check_sizes(num_classes, largest, factor)
-    counts = np.full(num_classes, int(largest * factor + 1e-9), dtype=np.int64)
-    counts[0] = largest
-    return counts
+    return step_counts(num_classes, largest, factor, fraction=1 - 1 / max(num_classes, 1))
 
 
 _PROFILES: dict[str, Callable[[int, int, float], Int[np.ndarray, " classes"]]] = {

@@ -13,6 +13,7 @@ from nc_jax.data import (
     digits,
     glyphs,
     hierarchies,
+    labels_of,
     sources,
     tables,
     take_per_class,
@@ -113,6 +114,12 @@ class Data(NamedTuple):
     def class_names(self) -> tuple[str, ...]:
         """K names."""
         return class_names_of(self.train)
+
+    @property
+    def class_sizes(self) -> np.ndarray | None:
+        """Number of training examples of each class, shape (K,); None if only reading the examples could tell."""
+        labels = labels_of(self.train)
+        return None if labels is None else np.bincount(labels, minlength=self.num_classes)
 
     @property
     def absent_classes(self) -> tuple[int, ...]:

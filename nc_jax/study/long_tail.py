@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nc_jax.data.source import labels_of
 from nc_jax.metrics import (
     balanced_accuracy,
     class_angles,
@@ -44,10 +43,10 @@ def class_sizes(data: Data) -> np.ndarray:
     Raises:
         ValueError: if the labels of the training set are not known without reading it.
     """
-    labels = labels_of(data.train)
-    if labels is None:
+    sizes = data.class_sizes
+    if sizes is None:
         raise ValueError(f"classes are grouped by their sizes in a set whose labels are known; got {data.train!r}")
-    return np.bincount(labels, minlength=data.num_classes)
+    return sizes
 
 
 @jax.jit

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from nc_jax.methods import method
 from nc_jax.study import plots
@@ -25,7 +26,8 @@ def shown(scene: Scene) -> list[str]:
 
 def recall_by_size(scene: Scene) -> Path | None:
     """Draw the test accuracy of each class against its number of training examples: the mean over seeds."""
-    recalls = {label: values for label, values in scene.found("recall_by_size").items() if label in shown(scene)}
+    rows = shown(scene)
+    recalls = {label: values for label, values in scene.found("recall_by_size").items() if label in rows}
     if not recalls:
         return None
     path, sizes = scene.path("recall"), scene.found("class_sizes")
@@ -35,11 +37,7 @@ def recall_by_size(scene: Scene) -> Path | None:
         by_size = _by_size(np.asarray(sizes[label], float), np.asarray(values, float))
         style: Any = {"color": scene.looks[label].colour, "linestyle": scene.looks[label].dash}
         axis.plot(*by_size, marker="o", markersize=3, label=label, **style)
-    axis.set_xscale("log")
-    plots.plain_ticks(axis, "x")
-    axis.set(xlabel="training examples of the class", ylabel="test accuracy of the class")
-    plots.legend_below(figure, axis)
-    plots.save(figure, path)
+    _finish(figure, path, "training examples of the class", "test accuracy of the class")
     return path
 
 
@@ -63,11 +61,7 @@ def accuracy_by_ratio(scene: Scene) -> Path | None:
         style: Any = {"color": plots.colour_of(method(name).title), "label": method(name).title}
         style |= {"marker": "o", "markersize": 3, "capsize": 2, "linewidth": 1}
         axis.errorbar([*map(_ratio, own)], [one.mean() for one in found], [half_width(one) for one in found], **style)
-    axis.set_xscale("log")
-    plots.plain_ticks(axis, "x")
-    axis.set(xlabel="most frequent class over rarest class", ylabel="test accuracy, mean over classes")
-    plots.legend_below(figure, axis)
-    plots.save(figure, path)
+    _finish(figure, path, "most frequent class over rarest class", "test accuracy, mean over classes")
     return path
 
 
@@ -107,9 +101,20 @@ def alignment_curves(scene: Scene) -> Path:
         ("few_cosine", "cosine between class vectors of rare classes", "linear"),
         ("principal_angle", "largest principal angle (degrees)", "linear"),
     ]
-    runs = {label: names for label, names in scene.results.runs(scene.case).items() if label in shown(scene)}
+    rows = shown(scene)
+    runs = {label: names for label, names in scene.results.runs(scene.case).items() if label in rows}
     plots.curves(path, scene.log, runs, panels, look=scene.looks)
     return path
+
+
+def _finish(figure: Figure, path: Path, across: str, up: str) -> None:
+    """Label the axes of a picture with one panel, whose horizontal axis is logarithmic, and write it."""
+    (axis,) = figure.axes
+    axis.set_xscale("log")
+    plots.plain_ticks(axis, "x")
+    axis.set(xlabel=across, ylabel=up)
+    plots.legend_below(figure, axis)
+    plots.save(figure, path)
 
 
 def _ratio(group: Group) -> float:

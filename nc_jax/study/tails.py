@@ -1,12 +1,11 @@
 """A data set with a long tail: which classes of a run are rare."""
 
-import numpy as np
+from typing import Any
 
-from nc_jax.data import LabelledArrays, profile_counts, subsample
-from nc_jax.data.tasks import class_order, in_order
+from nc_jax.data import profile_counts, subsample
 from nc_jax.methods import TailOptions
 from nc_jax.study.data import Data
-from nc_jax.study.tasks import in_memory
+from nc_jax.study.tasks import both_in_memory, in_seed_order
 
 
 def tailed(data: Data, options: TailOptions, seed: int) -> Data:
@@ -28,16 +27,9 @@ def tailed(data: Data, options: TailOptions, seed: int) -> Data:
     """
     if options.ratio is None:
         return data
-    train, test = (in_memory(part) for part in (data.train, data.test))
-    if not (isinstance(train, LabelledArrays) and isinstance(test, LabelledArrays)):
-        raise ValueError(f"a set must be in memory to get a long tail; got {train!r}")
-    order = None
+    data = both_in_memory(data, "get a long tail")
     if options.order == "seed":
-        if data.tree is not None:
-            raise ValueError(
-                "the classes of a label tree keep their order (--tail.order given); got an order drawn by the seed"
-            )
-        order = class_order(data.num_classes, seed)
-        train, test = (in_order(part, order) for part in (train, test))
+        data = in_seed_order(data, seed, "--tail.order given")
+    train: Any = data.train
     counts = profile_counts(options.profile, data.num_classes, int(train.class_counts().min()), options.ratio)
-    return data._replace(train=subsample(train, np.asarray(counts), seed=seed), test=test, order=order)
+    return data._replace(train=subsample(train, counts, seed=seed))

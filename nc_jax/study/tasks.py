@@ -32,23 +32,17 @@ def arranged(data: Data, options: ContinualOptions, seed: int) -> Data:
     """
     if options.tasks == 1:
         return data
-    train, test = (in_memory(part) for part in (data.train, data.test))
-    if not (isinstance(train, LabelledArrays) and isinstance(test, LabelledArrays)):
-        raise ValueError(f"a set must be in memory to be cut into tasks; got {train!r}")
+    data = both_in_memory(data, "be cut into tasks")
+    train: Any = data.train
+    test: Any = data.test
     if options.scenario == "domain":
         train, test = (domains(part, options.tasks, options.change, seed=seed) for part in (train, test))
         numbers = [np.repeat(np.arange(options.tasks), len(part) // options.tasks) for part in (train, test)]
         return data._replace(train=train, test=test, tasks=(numbers[0], numbers[1]))
     tasks = tasks_of_classes(data.num_classes, options)
-    order = data.order
     if options.order == "seed":
-        if data.tree is not None:
-            raise ValueError(
-                "the classes of a label tree keep their order (--continual.order given); got an order drawn by the seed"
-            )
-        order = class_order(data.num_classes, seed)
-        train, test = (in_order(part, order) for part in (train, test))
-        order = order if data.order is None else data.order[order]
+        data = in_seed_order(data, seed, "--continual.order given")
+        train, test = data.train, data.test
     if options.shots is not None:
         train = train.subset(few_shots(train.labels, tasks, options.shots, seed=seed))
     numbers = tasks[train.labels], tasks[test.labels]
@@ -56,7 +50,32 @@ def arranged(data: Data, options: ContinualOptions, seed: int) -> Data:
         empty = np.flatnonzero(np.bincount(part, minlength=options.tasks) == 0)
         if empty.size:
             raise ValueError(f"every task needs an example; task {empty[0]} of 0..{options.tasks - 1} has none")
-    return data._replace(train=train, test=test, order=order, tasks=numbers)
+    return data._replace(train=train, tasks=numbers)
+
+
+def both_in_memory(data: Data, purpose: str) -> Data:
+    """Return a data set of which training and test set are arrays.
+
+    Raises:
+        ValueError: if they cannot be; `purpose` says what they had to be arrays for.
+    """
+    train, test = (_in_memory(part) for part in (data.train, data.test))
+    if not (isinstance(train, LabelledArrays) and isinstance(test, LabelledArrays)):
+        raise ValueError(f"a set must be in memory to {purpose}; got {train!r}")
+    return data._replace(train=train, test=test)
+
+
+def in_seed_order(data: Data, seed: int, flag: str) -> Data:
+    """Return a data set with its classes in an order that the seed draws.
+
+    Raises:
+        ValueError: if there is a label tree; `flag` is what keeps the order of its classes.
+    """
+    if data.tree is not None:
+        raise ValueError(f"the classes of a label tree keep their order ({flag}); got an order drawn by the seed")
+    order = class_order(data.num_classes, seed)
+    train, test = (in_order(part, order) for part in (data.train, data.test))  # pyright: ignore[reportArgumentType]
+    return data._replace(train=train, test=test, order=order if data.order is None else data.order[order])
 
 
 def tasks_of_classes(num_classes: int, options: ContinualOptions) -> np.ndarray:
@@ -69,7 +88,7 @@ def tasks_of_classes(num_classes: int, options: ContinualOptions) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=2)  # the two sets of a run; decoding takes long
-def in_memory(source: Any) -> Any:
+def _in_memory(source: Any) -> Any:
     """Return images that are decoded on demand as arrays: tasks need the labels of all examples."""
     if not isinstance(source, ImageSource):
         return source

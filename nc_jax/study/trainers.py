@@ -56,14 +56,13 @@ def setting_of(settings: Comparison, data: Data) -> Setting:
     loop, options = settings.loop, settings.continual
     by_class = options.tasks > 1 and options.scenario != "domain"
     # Tasks may be in an order that depends on the seed; a long tail has the same class sizes for every seed.
-    labels = None if by_class and options.order == "seed" else labels_of(data.train)
-    counts = None if labels is None else tuple(np.bincount(labels, minlength=data.num_classes).tolist())
+    sizes = None if by_class and options.order == "seed" else data.class_sizes
     return Setting(
         num_classes=data.num_classes,
         epochs=loop.epochs,
         epoch_steps=steps_per_epoch(-(-len(data.train) // options.tasks), loop.batch_size),
         num_examples=len(data.train),
-        class_counts=counts,
+        class_counts=None if sizes is None else tuple(sizes.tolist()),
         tree=data.tree,
         head=settings.head,
         hierarchy=settings.hierarchy,
@@ -81,7 +80,8 @@ def _task_steps(settings: Comparison, data: Data) -> tuple[int, ...] | None:
     if settings.continual.scenario != "domain" and settings.continual.order == "seed":
         # With another order, a task has other classes. It has as many examples if all classes of a task are alike, and
         # so are all tasks but a larger first one.
-        sizes = np.bincount(np.asarray(labels_of(data.train)), minlength=data.num_classes)
+        sizes = data.class_sizes
+        assert sizes is not None, "tasks are cut in memory"
         tasks = tasks_of_classes(data.num_classes, settings.continual)
         parts = (tasks == 0, tasks > 0) if settings.continual.shots else (tasks >= 0,)
         if any(len(set(sizes[part].tolist())) > 1 for part in parts):
