@@ -12,9 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax.arrays import matmul
 from nc_jax.checks import PADDING_LABEL
-from nc_jax.frames.properties import cosines
 from nc_jax.heads import Head, batch_means_of, scale_features
 from nc_jax.losses import cross_entropy
+from nc_jax.metrics import logit_margins, mean_cosine
 from nc_jax.streams import epoch_indices
 
 COPIES = 100  # noisy copies of each class; accuracies of five classes and five seeds then have a 95 % interval of 1 %
@@ -159,7 +159,7 @@ def _measured(
 ) -> dict[str, Array]:
     """Measure large and small classes, after the descent."""
     num_classes = config.num_classes
-    small = jnp.asarray(minority(config))
+    small = minority(config)
     output = classify(features)
     means, _, _ = batch_means_of(features, labels, num_classes)
     centred = means - jnp.mean(means, axis=1, keepdims=True)
@@ -170,16 +170,15 @@ def _measured(
     noise = jax.random.normal(key, (num_classes * COPIES, config.dim)) * config.noise * size / np.sqrt(config.dim)
     copies, truth = features[chosen.astype(jnp.int32).reshape(-1)] + noise, jnp.repeat(jnp.arange(num_classes), COPIES)
     right = (jnp.argmax(classify(copies).logits, axis=1) == truth).reshape(num_classes, COPIES)
-    own = jax.nn.one_hot(labels, num_classes, dtype=bool)
-    gaps = jnp.sum(output.logits, axis=1, where=own) - jnp.max(output.logits, axis=1, where=~own, initial=-jnp.inf)
+    gaps = logit_margins(output.logits, labels)
     lengths = jnp.linalg.norm(output.frame, axis=0)
     aligned = jnp.sum(output.frame * centred, axis=0) / jnp.maximum(lengths * jnp.linalg.norm(centred, axis=0), 1e-30)
     found: dict[str, Array] = {}
     for name, which in (("minority", small), ("majority", ~small)):
-        kept = which[jnp.maximum(labels, 0)] & (labels >= 0)
+        kept = jnp.asarray(which)[jnp.maximum(labels, 0)] & (labels >= 0)
         found |= {
-            f"{name} cosine": _mean_cosine(output.frame, which),
-            f"{name} mean cosine": _mean_cosine(centred, which),
+            f"{name} cosine": mean_cosine(output.frame, np.flatnonzero(which)),
+            f"{name} mean cosine": mean_cosine(centred, np.flatnonzero(which)),
             f"{name} alignment": jnp.sum(jnp.where(which, aligned, 0)) / jnp.sum(which),
             f"{name} margin": jnp.min(gaps, where=kept, initial=jnp.inf),
             f"{name} loss": jnp.sum(jnp.where(which, losses, 0)) / jnp.sum(which),
@@ -192,9 +191,3 @@ def _measured(
 def _per_class(values: Array, labels: Array, num_classes: int) -> Float[Array, " classes"]:
     members = jax.nn.one_hot(labels, num_classes, axis=0)
     return matmul(members, jnp.where(labels >= 0, values, 0)) / jnp.maximum(jnp.sum(members, axis=1), 1)
-
-
-def _mean_cosine(vectors: Float[Array, "dim classes"], which: Bool[Array, " classes"]) -> Float[Array, ""]:
-    """Mean of the cosines of all pairs of these classes."""
-    pairs = which[:, None] & which[None] & ~jnp.eye(len(which), dtype=bool)
-    return jnp.sum(jnp.where(pairs, cosines(vectors), 0)) / jnp.sum(pairs)

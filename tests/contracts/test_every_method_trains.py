@@ -1,11 +1,10 @@
 """Every method is trained, killed and resumed: the final state equals that of an unbroken run, bit for bit."""
 
-import dataclasses
-
 import chex
 import jax
 import numpy as np
 import pytest
+from deadly import Deadly, KilledError
 
 from nc_jax.methods import METHODS
 from nc_jax.study import Comparison
@@ -16,10 +15,6 @@ from nc_jax.study.trainers import data_of, make_stream, make_trainer
 from nc_jax.training import LoopOptions, MetricsLog, OptimizerOptions, read_metrics
 
 pytestmark = pytest.mark.slow
-
-
-class KilledError(Exception):
-    """The exception with which a test kills a run."""
 
 
 def with_a_new_part() -> list[str]:
@@ -56,23 +51,8 @@ def test_a_killed_run_resumes_bit_for_bit(name, tmp_path, digits_dir):
             options = {"seed": 0, "run": "run", "directory": folder, "log": log, "stream": stream}
             return trainer.fit(data.train, data.test, **options)
 
-    @dataclasses.dataclass(frozen=True)
-    class Deadly:
-        """The stream, until the run wants its third epoch."""
-
-        batch_size: int = stream.batch_size
-        ends: tuple = tuple(stream.ends)
-
-        def fingerprint(self):
-            return stream
-
-        def plan(self, seed, segment):
-            if segment == 2:
-                raise KilledError
-            return stream.plan(seed, segment)
-
     with pytest.raises(KilledError):
-        fit(tmp_path / "broken", Deadly())
+        fit(tmp_path / "broken", Deadly(stream, 2))
     broken, unbroken = fit(tmp_path / "broken", stream), fit(tmp_path / "unbroken", stream)
     chex.assert_trees_all_equal(jax.device_get(broken.state), jax.device_get(unbroken.state))
     np.testing.assert_array_equal(broken.test.confusion, unbroken.test.confusion)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from deadly import Deadly, KilledError
 
 from nc_jax import heads
 from nc_jax.data import Batch, LabelledArrays
@@ -160,23 +161,8 @@ def test_a_run_over_unequal_tasks_evaluates_after_each_and_resumes_bit_for_bit(t
             options = {"seed": 0, "run": "run", "directory": folder, "log": log, "stream": stream}
             return trainer.fit(own.train, own.test, watch=watching(trainer, own, SETTINGS), **options)
 
-    @dataclasses.dataclass(frozen=True)
-    class Deadly:
-        """The stream, until the run wants the second epoch of the second task."""
-
-        batch_size: int = stream.batch_size
-        ends: tuple = tuple(stream.ends)
-
-        def fingerprint(self):
-            return stream
-
-        def plan(self, seed, segment):
-            if segment == 3:
-                raise KeyError
-            return stream.plan(seed, segment)
-
-    with pytest.raises(KeyError):
-        fit(tmp_path / "broken", Deadly())
+    with pytest.raises(KilledError):
+        fit(tmp_path / "broken", Deadly(stream, 3))
     broken, unbroken = fit(tmp_path / "broken"), fit(tmp_path / "unbroken")
     jax.tree.map(np.testing.assert_array_equal, broken.state.params, unbroken.state.params)
     rows = [[{**row, "step/seconds": 0} for row in read_metrics(tmp_path / name)] for name in ("broken", "unbroken")]

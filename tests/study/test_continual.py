@@ -8,6 +8,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from deadly import Deadly, KilledError
 
 from nc_jax.data import LabelledArrays
 from nc_jax.hierarchy import from_nested
@@ -137,10 +138,6 @@ def test_evaluations_come_after_each_task():
 # --- Runs. ---
 
 
-class KilledError(Exception):
-    """The exception with which a test kills a run."""
-
-
 @pytest.fixture(scope="module")
 def trainer():
     return make_trainer(GROUP, DATA)
@@ -161,26 +158,10 @@ def test_a_run_killed_between_or_inside_tasks_resumes_bit_for_bit(trainer, tmp_p
     stream = make_stream(GROUP, own)
     unbroken = fit(trainer, tmp_path / "unbroken", DATA)
 
-    @dataclasses.dataclass(frozen=True)
-    class Deadly:
-        """The stream, until the run wants one of its epochs."""
-
-        deadly: int
-        batch_size: int = stream.batch_size
-        ends: tuple = tuple(stream.ends)
-
-        def fingerprint(self):
-            return stream
-
-        def plan(self, seed, segment):
-            if segment == self.deadly:
-                raise KilledError
-            return stream.plan(seed, segment)
-
     for deadly in (2, 3):  # the first epoch of the second task, and the second
         folder = tmp_path / f"broken-{deadly}"
         with pytest.raises(KilledError):
-            fit(trainer, folder, DATA, stream=Deadly(deadly))
+            fit(trainer, folder, DATA, stream=Deadly(stream, deadly))
         broken = fit(trainer, folder, DATA)
         chex.assert_trees_all_equal(jax.device_get(broken.state), jax.device_get(unbroken.state))
         rows, theirs = (

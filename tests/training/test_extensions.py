@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from deadly import Deadly, KilledError
 from small_extensions import Balanced, LogitAdjustment, Mixup, SeenClasses
 from toy_training import NUM_CLASSES, blobs, fit
 
@@ -80,10 +81,6 @@ def test_eight_devices_are_one(kind):
         assert (np.abs(memory).max(axis=1) > 0).all()
 
 
-class KilledError(Exception):
-    """The exception with which a test kills a run."""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
@@ -91,23 +88,8 @@ def test_a_killed_run_resumes_bit_for_bit_with_its_extensions(kind, resident, tm
     trainer, stream = trainer_of(kind, 2), KINDS[kind][1]
     trainer.options = dataclasses.replace(trainer.options, resident=resident)
 
-    @dataclasses.dataclass(frozen=True)
-    class Deadly:
-        """The stream, until the run wants its last segment."""
-
-        batch_size: int = stream.batch_size
-        ends: tuple = tuple(stream.ends)
-
-        def fingerprint(self):
-            return stream
-
-        def plan(self, seed, segment):
-            if segment == len(self.ends) - 1:
-                raise KilledError
-            return stream.plan(seed, segment)
-
     with pytest.raises(KilledError):
-        fit(trainer, TRAIN, TEST, tmp_path / "broken", stream=Deadly())
+        fit(trainer, TRAIN, TEST, tmp_path / "broken", stream=Deadly(stream, len(stream.ends) - 1))
     broken, unbroken = (fit(trainer, TRAIN, TEST, tmp_path / name, stream=stream) for name in ("broken", "unbroken"))
     chex.assert_trees_all_equal(jax.device_get(broken.state), jax.device_get(unbroken.state))
     assert (unbroken.state.extensions is None) == (kind == "long tail")
