@@ -1,5 +1,6 @@
 """How collapsed a network is: class statistics of the features, and metrics that are computed from them."""
 
+from nc_jax.metrics.agreement import Agreement
 from nc_jax.metrics.alignment import (
     class_angles,
     error_exponent_ratio,
@@ -31,7 +32,7 @@ from nc_jax.metrics.margins import MarginSummary, MarginSums, cosine_margins, lo
 from nc_jax.metrics.nearest_mean import nearest_mean_scores
 from nc_jax.metrics.shots import balanced_accuracy, group_recall, shot_groups, thirds
 from nc_jax.metrics.simplex import equiangle, equinorm, etf_distance, maximal_angle
-from nc_jax.metrics.statistics import Agreement, Centre, ClassMoments, ClassStatistics
+from nc_jax.metrics.statistics import Centre, ClassMoments, ClassStatistics
 from nc_jax.metrics.zero_mean import nearest_centre_accuracy, support_occupancy, zero_mean_collapse
 
 __all__ = [

@@ -38,8 +38,9 @@ from jaxtyping import Array, Bool, Float
 
 from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose, unit_scale
 from nc_jax.checks import Labels, Reals, checked_labels, real_array
+from nc_jax.metrics.agreement import Agreement
 from nc_jax.metrics.simplex import checked_vectors, distance_to_simplex, equiangle, equinorm, etf_distance
-from nc_jax.metrics.statistics import Agreement, Centre, ClassStatistics, checked_features
+from nc_jax.metrics.statistics import Centre, ClassStatistics, checked_features
 
 Variability = Literal["pinv", "quotient", "cdnv"]
 Duality = Literal["product", "difference"]
@@ -65,7 +66,7 @@ def within_class_collapse(
     Args:
         stats: statistics of the features.
         variant: "pinv" (Papyan, Han and Donoho 2020; Zhu et al. 2021) compares variances direction by direction, in the
-            span of the centred class means. "quotient" (an option of the package rhubarbwu/neural-collapse) compares
+            span of the centred class means; it alone needs the scatter. "quotient" (an option of the package rhubarbwu/neural-collapse) compares
             total variances. "cdnv" (Galanti, György and Hutter 2022) averages over pairs of classes.
         centre: the point :math:`\mu`: "balanced", "sample" (released program of Zhu et al.) or "origin"; see
             `ClassStatistics.centred_means`. "cdnv" does not use a centre.
@@ -76,7 +77,7 @@ def within_class_collapse(
         two classes of positive variance have the same mean.
 
     Raises:
-        ValueError: if the variant or the centre is unknown.
+        ValueError: if the variant or the centre is unknown, or "pinv" is asked of statistics without a scatter.
 
     Example:
         >>> features, labels = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 2.0], [-1.0, -2.0]]), jnp.array([0, 0, 1, 1])
@@ -313,7 +314,7 @@ def collapse_metrics(
 
     Raises:
         ValueError: if the frame does not have shape (d, K) like the class means, K < 2, the shapes of bias and frame do
-            not fit, there is a bias without a frame, or the centre is unknown.
+            not fit, there is a bias without a frame, the centre is unknown, or the statistics have no scatter.
     """
     if frame is None and bias is not None:
         raise ValueError("a bias needs the frame of its classifier; got bias without frame")
@@ -332,7 +333,7 @@ def collapse_metrics(
     return metrics | {
         "nc2_classifier": etf_distance(frame),
         "nc3": self_duality(frame, stats, centre=centre),
-        "nc4_bias": bias_collapse(frame, bias, stats.compute().global_mean),
+        "nc4_bias": bias_collapse(frame, bias, stats.global_mean),
         "equinorm_classifier": equinorm(frame),
         "equiangle_classifier": equiangle(frame),
     }
