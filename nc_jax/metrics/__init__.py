@@ -15,9 +15,9 @@ from nc_jax.metrics.collapse import (
     bias_collapse,
     collapse_metrics,
     nearest_centre_agreement,
-    self_duality,
     within_class_collapse,
 )
+from nc_jax.metrics.duality import self_duality, uniform_duality
 from nc_jax.metrics.forgetting import average_accuracy, backward_transfer, forgetting, forward_transfer
 from nc_jax.metrics.geometry import (
     effective_rank,
@@ -30,8 +30,9 @@ from nc_jax.metrics.geometry import (
 from nc_jax.metrics.hierarchy import HierarchyStatistics, similarity_errors, usual_top
 from nc_jax.metrics.margins import MarginSummary, MarginSums, cosine_margins, logit_margins
 from nc_jax.metrics.nearest_mean import nearest_mean_scores
+from nc_jax.metrics.one_vs_rest import OneVsRestMargin, one_vs_rest_margin
 from nc_jax.metrics.shots import balanced_accuracy, group_recall, shot_groups, thirds
-from nc_jax.metrics.simplex import equiangle, equinorm, etf_distance, maximal_angle
+from nc_jax.metrics.simplex import equiangle, equinorm, etf_distance, etf_distance_floor, maximal_angle
 from nc_jax.metrics.statistics import Centre, ClassMoments, ClassStatistics
 from nc_jax.metrics.zero_mean import nearest_centre_accuracy, support_occupancy, zero_mean_collapse
 
@@ -44,6 +45,7 @@ __all__ = [
     "HierarchyStatistics",
     "MarginSummary",
     "MarginSums",
+    "OneVsRestMargin",
     "average_accuracy",
     "backward_transfer",
     "balanced_accuracy",
@@ -57,6 +59,7 @@ __all__ = [
     "error_exponent_ratio",
     "error_exponents",
     "etf_distance",
+    "etf_distance_floor",
     "etf_error_exponent",
     "expected_calibration_error",
     "forgetting",
@@ -71,6 +74,7 @@ __all__ = [
     "nearest_mean_scores",
     "nuclear_rank",
     "numerical_rank",
+    "one_vs_rest_margin",
     "optimal_error_exponent",
     "principal_angles",
     "self_duality",
@@ -79,6 +83,7 @@ __all__ = [
     "stable_rank",
     "support_occupancy",
     "thirds",
+    "uniform_duality",
     "usual_top",
     "variability_collapse_index",
     "within_class_collapse",
