@@ -71,7 +71,7 @@ def etf_distance_floor(num_classes: int | Int[Array, ""], dim: int) -> Float[Arr
 
     Example:
         >>> round(float(etf_distance_floor(1000, 512)), 4), float(etf_distance_floor(4, 3))
-        (0.7537, 0.0)
+        (0.7538, 0.0)
 
     Reference: derived here; the inequalities above are its proof.
     """
