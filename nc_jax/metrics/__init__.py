@@ -19,6 +19,7 @@ from nc_jax.metrics.collapse import (
 )
 from nc_jax.metrics.duality import self_duality, uniform_duality
 from nc_jax.metrics.forgetting import average_accuracy, backward_transfer, forgetting, forward_transfer
+from nc_jax.metrics.generalized import generalized_collapse_metrics
 from nc_jax.metrics.geometry import (
     effective_rank,
     nearest_etf_distance,
@@ -34,6 +35,14 @@ from nc_jax.metrics.one_vs_rest import OneVsRestMargin, one_vs_rest_margin
 from nc_jax.metrics.shots import balanced_accuracy, group_recall, shot_groups, thirds
 from nc_jax.metrics.simplex import equiangle, equinorm, etf_distance, etf_distance_floor, maximal_angle
 from nc_jax.metrics.statistics import Centre, ClassMoments, ClassStatistics
+from nc_jax.metrics.uniformity import (
+    EnergyGap,
+    KernelMoments,
+    UniformityGap,
+    energy_gap,
+    kernel_moments,
+    uniformity_gap,
+)
 from nc_jax.metrics.zero_mean import nearest_centre_accuracy, support_occupancy, zero_mean_collapse
 
 __all__ = [
@@ -42,10 +51,13 @@ __all__ = [
     "Centre",
     "ClassMoments",
     "ClassStatistics",
+    "EnergyGap",
     "HierarchyStatistics",
+    "KernelMoments",
     "MarginSummary",
     "MarginSums",
     "OneVsRestMargin",
+    "UniformityGap",
     "average_accuracy",
     "backward_transfer",
     "balanced_accuracy",
@@ -54,6 +66,7 @@ __all__ = [
     "collapse_metrics",
     "cosine_margins",
     "effective_rank",
+    "energy_gap",
     "equiangle",
     "equinorm",
     "error_exponent_ratio",
@@ -64,7 +77,9 @@ __all__ = [
     "expected_calibration_error",
     "forgetting",
     "forward_transfer",
+    "generalized_collapse_metrics",
     "group_recall",
+    "kernel_moments",
     "logit_margins",
     "maximal_angle",
     "mean_cosine",
@@ -84,6 +99,7 @@ __all__ = [
     "support_occupancy",
     "thirds",
     "uniform_duality",
+    "uniformity_gap",
     "usual_top",
     "variability_collapse_index",
     "within_class_collapse",
