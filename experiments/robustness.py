@@ -19,6 +19,7 @@ negative, so its network ends in ReLU; a linear classifier behind the same ReLU 
 
 import dataclasses
 import itertools
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,11 +80,18 @@ def columns_of(radii: tuple[float, ...]) -> tuple[Column, ...]:
         Column("test/accuracy", "test accuracy", 4, words=("less accurate", "more accurate")),
         *(
             Column(
-                f"worst/{r:g}", f"{r:g}: all attacks", 3, words=(f"weaker at {r:g}/255", f"more robust at {r:g}/255")
+                f"worst/{r:g}",
+                f"all attacks, {r:g}/255",
+                3,
+                words=(f"weaker at {r:g}/255", f"more robust at {r:g}/255"),
             )
             for r in radii
         ),
-        *(Column(f"{attack}/{r:g}", f"{r:g}: {TITLES[attack]}", 3, test="none") for attack in ATTACKS for r in radii),
+        *(
+            Column(f"{attack}/{r:g}", f"{TITLES[attack]}, {r:g}/255", 3, test="none")
+            for attack in ATTACKS
+            for r in radii
+        ),
         Column("logit_margin", "median logit margin", 2, test="none"),
         Column("blind", "share without gradient", 4, test="none"),
     )
@@ -164,31 +172,42 @@ def measure(run: Run) -> Found:
 
 
 def robustness(scene: Scene) -> Path | None:
-    """Draw the accuracy against the radius, under each attack: the mean over seeds with its 95 % interval."""
+    """Draw the accuracy against the radius: under each attack, and under all of them less that of the first row.
+
+    Points are means over seeds with their 95 % intervals; the last panel has differences at the same seed.
+    """
     settings: Any = scene.groups[0].settings
     path, values, radii = scene.path("robustness"), scene.results.values(scene.case), settings.attack.radii
-    figure, axes = plots.grid(len(TITLES), 2, (5.2, 3.6), (0.0, 0.6), sharey=True)
-    for axis, (attack, title) in zip(axes.flat, TITLES.items(), strict=True):
-        for label, numbers in values.items():
-            found = [_finite(numbers.get(name, ())) for name in ("clean", *(f"{attack}/{r:g}" for r in radii))]
-            if not all(one.size for one in found):
-                continue
+    curves = {
+        attack: {label: _by_radius(numbers, attack, radii) for label, numbers in values.items()} for attack in TITLES
+    }
+    first = next(iter(values))
+    differences = {label: curve - curves["worst"][first] for label, curve in curves["worst"].items() if label != first}
+    panels = [(TITLES[attack], curves[attack]) for attack in TITLES]
+    panels += [(f"all attacks, less {first}", differences)] if differences else []
+    figure, axes = plots.grid(len(panels), 3, (4.4, 3.4), (0.0, 0.6))
+    for axis, (title, rows) in zip(axes.flat, panels, strict=False):
+        for label, curve in rows.items():
+            found = [each[np.isfinite(each)] for each in curve.T]
+            if not all(each.size for each in found):
+                continue  # every run diverged
             style: Any = {"color": scene.looks[label].colour, "linestyle": scene.looks[label].dash, "label": label}
             style |= {"marker": ".", "capsize": 2, "linewidth": 1}
-            axis.errorbar((0, *radii), [one.mean() for one in found], [half_width(one) for one in found], **style)
+            axis.errorbar((0, *radii), [each.mean() for each in found], [half_width(each) for each in found], **style)
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("largest change of a pixel, in 255ths of its range")
         axis.grid(alpha=0.3)
-    for line in axes:
-        line[0].set_ylabel("test accuracy under attack")
+    figure.supxlabel("largest change of a pixel, in 255ths of its range", fontsize=9)
+    figure.supylabel("test accuracy under attack", fontsize=9)
     plots.legend_below(figure, axes.flat[0])
     plots.save(figure, path)
     return path
 
 
-def _finite(values: Any) -> np.ndarray:
-    found = np.asarray(values, float)
-    return found[np.isfinite(found)]
+def _by_radius(numbers: Mapping[str, Sequence[float]], attack: str, radii: tuple[float, ...]) -> np.ndarray:
+    """Return the accuracy without attack and at each radius (columns) of each seed (rows); NaN where there is none."""
+    names = ["clean", *(f"{attack}/{radius:g}" for radius in radii)]
+    absent = [np.nan] * max(map(len, numbers.values()), default=1)
+    return np.array([numbers.get(name, absent) for name in names], float).T
 
 
 EXPERIMENT = Experiment(

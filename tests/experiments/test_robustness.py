@@ -28,15 +28,26 @@ def test_the_picture_draws_each_attack_from_the_clean_accuracy_on(tmp_path, draw
         }
         for clean in (0.9, 1.0)
     ]
-    rows = {group.label: runs for group in groups[""]}
+    first, second = (group.label for group in groups[""])
+    rows = {first: runs, second: [{name: value + 0.05 for name, value in run.items()} for run in runs]}
     path = robustness.robustness(Scene("", Results({"": rows}, groups, {}), tmp_path, [], ()))
     assert path == tmp_path / "robustness.png"
     assert path.exists()
     panels = {axis.get_title(): axis for axis in drawn[0].axes}
     for name, title in robustness.TITLES.items():
-        first, second = (container.lines[0] for container in panels[title].containers)
-        np.testing.assert_array_equal(np.asarray(first.get_xdata(), float), [0, 8, 24])
-        np.testing.assert_allclose(np.asarray(second.get_ydata(), float), 0.95 * falls[name] ** np.arange(3))
+        expected = 0.95 * falls[name] ** np.arange(3)
+        for values, shift in zip(drawn_in(panels[title]), (0, 0.05), strict=True):
+            np.testing.assert_allclose(values, expected + shift)
+    (difference,) = drawn_in(panels[f"all attacks, less {first}"])
+    np.testing.assert_allclose(difference, [0.05] * 3)
+
+
+def drawn_in(axis):
+    """The heights of each row in a panel, once they stand above their radii."""
+    found = [container.lines[0] for container in axis.containers]
+    for line in found:
+        np.testing.assert_array_equal(np.asarray(line.get_xdata(), float), [0, 8, 24])
+    return [np.asarray(line.get_ydata(), float) for line in found]
 
 
 @pytest.mark.slow
@@ -48,8 +59,8 @@ def test_a_run_attacks_at_the_radii_that_it_was_given_and_keeps_them(tmp_path, d
     capsys.readouterr()
     main(robustness.run_comparison, robustness.PRESETS, ["--resume", str(directory)])
     said = capsys.readouterr().out
-    assert "40: PGD, margin" in said
-    assert "24: PGD, margin" not in said
+    assert "PGD, margin, 40/255" in said
+    assert "PGD, margin, 24/255" not in said
     (found,) = json.loads((directory / "summary.json").read_text())["cases"][""].values()
     assert found["attacked"] == [60]
     assert found["clean"] >= found["worst/12"] > found["worst/40"]
