@@ -195,9 +195,10 @@ def robustness(scene: Scene) -> Path | None:
             style |= {"marker": ".", "capsize": 2, "linewidth": 1}
             axis.errorbar((0, *radii), [each.mean() for each in found], [half_width(each) for each in found], **style)
         axis.set_title(title, fontsize=10)
+        axis.set_xlabel("largest change of a pixel, in 255ths", fontsize=9)
         axis.grid(alpha=0.3)
-    figure.supxlabel("largest change of a pixel, in 255ths of its range", fontsize=9)
-    figure.supylabel("test accuracy under attack", fontsize=9)
+    for line in axes:
+        line[0].set_ylabel("test accuracy under attack", fontsize=9)
     plots.legend_below(figure, axes.flat[0])
     plots.save(figure, path)
     return path
