@@ -178,17 +178,24 @@ def test_what_cannot_be_trusted_is_nan():
     ).all()
 
 
+def test_every_point_counts_for_what_is_said_about_an_attack():
+    """The last point for the cost, all of them for NaN, and any gradient for not being blind."""
+    inputs = np.full((2, 3), 0.5, np.float32)
+    attack = partial(pgd, inputs=inputs, radius=0.1, bounds=BOX, key=KEY, steps=1, step_size=0.2)
+    np.testing.assert_allclose(attack(lambda x: jnp.sum(x, axis=1)).costs, [1.8, 1.8], rtol=1e-6)
+    nan_at_first = attack(lambda x: jnp.sum(jnp.where(x == 0.5, jnp.nan, x), axis=1))
+    assert np.isnan(nan_at_first.costs).all()
+    assert not attack(lambda x: jnp.sum(jnp.minimum(x, 0.55), axis=1)).blind.any()  # flat where the step ends
+    assert attack(lambda x: jnp.sum(jnp.round(x), axis=1)).blind.all()
+
+
 def test_an_attack_is_a_constant_for_derivatives():
     inputs = jnp.full((2, 3), 0.5)
-
-    def loss(weights, constant=None):
-        cost = lambda x: jnp.sum(jnp.tanh(x * weights), axis=1)  # noqa: E731
-        point = pgd(cost, inputs, 0.1, bounds=BOX, key=KEY, steps=2).inputs if constant is None else constant
-        return jnp.sum(cost(point))
-
-    weights = jnp.asarray([1.0, -2.0, 0.5])
-    point = pgd(lambda x: jnp.sum(jnp.tanh(x * weights), axis=1), inputs, 0.1, bounds=BOX, key=KEY, steps=2).inputs
-    np.testing.assert_allclose(jax.grad(loss)(weights), jax.grad(loss)(weights, point), rtol=1e-6)
+    for attack in (fgsm, partial(pgd, key=KEY, steps=2)):
+        moves = jax.grad(
+            lambda x, attack=attack: jnp.sum(attack(lambda y: jnp.sum(y, axis=1), x, 0.1, bounds=BOX).inputs)
+        )
+        np.testing.assert_array_equal(moves(inputs), np.zeros((2, 3)))
 
 
 def test_narrow_dtypes_are_widened_and_images_keep_their_shape():
