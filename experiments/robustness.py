@@ -3,8 +3,9 @@
 Claim     Liu et al., Generalizing and decoupling neural collapse via hyperspherical uniformity gap (2023): under
           l-infinity attacks of 2, 4 and 8 255ths, a HUG network keeps 15.24, 3.45 and 1.76 % on CIFAR-10 and 5.26, 1.24
           and 0.44 % on CIFAR-100; one trained with cross-entropy 7.94, 0.61 and 0 %, and 2.12, 0 and 0 %.
-Command   python -m experiments.robustness
-Expected  not measured yet
+Command   python -m experiments.robustness             (7 rows x 8 seeds: 8 minutes of CPU time)
+Expected  on digits at 16 / 32 255ths, under all attacks: linear 0.794 / 0.330, nearest 0.822 / 0.336, fixed
+          0.824 / 0.324, FNO 0.809 / 0.366. FGSM alone at 32: linear 0.404, nearest 0.620, fixed 0.616, FNO 0.446
 Writes    runs/robustness/<time>-<preset>/: config.json, results.jsonl, metrics.jsonl, tensorboard/, checkpoints/,
           summary.md, summary.json, robustness.png, summary.png, confusion.png
 Data      scikit-learn's handwritten digits. The preset fashion needs the files of Fashion-MNIST; the presets paper-...
@@ -12,9 +13,13 @@ Data      scikit-learn's handwritten digits. The preset fashion needs the files 
 
 Nobody defends these networks: they are trained as usual, and attacked afterwards. FGSM takes one step on cross-entropy.
 PGD takes many from random starts, on cross-entropy and on the margin of the logits, which long logits cannot hide. An
-example withstands "all attacks" if each of them fails at this radius and at all smaller ones. Radii are in 255ths of
-the range of pixels, also for the small digits, whose 64 pixels take larger ones. The features of FNO must not be
-negative, so its network ends in ReLU; a linear classifier behind the same ReLU stands beside it.
+example withstands "all attacks" if each of them fails at this radius and at all smaller ones. One attack can mislead:
+at 32 255ths, heads whose features have one length (learned, fixed, nearest) keep 0.62 under FGSM and 0.33 to 0.34 under
+PGD on cross-entropy; dot regression keeps 0.355 there, and 0.304 under all attacks.
+
+Radii are in 255ths of the range of pixels, also for the digits, which have 64 pixels and take larger changes. The
+features of FNO must not be negative, so its network ends in ReLU; a linear classifier behind the same ReLU stands
+beside it.
 """
 
 import dataclasses
@@ -156,7 +161,11 @@ PRESETS = {
     "paper-cifar100-resnet18": _paper("cifar100"),
 }
 ABOUT = {
-    "default": About("every method on digits, a small MLP, under three attacks at six radii"),
+    "default": About(
+        "six methods on digits, a small MLP, under three attacks at six radii",
+        8,
+        "under all attacks at 16/255: linear 0.794, nearest 0.822; at 32/255: linear 0.330, nearest 0.336, FNO 0.366",
+    ),
     "smoke": About("two methods in two epochs of a small network, for the tests", 0.4),
     "fashion": About("the same methods and attacks on Fashion-MNIST, 1000 of its test images"),
     **{
