@@ -33,6 +33,16 @@ def feature_picture(scene: Scene) -> Path | None:
     return path
 
 
+def surface_picture(scene: Scene) -> Path | None:
+    """Draw the losses around the ends of runs, their "surface"."""
+    found = {label: values[-1] for label, values in scene.found("surface").items()}
+    if not found:
+        return None
+    path = scene.path("surface")
+    loss_surface(path, found)
+    return path
+
+
 def feature_circle(path: Path, panels: Mapping[str, Points], class_names: Sequence[str] = ()) -> None:
     """Draw features in two dimensions as points, and class vectors as rays, one panel each.
 
