@@ -25,6 +25,7 @@ ORDER = (
     "throughput",
     "replay",
     "orthogonal_logits",
+    "hyperspherical",
     "collapse_metrics",
 )
 

@@ -185,7 +185,7 @@ def spread_determinant(
 def options_for(num_classes: int, dtype: Any) -> TrustRegionOptions:
     """Settings by size: more products with the Hessian than this many gain less than 1e-5 of the energy."""
     limits = ((512, 3000), (2048, 300))
-    products = next((products for most, products in limits if num_classes <= most), 60)
+    products = next((products for most, products in limits if num_classes <= most), 30)
     wide = jnp.finfo(dtype).bits == 64
     # The energy is off by the square of the relative gradient; below 1e-5 float32 meets its rounding.
     return TrustRegionOptions(max_inner_iterations=products, relative_tolerance=1e-8 if wide else 1e-5)
