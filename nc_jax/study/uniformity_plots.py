@@ -102,17 +102,17 @@ def feature_sphere(path: Path, panels: Mapping[str, Points], class_names: Sequen
             )
         points = _units(features)
         for k, name in _classes(frame, class_names):
-            own, ray = points[labels == k], 1.15 * _units(frame.T)[k]
+            own, ray = points[labels == k], 1.1 * _units(frame.T)[k]
             near = own @ towards >= 0
             for part, opacity in ((own[near], 0.8), (own[~near], 0.15)):
                 axis.scatter(*part.T, s=6, color=colours[k], alpha=opacity, linewidths=0, depthshade=False)
             opacity = 1.0 if ray @ towards >= 0 else 0.3
             axis.plot(*zip((0, 0, 0), ray, strict=True), color=colours[k], linewidth=1.2, alpha=opacity, label=name)
         axis.view_init(elevation, azimuth)
-        axis.set_box_aspect((1, 1, 1), zoom=1.35)
+        axis.set_box_aspect((1, 1, 1), zoom=1.25)
         axis.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1))
         axis.set_axis_off()
-        axis.set_title(title, fontsize=10, y=0.97)
+        axis.set_title(title, fontsize=10, y=1.03)
     _finish(figure, path, class_names)
 
 

@@ -1,5 +1,7 @@
 """The loss around a run: its middle is the run's loss, directions have the sizes of the weights; pictures of it all."""
 
+import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -83,6 +85,21 @@ def test_classes_have_one_colour_in_all_panels_and_a_name(tmp_path, drawn):
     uniformity_plots.feature_circle(tmp_path / "c.png", {"many": points(2, classes=20)})
     assert not drawn[2].legends
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_scene_with_points_is_drawn_in_their_dimension(tmp_path, drawn):
+    draw = inspect.unwrap(uniformity_plots.feature_picture)
+    for dim in (2, 3):
+        features, labels, frame = points(dim)
+        one = {"features": features.tolist(), "labels": labels.tolist(), "frame": frame.tolist()}
+        scene = SimpleNamespace(
+            found=lambda name, one=one: {"learned": [{}, one]} if name == "points" else {},
+            path=lambda name: tmp_path / f"{name}.png",
+            data=SimpleNamespace(class_names=("a", "b", "c", "d")),
+        )
+        assert draw(scene) == tmp_path / "features.png"
+    assert [figure.axes[0].name for figure in drawn] == ["rectilinear", "3d"]
+    assert draw(SimpleNamespace(found=lambda name: {})) is None
 
 
 def test_surfaces_share_their_levels(tmp_path, drawn):
