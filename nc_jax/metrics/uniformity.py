@@ -248,7 +248,8 @@ def _least(num_classes: int, dim: int, s: float) -> float:
         squared = 4 * np.sin(np.pi * np.arange(1, num_classes) / num_classes) ** 2
     else:
         return math.nan
-    kernel = -np.log(squared) / 2 if s == 0 else math.copysign(1, s) * squared ** (-s / 2)
+    with np.errstate(over="ignore"):
+        kernel = -np.log(squared) / 2 if s == 0 else math.copysign(1, s) * squared ** (-s / 2)
     return float(np.mean(kernel))
 
 
