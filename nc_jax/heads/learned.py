@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from nc_jax.arrays import safe_norm
 from nc_jax.heads.head import Declared, Head, Initial, constant
 from nc_jax.heads.output import HeadOutput, check_width, scale_features
+from nc_jax.heads.sampling import of_columns
 
 
 def learned(
@@ -60,7 +61,7 @@ def learned(
         bias = params["bias"] if use_bias else jnp.zeros((num_classes,), frame.dtype)
         return HeadOutput(features @ frame + bias[None], features, frame, bias), state
 
-    return Head("learned", num_classes, declare, forward)
+    return Head("learned", num_classes, declare, forward, subsampled=of_columns)
 
 
 def bias_of(num_classes: int, use_bias: bool) -> dict[str, Initial]:
