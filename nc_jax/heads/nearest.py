@@ -67,6 +67,9 @@ def nearest(
     `output.solution.status` is `nc_jax.solvers.Status.NON_FINITE`. Under `jax.jit`, so does a batch with a label that
     is neither a class nor -1; outside, such a label is an error.
 
+    A step costs O(d r K) for the products with the template. `nc_jax.heads.sampled` makes of this head one for very
+    many classes, whose steps do not need them.
+
     Args:
         num_classes: K, at most d + 1 for the simplex ETF.
         template: template of another frame, shape (r, K) with r <= d: a matrix, a `nc_jax.frames.Template`, or a
