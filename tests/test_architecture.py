@@ -10,7 +10,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A module may import from its own layer and from those above it in this list. New parts get their place here.
 LAYERS = (
-    ("nc_jax.arrays", "nc_jax.checks", "nc_jax.collective", "nc_jax.frames.properties", "nc_jax.manifolds"),
+    (
+        "nc_jax.arrays",
+        "nc_jax.checks",
+        "nc_jax.collective",
+        "nc_jax.energies",
+        "nc_jax.frames.properties",
+        "nc_jax.manifolds",
+    ),
     ("nc_jax.solvers",),
     ("nc_jax.implicit", "nc_jax.frames"),
     (

@@ -1,5 +1,6 @@
 """Templates: class vectors in r coordinates of their own, which a rotation takes into the feature space."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -149,3 +150,53 @@ class LearnedTemplate:
     initial: Callable[[], dict[str, Array]]
     build: Callable[[dict[str, Array]], Template]
     shape: tuple[int, int]
+
+
+AnyTemplate = Template | LearnedTemplate
+# A template that fits every feature dimension, or one for each: a frame of least energy depends on d.
+TemplateOrRule = (
+    AnyTemplate | Float[Array, "rank classes"] | Callable[[int], AnyTemplate | Float[Array, "rank classes"]]
+)
+
+
+def template_rule(template: TemplateOrRule, num_classes: int) -> Callable[[int], Any]:
+    """Return the function that gives the template of a head with K classes for features of dimension d.
+
+    Args:
+        template: a matrix, a `Template` or a `LearnedTemplate`; or a function from d to one of these, which is called
+            once for each d.
+        num_classes: K.
+
+    Returns:
+        A function from d to a `Template` or a `LearnedTemplate`. It raises a ValueError if the template has more than d
+        rows, or does not have K columns.
+
+    Raises:
+        ValueError: if the template is known and does not have K columns.
+    """
+
+    def checked(found: Any) -> Any:
+        kept = found if isinstance(found, LearnedTemplate) else as_template(found)
+        if kept.shape[1] != num_classes:
+            raise ValueError(f"a template needs {num_classes} columns; got shape {kept.shape}")
+        return kept
+
+    rule: Any = template
+
+    @functools.cache
+    def computed(dim: int) -> Any:
+        # A head asks for its template while JAX traces a step, and the template must not become part of the trace.
+        with jax.ensure_compile_time_eval():
+            return checked(rule(dim))
+
+    known = None if callable(rule) else checked(rule)
+
+    def at(dim: int) -> Any:
+        kept = computed(dim) if known is None else known
+        if kept.shape[0] > dim:
+            raise ValueError(
+                f"a template of {kept.shape[0]} rows needs features of dim >= {kept.shape[0]}; got dim={dim}"
+            )
+        return kept
+
+    return at

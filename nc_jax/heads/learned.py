@@ -1,12 +1,16 @@
 """The usual linear classifier, whose class vectors are free parameters: the baseline of every comparison."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from nc_jax.arrays import safe_norm
 from nc_jax.heads.head import Declared, Head, Initial, constant
 from nc_jax.heads.output import HeadOutput, check_width, scale_features
 from nc_jax.heads.sampling import of_columns
+from nc_jax.manifolds import Oblique
 
 
 def learned(
@@ -16,11 +20,16 @@ def learned(
     normalize_columns: bool = False,  # as in a plain linear classifier
     use_bias: bool = True,  # as in a plain linear classifier
     class_scales: bool = False,  # as in a plain linear classifier
+    on_sphere: bool = False,  # as in a plain linear classifier
 ) -> Head:
     """Linear classifier whose parameters `kernel` (d, K) and `bias` (K,) are trained.
 
     With `class_scales`, a third parameter `scales` (K,), at first 1, multiplies the class vectors. Learnable weight
     scaling (LWS) trains nothing else in its second stage; see `nc_jax.training.frozen`.
+
+    With `on_sphere`, the columns of `kernel` start at unit length and are points of a manifold: wrap the optimiser with
+    `nc_jax.optim.on_manifold`, which renormalises them after each step (`nc_jax.study` does so automatically). With
+    `normalize_columns` instead, steps along the sphere make the columns longer, and then turn them less and less.
 
     Args:
         num_classes: K.
@@ -29,6 +38,7 @@ def learned(
         use_bias: learn a bias.
         class_scales: learn a number for each class that multiplies its class vector, after `normalize_columns`, and not
             its bias. (In the released program it multiplies the bias, too.)
+        on_sphere: keep the columns of `kernel` on the unit sphere.
 
     Raises:
         ValueError: from `apply`, if the features do not have shape (N, d) or the radius is not positive.
@@ -44,9 +54,10 @@ def learned(
 
     def declare(dim, dtype):
         del dtype  # parameters are float32, whatever the dtype of the features
-        kernel = Initial(lambda key: jax.nn.initializers.lecun_normal()(key, (dim, num_classes)))
+        shape = (dim, num_classes)
+        drawn = Oblique(*shape).random_point if on_sphere else partial(_lecun_normal, shape=shape)
         scales = {"scales": constant(lambda: jnp.ones((num_classes,)))} if class_scales else {}
-        return Declared({"kernel": kernel} | bias_of(num_classes, use_bias) | scales, {})
+        return Declared({"kernel": Initial(drawn)} | bias_of(num_classes, use_bias) | scales, {})
 
     def forward(params, state, features, labels, *, train, mask, axis_name):
         del labels, train, mask, axis_name
@@ -61,7 +72,12 @@ def learned(
         bias = params["bias"] if use_bias else jnp.zeros((num_classes,), frame.dtype)
         return HeadOutput(features @ frame + bias[None], features, frame, bias), state
 
-    return Head("learned", num_classes, declare, forward, subsampled=of_columns)
+    manifolds = {"kernel": lambda dim: Oblique(dim, num_classes)} if on_sphere else {}
+    return Head("learned", num_classes, declare, forward, manifolds=manifolds, subsampled=of_columns)
+
+
+def _lecun_normal(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "dim classes"]:
+    return jax.nn.initializers.lecun_normal()(key, shape)
 
 
 def bias_of(num_classes: int, use_bias: bool) -> dict[str, Initial]:

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 
 from nc_jax.checks import Reals, is_traced, real_array
 from nc_jax.collective import Axes
-from nc_jax.frames import SimplexTemplate, Template, as_template, simplex_template
+from nc_jax.frames import SimplexTemplate, Template, simplex_template
 from nc_jax.frames.simplex import check_room_for_simplex
-from nc_jax.frames.template import DenseTemplate, LearnedTemplate
+from nc_jax.frames.template import DenseTemplate, LearnedTemplate, TemplateOrRule, template_rule
 from nc_jax.heads.batch_means import batch_means_of
 from nc_jax.heads.head import Arrays, Declared, Head, Initial, constant
 from nc_jax.heads.nearest_options import NearestOptions, average, cut_gradient, newest_weight, prox_weight
@@ -27,7 +27,7 @@ from nc_jax.solvers import Status
 def nearest(
     num_classes: int,
     *,
-    template: Template | LearnedTemplate | Array | None = None,
+    template: TemplateOrRule | None = None,
     weights: Reals | None = None,
     options: NearestOptions = NearestOptions(),
     **changes: Any,
@@ -72,8 +72,9 @@ def nearest(
 
     Args:
         num_classes: K, at most d + 1 for the simplex ETF.
-        template: template of another frame, shape (r, K) with r <= d: a matrix, a `nc_jax.frames.Template`, or a
-            `nc_jax.frames.LearnedTemplate`, which has trained parameters. None: the template of the simplex ETF.
+        template: template of another frame, shape (r, K) with r <= d: a matrix, a `nc_jax.frames.Template`, a
+            `nc_jax.frames.LearnedTemplate`, which has trained parameters, or a function from d to one of these. None:
+            the template of the simplex ETF.
         weights: w, shape (K,), positive: how much the distance of each class counts in the choice of the rotation. Only
             their ratios matter. None counts all classes alike.
         options: all other settings.
@@ -88,23 +89,20 @@ def nearest(
     """
     chosen = replace(options, **changes)
     counting = None if weights is None else _checked_weights(weights, num_classes)
-    kept: Any = None
-    if template is None:
-        kept = SimplexTemplate.of_unit_columns(num_classes)
-        if not chosen.reduced:
-            kept = DenseTemplate(kept.scale * simplex_template(num_classes, reduced=False), centred=True)
+    if template is not None:
+        at = template_rule(template, num_classes)
     else:
-        kept = template if isinstance(template, LearnedTemplate) else as_template(template)
-        if kept.shape[1] != num_classes:
-            raise ValueError(f"a template needs {num_classes} columns; got shape {kept.shape}")
+        simplex: Any = SimplexTemplate.of_unit_columns(num_classes)
+        if not chosen.reduced:
+            simplex = DenseTemplate(simplex.scale * simplex_template(num_classes, reduced=False), centred=True)
+        at = template_rule(simplex, num_classes)
 
     def declare(dim, dtype):
         del dtype  # the state is float32, whatever the features are
-        rank = kept.shape[0]
         if template is None:
             check_room_for_simplex(num_classes, dim)
-        if rank > dim:
-            raise ValueError(f"a template of {rank} rows needs features of dim >= {rank}; got dim={dim}")
+        kept = at(dim)
+        rank = kept.shape[0]
         zeros, floats, ints = jnp.zeros, jnp.float32, jnp.int32
         turned = chosen.initial == "random"
         state = {
@@ -130,12 +128,13 @@ def nearest(
         features = scale_features(features, chosen.radius)
         if not train:
             return _output(features, state["frame"], state["global_mean"], None), state
+        kept = at(features.shape[1])
         here = kept.build(params["template"]) if isinstance(kept, LearnedTemplate) else kept
         if mask is not None:
             labels = jnp.where(mask, labels, -1)
         return _step(chosen, here, counting, state, features, labels, axis_name)
 
-    few = partial(sampled_nearest, template_for=lambda dim: kept, weights=counting, options=chosen)
+    few = partial(sampled_nearest, template_for=at, weights=counting, options=chosen)
     return Head("nearest", num_classes, declare, forward, collection="nearest", subsampled=few)
 
 

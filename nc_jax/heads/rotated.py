@@ -1,12 +1,13 @@
 """Head whose class vectors are a given frame, turned by a rotation that is trained."""
 
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from nc_jax.frames import SimplexTemplate, Template, as_template
+from nc_jax.frames import SimplexTemplate
+from nc_jax.frames.template import TemplateOrRule, template_rule
 from nc_jax.heads.head import Declared, Head, Initial
 from nc_jax.heads.learned import bias_of
 from nc_jax.heads.output import HeadOutput, check_width, scale_features
@@ -20,7 +21,7 @@ Parametrisation = Literal["manifold", "cayley", "polar", "householder", "exponen
 def rotated(
     num_classes: int,
     *,
-    template: Template | Array | None = None,
+    template: TemplateOrRule | None = None,
     parametrisation: Parametrisation = "manifold",
     radius: float | None = None,
     use_bias: bool = False,
@@ -37,8 +38,8 @@ def rotated(
 
     Args:
         num_classes: K.
-        template: template of the frame, shape (r, K) with r <= d: a matrix or a `nc_jax.frames.Template`. None: the
-            template of the simplex ETF.
+        template: template of the frame, shape (r, K) with r <= d: a matrix, a `nc_jax.frames.Template`, or a function
+            from d to one of these. None: the template of the simplex ETF.
         parametrisation: "manifold", "cayley", "polar", "householder" or "exponential".
         radius: length to which every feature vector is scaled; None leaves the features as they are.
         use_bias: learn a bias.
@@ -61,16 +62,12 @@ def rotated(
     names = ("manifold", *PARAMETRISATIONS)
     if parametrisation not in names:
         raise ValueError(f"parametrisation must be one of {', '.join(names)}; got {parametrisation!r}")
-    kept: Any = SimplexTemplate.of_unit_columns(num_classes) if template is None else as_template(template)
-    if kept.shape[1] != num_classes:
-        raise ValueError(f"a template needs {num_classes} columns; got shape {kept.shape}")
-    rank = kept.shape[0]
+    at = template_rule(SimplexTemplate.of_unit_columns(num_classes) if template is None else template, num_classes)
     free = PARAMETRISATIONS.get(parametrisation)
 
     def declare(dim, dtype):
         del dtype  # parameters are float32, whatever the dtype of the features
-        if rank > dim:
-            raise ValueError(f"a template of {rank} rows needs features of dim >= {rank}; got dim={dim}")
+        rank = at(dim).shape[0]
         rotation = {"rotation": Initial(Stiefel(dim, rank).random_point)}
         if free is not None:
             rotation = {"free": Initial(partial(_drawn, free, dim, rank))}
@@ -83,7 +80,10 @@ def rotated(
         if free is None:
             rotation = params["rotation"]
             check_width(features, rotation.shape[0])
+            kept = at(dim)
         else:
+            kept = at(dim)
+            rank = kept.shape[0]
             wanted = free.shape(dim, rank)
             if params["free"].shape != wanted:
                 raise ValueError(
@@ -95,7 +95,7 @@ def rotated(
         bias = params["bias"] if use_bias else jnp.zeros((num_classes,), frame.dtype)
         return HeadOutput(features @ frame + bias[None], features, frame, bias), state
 
-    manifolds = {"rotation": lambda dim: Stiefel(dim, rank)} if free is None else {}
+    manifolds = {"rotation": lambda dim: Stiefel(dim, at(dim).shape[0])} if free is None else {}
     return Head("rotated", num_classes, declare, forward, manifolds=manifolds, subsampled=of_columns)
 
 

@@ -79,15 +79,14 @@ def sampled_nearest(
         return Declared({}, state | more | draws_of())
 
     def forward(params, state, features, labels, *, train, mask, axis_name):
-        del params
+        del params, mask  # labels have -1 where the mask is False
         dim = state["class_means"].shape[0]
         check_width(features, dim)
         features = scale_features(features, options.radius)
         if not train:
             return _output(features, state["rotation"], state["template"], state["global_mean"]), state
-        if mask is not None and labels is not None:
-            labels = jnp.where(mask, labels, -1)
         candidates, drawn = draw(state, labels, head.num_classes, number, axis_name)
+        assert labels is not None, "draw has refused it"
         arguments = template_of(dim).centred, weights, candidates, number, state, features, labels, axis_name
         output, new = _step(options, *arguments)
         return output, {**state, **new, **drawn}

@@ -1,6 +1,7 @@
 """Manifolds, parametrisations of their points by free numbers, and tests that a manifold is implemented correctly."""
 
 from nc_jax.manifolds import checks
+from nc_jax.manifolds.oblique import Oblique
 from nc_jax.manifolds.orthogonal import (
     PARAMETRISATIONS,
     Parametrisation,
@@ -13,6 +14,7 @@ from nc_jax.manifolds.stiefel import Stiefel
 
 __all__ = [
     "PARAMETRISATIONS",
+    "Oblique",
     "Parametrisation",
     "Stiefel",
     "cayley",

@@ -1,6 +1,22 @@
 """Methods as values: every paper's method is a row of one table, made of a head, a loss, extensions and a stream."""
 
-from nc_jax.methods.method import ContinualOptions, HierarchyOptions, Method, Setting, TailOptions
+from nc_jax.methods.method import (
+    ContinualOptions,
+    HierarchyOptions,
+    Method,
+    Setting,
+    TailOptions,
+    UniformityOptions,
+)
 from nc_jax.methods.table import METHODS, method
 
-__all__ = ["METHODS", "ContinualOptions", "HierarchyOptions", "Method", "Setting", "TailOptions", "method"]
+__all__ = [
+    "METHODS",
+    "ContinualOptions",
+    "HierarchyOptions",
+    "Method",
+    "Setting",
+    "TailOptions",
+    "UniformityOptions",
+    "method",
+]

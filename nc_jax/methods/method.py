@@ -163,6 +163,46 @@ class TailOptions:
             raise ValueError(f"strength must lie in (0, 1]; got {self.strength}")
 
 
+@dataclass(frozen=True)
+class UniformityOptions:
+    """Settings of the methods that spread class vectors over the sphere, also of more classes than dimensions.
+
+    Attributes:
+        alpha: weight > 0 of the energy of the class vectors, in the hug methods.
+        beta: weight > 0 of the distances between features and class vectors, in the hug methods.
+        objective: how the hug methods measure uniformity. "mhe": inverse squared distances of all pairs of class
+            vectors, and mean distances within classes. "mhs": the least distance of two class vectors, and the largest
+            distance within each class. "mgd": the log-determinant of the class vectors' Gaussian Gram matrix, and mean
+            distances within classes.
+        stop_gradient: whether learned class vectors are constants in the distances within classes, so that only their
+            energy moves them. Has no effect on other placements.
+        frame: what the class vectors of a frame of least energy optimise, in the methods whose name has "optimised",
+            "rotated" or "energy", and in hug-nearest. "riesz": the Riesz energy with exponent `s`. "separation": the
+            least distance of two of them. "determinant": the log-determinant of their Gaussian Gram matrix.
+        s: exponent > -2 of the Riesz energy that the frame minimises; 0 means the logarithm.
+
+    Raises:
+        ValueError: if a number is out of its range, or a name is unknown.
+    """
+
+    alpha: float = 1.0  # Liu et al. (2023), released program
+    beta: float = 1.0  # Liu et al. (2023), released program
+    objective: Literal["mhe", "mhs", "mgd"] = "mhe"  # Liu et al. (2023), released program
+    stop_gradient: bool = True  # Liu et al. (2023), released program
+    frame: Literal["riesz", "separation", "determinant"] = "riesz"
+    s: float = 2.0  # Liu et al. (2023): the exponent between classes
+
+    def __post_init__(self):
+        for name in ("alpha", "beta"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite; got {getattr(self, name)}")
+        if not -2 < self.s < math.inf:
+            raise ValueError(f"s must be finite and above -2, where the energy has a unique minimum; got {self.s}")
+        for name, known in (("objective", ("mhe", "mhs", "mgd")), ("frame", ("riesz", "separation", "determinant"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """What is known before training about data set and run. Methods take it, so one method serves every data set.
@@ -179,6 +219,7 @@ class Setting:
         hierarchy: settings of the methods that use a label tree.
         continual: settings of continual learning.
         tail: settings of long-tailed learning.
+        uniformity: settings of the methods that spread class vectors over the sphere.
         task_of_class: number of the task of each class; None if there is one task, or all tasks have all classes.
         task_steps: number of optimiser steps of each task; None if there is one task, or if it depends on the seed.
     """
@@ -193,6 +234,7 @@ class Setting:
     hierarchy: HierarchyOptions = field(default_factory=HierarchyOptions)
     continual: ContinualOptions = field(default_factory=ContinualOptions)
     tail: TailOptions = field(default_factory=TailOptions)
+    uniformity: UniformityOptions = field(default_factory=UniformityOptions)
     task_of_class: tuple[int, ...] | None = None
     task_steps: tuple[int, ...] | None = None
 

@@ -35,6 +35,7 @@ NETWORKS: dict[str, Callable[..., Any]] = {
     "efficientnet": EfficientNet,
     "vgg11": partial(VGG, depth=11),
     "vgg13": partial(VGG, depth=13),
+    "vgg16": partial(VGG, depth=16),
     "wide-resnet28": WideResNet,
     "vit": partial(ViT, layout="tiny"),
 }
@@ -47,7 +48,7 @@ class BackboneOptions:
 
     Attributes:
         name: name of the network: mlp, resnet18, resnet34, resnet50, densenet40, densenet121, efficientnet, vgg11,
-            vgg13, wide-resnet28 or vit.
+            vgg13, vgg16, wide-resnet28 or vit.
         hidden: widths of the hidden layers of the MLP.
         dim: feature dimension d of the MLP. Other networks have a fixed one.
         width_multiplier: factor on the widths of all layers of a network other than the MLP.

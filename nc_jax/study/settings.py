@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from nc_jax.heads import NearestOptions
-from nc_jax.methods import ContinualOptions, HierarchyOptions, TailOptions, method
+from nc_jax.methods import ContinualOptions, HierarchyOptions, TailOptions, UniformityOptions, method
 from nc_jax.study.backbones import BackboneOptions
 from nc_jax.study.cli import RunOptions
 from nc_jax.study.config import changed, differences
@@ -40,6 +40,7 @@ class Comparison(RunOptions):
         hierarchy: choices about the methods that use a label tree.
         continual: choices about continual learning; --loop.epochs then counts passes over each task's examples.
         tail: choices about long-tailed learning.
+        uniformity: choices about the methods that spread class vectors over the sphere.
         grid: per case and variant, what it changes in these settings (set by the preset).
     """
 
@@ -56,6 +57,7 @@ class Comparison(RunOptions):
     hierarchy: HierarchyOptions = dataclasses.field(default_factory=HierarchyOptions)
     continual: ContinualOptions = dataclasses.field(default_factory=ContinualOptions)
     tail: TailOptions = dataclasses.field(default_factory=TailOptions)
+    uniformity: UniformityOptions = dataclasses.field(default_factory=UniformityOptions)
     grid: tyro.conf.Suppress[Mapping[str, Mapping[str, Changes]]] = dataclasses.field(
         default_factory=lambda: {"": {"": {}}}
     )

@@ -13,7 +13,6 @@ import optax
 from nc_jax.data import LabelledArrays, labels_of
 from nc_jax.data.parts import share_of_each_class
 from nc_jax.heads import Head
-from nc_jax.manifolds import Stiefel
 from nc_jax.methods import Setting, method
 from nc_jax.models import Classifier, HeadModule
 from nc_jax.optim import on_manifold
@@ -68,6 +67,7 @@ def setting_of(settings: Comparison, data: Data) -> Setting:
         hierarchy=settings.hierarchy,
         continual=options,
         tail=settings.tail,
+        uniformity=settings.uniformity,
         task_of_class=tuple(tasks_of_classes(data.num_classes, options).tolist()) if by_class else None,
         task_steps=_task_steps(settings, data),
     )
@@ -249,6 +249,6 @@ def on_heads(optimizer: optax.GradientTransformation, head: Head, params: Any) -
     """
     if not head.manifolds:
         return optimizer
-    on = {name: Stiefel(*params["head"][name].shape) for name in head.manifolds}
+    on = {name: manifold(len(params["head"][name])) for name, manifold in head.manifolds.items()}
     heads = {name: on.get(name) for name in params["head"]}
     return on_manifold(optimizer, {**dict.fromkeys(params), "head": heads})
