@@ -22,6 +22,7 @@ ORDER = (
     "scaling",
     "train_step",
     "step_memory",
+    "many_classes",
     "throughput",
     "replay",
     "orthogonal_logits",

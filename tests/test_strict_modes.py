@@ -7,7 +7,7 @@ import optax
 import pytest
 from trees import PAIRS
 
-from nc_jax import implicit, losses, metrics, nearest_frame, nearest_simplex_etf, theory
+from nc_jax import heads, implicit, losses, metrics, nearest_frame, nearest_simplex_etf, theory
 from nc_jax.arrays import slerp
 from nc_jax.data import Batch
 from nc_jax.discrepancies import cosine
@@ -24,7 +24,7 @@ from nc_jax.hierarchy import LabelTree
 from nc_jax.manifolds import Stiefel
 from nc_jax.manifolds.orthogonal import PARAMETRISATIONS
 from nc_jax.methods import METHODS, Setting
-from nc_jax.models import MLP, Classifier, FixedHead, LearnedHead, NearestHead, RotatedHead
+from nc_jax.models import MLP, Classifier, FixedHead, LearnedHead, NearestHead, RotatedHead, SampledHead
 from nc_jax.training import Mixup, StepOptions, create_state, make_train_step
 
 K, DIM, N = 4, 6, 12
@@ -127,6 +127,7 @@ CALLS = {
     "step, learned scale": lambda: step(FixedHead(K, frame=nonnegative_orthogonal, learn_scale=True)),
     "step, arc-mixup": lambda: step(FixedHead(K, frame=nonnegative_orthogonal), **ARC),
     "step, nearest head": lambda: step(NearestHead(K)),
+    "step, sampled nearest head": lambda: step(SampledHead(heads.nearest(K, template=jnp.asarray(FRAME)), 2)),
     "step, rotated head": lambda: step(RotatedHead(K, parametrisation="exponential")),
 }
 

@@ -11,6 +11,7 @@ from nc_jax.frames import nonnegative_orthogonal, owner, simplex_etf
 from nc_jax.heads.head import Declared, Head, Initial, constant
 from nc_jax.heads.learned import bias_of
 from nc_jax.heads.output import HeadOutput, check_width, scale_features
+from nc_jax.heads.sampling import of_columns
 
 FrameConstructor = Callable[..., Float[Array, "dim classes"]]  # (num_classes, dim, *, key, dtype) -> (d, K)
 # From so many classes on, sums over each class's own features were faster on two CPU cores than the matrix product in
@@ -82,7 +83,7 @@ def fixed(
             return HeadOutput(logits, features, vectors, jnp.zeros((num_classes,), vectors.dtype)), state
         return HeadOutput(logits + params["bias"][None], features, vectors, params["bias"]), state
 
-    return Head("fixed", num_classes, declare, forward, collection="frame")
+    return Head("fixed", num_classes, declare, forward, collection="frame", subsampled=of_columns)
 
 
 def _logits(

@@ -84,6 +84,7 @@ class Head:
         collection: name of the variable collection in which a Linen module keeps the head's state.
         manifolds: for every parameter that must stay on a manifold: its name -> function from d to that manifold.
             `nc_jax.optim.on_manifold` makes an optimiser that keeps such parameters there.
+        subsampled: function (this head, n) -> the head that `nc_jax.heads.sampled` returns; None if there is none.
 
     Example:
         >>> from nc_jax import heads
@@ -101,6 +102,7 @@ class Head:
     forward: Forward = field(repr=False)
     collection: str = field(default="state", repr=False)
     manifolds: Mapping[str, Callable[[int], Stiefel | Oblique]] = field(default_factory=dict, repr=False)
+    subsampled: "Callable[[Head, int], Head] | None" = field(default=None, repr=False)
 
     def init(self, key: PRNGKeyArray, dim: int, dtype: DTypeLike = jnp.float32) -> tuple[Arrays, Arrays]:
         """Return the initial parameters and the initial state.
@@ -142,8 +144,9 @@ class Head:
             params: parameters from `init`, or as the optimiser has updated them.
             state: state from `init`, or from the previous call of `apply`.
             features: shape (N, d).
-            labels: integer classes 0..K-1, shape (N,); -1 marks padding. Only a nearest head reads them, and only if
-                `train` is True: without it, labels are ignored and nothing is learned. A nearest head then warns.
+            labels: integer classes 0..K-1, shape (N,); -1 marks padding. Only nearest and sampled heads read them, and
+                only if `train` is True: without it, labels are ignored and nothing is learned. A nearest head then
+                warns.
             train: whether this is a training step, in which a nearest head updates its state.
             mask: True for rows that are examples, False for padding, shape (N,). A nearest head leaves padding out of
                 the class means. None: every row whose label is not -1 is an example.
@@ -155,9 +158,9 @@ class Head:
 
         Raises:
             ValueError: if the features do not have shape (N, d) with the dim d of `init`, the labels are not integers
-                of shape (N,) in -1..K-1, the mask is not boolean of shape (N,), or a nearest head gets no labels in
-                training. Under `jax.jit` the range of labels is unknown; a label that is no class then counts as a NaN
-                in the batch.
+                of shape (N,) in -1..K-1, the mask is not boolean of shape (N,), or a nearest or sampled head gets no
+                labels in training. Under `jax.jit` the range of labels is unknown; a label that is no class then counts
+                as a NaN in the batch.
         """
         features = real_array(features, "features")
         if features.ndim != 2:

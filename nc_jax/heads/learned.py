@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from nc_jax.arrays import safe_norm
 from nc_jax.heads.head import Declared, Head, Initial, constant
 from nc_jax.heads.output import HeadOutput, check_width, scale_features
+from nc_jax.heads.sampling import of_columns
 from nc_jax.manifolds import Oblique
 
 
@@ -72,7 +73,7 @@ def learned(
         return HeadOutput(features @ frame + bias[None], features, frame, bias), state
 
     manifolds = {"kernel": lambda dim: Oblique(dim, num_classes)} if on_sphere else {}
-    return Head("learned", num_classes, declare, forward, manifolds=manifolds)
+    return Head("learned", num_classes, declare, forward, manifolds=manifolds, subsampled=of_columns)
 
 
 def _lecun_normal(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "dim classes"]:

@@ -1,104 +1,27 @@
 """Head whose class vectors are a frame, rotated at every training step to be nearest to the running class means."""
 
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from nc_jax.arrays import at_least_float32, matmul, transpose
-from nc_jax.checks import Reals, is_traced, real_array, without_class
-from nc_jax.collective import Axes, all_sum
+from nc_jax.checks import Reals, is_traced, real_array
+from nc_jax.collective import Axes
 from nc_jax.frames import SimplexTemplate, Template, simplex_template
 from nc_jax.frames.simplex import check_room_for_simplex
 from nc_jax.frames.template import DenseTemplate, LearnedTemplate, TemplateOrRule, template_rule
+from nc_jax.heads.batch_means import batch_means_of
 from nc_jax.heads.head import Arrays, Declared, Head, Initial, constant
+from nc_jax.heads.nearest_options import NearestOptions, average, cut_gradient, newest_weight, prox_weight
 from nc_jax.heads.output import HeadOutput, check_width, scale_features
+from nc_jax.heads.sampled_nearest import sampled_nearest
 from nc_jax.manifolds import Stiefel
 from nc_jax.nearest import nearest_at_unit_norm
-from nc_jax.solvers import Status, TrustRegionOptions
-
-# Proximal weight of a first step whose batch lacks a class: the paper's delta. It is far above float32 rounding, and
-# too small to change much in directions that the class means determine.
-_TIE_BREAK = 1e-3
-
-
-@dataclass(frozen=True)
-class NearestOptions:
-    """Settings of a nearest head.
-
-    Attributes:
-        radius: length tau to which every feature vector is scaled; None leaves the features as they are.
-        averaging: how class means are averaged over training steps. "ema": exponentially; the mean of the newest batch
-            has weight alpha_t = max(2 / (t + 1), min_alpha). "cma": all batches count alike, alpha_t = 1 / t. Here t is
-            the number of steps so far whose batch held the class.
-        min_alpha: smallest weight, in [0, 1], of the newest batch if class means are averaged exponentially ("ema").
-        centre: what is subtracted from the class means before they are compared with a frame whose vectors sum to zero.
-            "batch": from those of each batch, the mean of its examples. "classes": from the running class means, their
-            own mean, in which all classes seen so far count alike, however many examples they have.
-        prox_weight: proximal weight delta >= 0, how strongly the rotation is pulled towards the proximal point.
-        initial: proximal point of the first step. "unregularised": none; that step minimises the distance alone.
-            "canonical": the first columns of the identity. "random": a Haar-random rotation.
-        prox_point: proximal point of all steps after the first. "previous": the rotation that the previous step found.
-            "initial": the proximal point of the first step or, if that step had none, the rotation that it found.
-        solver: "polar" (closed form) or "trust_region" (iteration). Both reach the same rotation; "polar" is quicker.
-        reduced: whether the simplex template has K - 1 rows, which makes its rotation unique. False: the paper's K x K
-            template. No effect if another template is given.
-        stop_gradient: whether the class means are constants in the backward pass, so that no gradient reaches the
-            features through the inner problem. True or False for all steps; a pair (start, stop) means True in steps
-            start to stop - 1, counted from 0.
-        trust_region: settings of the solver "trust_region"; "polar" ignores them.
-
-    Raises:
-        ValueError: if `averaging`, `centre`, `initial`, `prox_point` or `solver` is not one of the names above, the
-            radius is not positive, min_alpha is outside [0, 1], prox_weight < 0, or `stop_gradient` is neither True,
-            False nor a pair of steps 0 <= start <= stop.
-
-    Reference: Markou, Ajanthan and Gould (2024), section 3; the defaults are those of its released program.
-    """
-
-    radius: float | None = 5.0  # tau, Markou et al. (2024)
-    averaging: Literal["ema", "cma"] = "ema"  # Markou et al. (2024)
-    min_alpha: float = 1e-4  # Markou et al. (2024)
-    centre: Literal["batch", "classes"] = "batch"  # Markou et al. (2024)
-    prox_weight: float = 1e-3  # delta, Markou et al. (2024)
-    initial: Literal["unregularised", "canonical", "random"] = "unregularised"  # Markou et al. (2024)
-    prox_point: Literal["previous", "initial"] = "previous"  # Markou et al. (2024)
-    solver: Literal["trust_region", "polar"] = "polar"  # reaches the trust region's point in less time
-    reduced: bool = True  # the full template's frame up to O(delta), and never degenerate (docs/architecture.md)
-    stop_gradient: bool | tuple[int, int] = False  # Markou et al. (2024): differentiate through the solve
-    trust_region: TrustRegionOptions = field(default_factory=TrustRegionOptions)
-
-    def __post_init__(self):
-        if self.radius is not None and not self.radius > 0:
-            raise ValueError(f"radius must be positive, or None; got {self.radius}")
-        if self.averaging not in ("ema", "cma"):
-            raise ValueError(f'averaging must be "ema" or "cma"; got {self.averaging!r}')
-        if self.centre not in ("batch", "classes"):
-            raise ValueError(f'centre must be "batch" or "classes"; got {self.centre!r}')
-        if self.initial not in ("unregularised", "canonical", "random"):
-            raise ValueError(f'initial must be "unregularised", "canonical" or "random"; got {self.initial!r}')
-        if self.prox_point not in ("previous", "initial"):
-            raise ValueError(f'prox_point must be "previous" or "initial"; got {self.prox_point!r}')
-        if self.solver not in ("trust_region", "polar"):
-            raise ValueError(f'solver must be "trust_region" or "polar"; got {self.solver!r}')
-        if not self.prox_weight >= 0:
-            raise ValueError(f"prox_weight must be at least 0; got {self.prox_weight}")
-        if not 0 <= self.min_alpha <= 1:
-            raise ValueError(f"min_alpha must lie in [0, 1]; got {self.min_alpha}")
-        if not _says_when(self.stop_gradient):
-            raise ValueError(
-                f"stop_gradient must be True, False or a pair of steps 0 <= start <= stop; got {self.stop_gradient!r}"
-            )
-
-
-def _says_when(steps: Any) -> bool:
-    if isinstance(steps, bool):
-        return True
-    pair = isinstance(steps, tuple | list) and len(steps) == 2 and all(type(step) is int for step in steps)
-    return pair and 0 <= steps[0] <= steps[1]
+from nc_jax.solvers import Status
 
 
 def nearest(
@@ -143,6 +66,9 @@ def nearest(
     which does not influence the rotation. A batch with a NaN or an infinity leaves the whole state as it was, and
     `output.solution.status` is `nc_jax.solvers.Status.NON_FINITE`. Under `jax.jit`, so does a batch with a label that
     is neither a class nor -1; outside, such a label is an error.
+
+    A step costs O(d r K) for the products with the template. `nc_jax.heads.sampled` makes of this head one for very
+    many classes, whose steps do not need them.
 
     Args:
         num_classes: K, at most d + 1 for the simplex ETF.
@@ -203,12 +129,17 @@ def nearest(
         if not train:
             return _output(features, state["frame"], state["global_mean"], None), state
         kept = at(features.shape[1])
-        here = kept.build(params["template"]) if isinstance(kept, LearnedTemplate) else kept
+        # Behind a barrier, XLA does not fold the norms of a template that is a constant of the program. It did so for
+        # 20 of 27 s of compilation at 128 x 10,000, and for two minutes at 128 x 100,000.
+        here = (
+            kept.build(params["template"]) if isinstance(kept, LearnedTemplate) else jax.lax.optimization_barrier(kept)
+        )
         if mask is not None:
             labels = jnp.where(mask, labels, -1)
         return _step(chosen, here, counting, state, features, labels, axis_name)
 
-    return Head("nearest", num_classes, declare, forward, collection="nearest")
+    few = partial(sampled_nearest, template_for=at, weights=counting, options=chosen)
+    return Head("nearest", num_classes, declare, forward, collection="nearest", subsampled=few)
 
 
 def _checked_weights(weights: Reals, num_classes: int) -> Float[Array, " classes"]:
@@ -247,13 +178,13 @@ def _step(
     steps = state["steps"] + any_present.astype(jnp.int32)
     class_means = jnp.where(
         present[None],
-        _average(state["class_means"], batch_means - global_mean[:, None], _alpha(options, updates)[None]),
+        average(state["class_means"], batch_means - global_mean[:, None], newest_weight(options, updates)[None]),
         state["class_means"],
     )
     global_mean = jnp.where(
-        any_present, _average(state["global_mean"], global_mean, _alpha(options, steps)), state["global_mean"]
+        any_present, average(state["global_mean"], global_mean, newest_weight(options, steps)), state["global_mean"]
     )
-    class_means, global_mean = _cut(options, (class_means, global_mean), state["steps"])
+    class_means, global_mean = cut_gradient(options, (class_means, global_mean), state["steps"])
     compared = class_means
     if template.centred and options.centre == "classes":
         # Not in the running means themselves: the mean of a class that was last seen long ago gets today's centre.
@@ -269,7 +200,7 @@ def _step(
         compared,
         template,
         prox_point=drawn_to,
-        prox_weight=_prox_weight(options, first, all_seen=jnp.all(updates > 0)),
+        prox_weight=prox_weight(options, first, all_seen=jnp.all(updates > 0)),
         solver=options.solver,
         init=state["rotation"],
         weights=weights,
@@ -297,68 +228,7 @@ def _step(
     return _output(features, found.frame, global_mean, found.solution._replace(status=status)), new
 
 
-def batch_means_of(
-    features: Float[Array, "batch dim"],
-    labels: Int[Array, " batch"],
-    num_classes: int,
-    axis_name: Axes = None,
-) -> tuple[Float[Array, "dim classes"], Float[Array, " dim"], Int[Array, " classes"]]:
-    """Return the class means, the global mean and the class counts of a batch, over all devices and without padding.
-
-    Args:
-        features: shape (N, d).
-        labels: integer classes 0..K-1, shape (N,); -1 marks padding. If a label is something else, all means are NaN.
-        num_classes: K.
-        axis_name: name of the mapped axis over which the batch is split; see `nc_jax.heads.Head.apply`.
-
-    Returns:
-        Class means (d, K), zero for a class without examples; global mean of the examples (d,); number of examples of
-        each class (K,), int32.
-    """
-    # A product with the one-hot matrix adds in a fixed order; on some accelerators a scatter does not. Padding (-1) has
-    # a column of zeros in that matrix. Classes are rows until the division: XLA would compile a product followed by a
-    # transposition as the transposed product, which takes six times as long on a CPU (37 against 6.5 us).
-    members = jax.nn.one_hot(labels, num_classes, axis=0, dtype=jnp.float32)
-    sums = matmul(members, at_least_float32(features))
-    sums = jnp.where(jnp.any(without_class(labels, num_classes)), jnp.nan, sums)
-    counts = jnp.sum(members, axis=1)
-    # Sum over devices before the solve: every device then solves the same problem, so the result does not depend on
-    # the number of devices.
-    sums, counts = all_sum((sums, counts), axis_name)
-    global_mean = jnp.sum(sums, axis=0) / jnp.maximum(jnp.sum(counts), 1)
-    return transpose(sums / jnp.maximum(counts, 1)[:, None]), global_mean, counts.astype(jnp.int32)
-
-
-def _cut(options: NearestOptions, values: tuple[Array, Array], step: Array) -> tuple[Array, Array]:
-    """Stop the gradient through the values if `options.stop_gradient` says so for this step."""
-    constants = jax.lax.stop_gradient(values)
-    if isinstance(options.stop_gradient, bool):
-        return constants if options.stop_gradient else values
-    start, stop = options.stop_gradient
-    cut = (start <= step) & (step < stop)
-    return jax.tree.map(lambda fixed, value: jnp.where(cut, fixed, value), constants, values)
-
-
 def _output(features: Array, frame: Array, global_mean: Array, solution: Any) -> HeadOutput:
     frame, global_mean = frame.astype(features.dtype), global_mean.astype(features.dtype)
     bias = -(global_mean @ frame)
     return HeadOutput(features @ frame + bias[None], features, frame, bias, solution)
-
-
-def _alpha(options: NearestOptions, count: Array) -> Array:
-    """Return the weight that the newest value gets in a running average of `count` values."""
-    count = jnp.maximum(count, 1).astype(jnp.float32)
-    return jnp.maximum(2 / (count + 1), options.min_alpha) if options.averaging == "ema" else 1 / count
-
-
-def _prox_weight(options: NearestOptions, first: Array, all_seen: Bool[Array, ""]) -> Array | float:
-    """Return the weight of the proximal term; zero in an unregularised first step whose batch holds every class."""
-    if options.initial != "unregularised":
-        return options.prox_weight
-    # If the first batch lacks a class, its means do not determine the rotation. Rounding would then choose one, and the
-    # choice would depend on the number of devices. A small pull towards the initial rotation removes this ambiguity.
-    return jnp.where(first, jnp.where(all_seen, 0.0, _TIE_BREAK), options.prox_weight)
-
-
-def _average(old: Array, new: Array, alpha: Array) -> Array:
-    return old + alpha * (new - old)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from nc_jax.arrays import safe_norm
 from nc_jax.solvers import Solution
@@ -36,6 +36,8 @@ class HeadOutput(NamedTuple):
             `nc_jax.heads.levels`.
         raw_features: features as the backbone gave them, on which feature decay acts, shape (N, d).
             `nc_jax.models.Classifier` sets this field; a head leaves it None.
+        classes: in a training step of `nc_jax.heads.sampled`, the class of each column of `logits` and `frame`, -1 for
+            none, shape (S,); these and `bias` then have S columns instead of K. None: column k belongs to class k.
     """
 
     logits: Float[Array, "batch classes"]
@@ -45,6 +47,7 @@ class HeadOutput(NamedTuple):
     solution: Solution | None = None
     levels: LevelOutput | None = None
     raw_features: Float[Array, "batch dim"] | None = None
+    classes: Int[Array, " classes"] | None = None
 
 
 def check_width(features: Float[Array, "batch dim"], dim: int) -> None:

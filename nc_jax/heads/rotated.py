@@ -11,6 +11,7 @@ from nc_jax.frames.template import TemplateOrRule, template_rule
 from nc_jax.heads.head import Declared, Head, Initial
 from nc_jax.heads.learned import bias_of
 from nc_jax.heads.output import HeadOutput, check_width, scale_features
+from nc_jax.heads.sampling import of_columns
 from nc_jax.manifolds import PARAMETRISATIONS, Stiefel
 from nc_jax.manifolds import Parametrisation as FreeRotation
 
@@ -95,7 +96,7 @@ def rotated(
         return HeadOutput(features @ frame + bias[None], features, frame, bias), state
 
     manifolds = {"rotation": lambda dim: Stiefel(dim, at(dim).shape[0])} if free is None else {}
-    return Head("rotated", num_classes, declare, forward, manifolds=manifolds)
+    return Head("rotated", num_classes, declare, forward, manifolds=manifolds, subsampled=of_columns)
 
 
 def _drawn(free: FreeRotation, dim: int, rank: int, key: Array) -> Array:

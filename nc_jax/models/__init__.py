@@ -11,6 +11,7 @@ from nc_jax.models.heads import (
     LevelsHead,
     NearestHead,
     RotatedHead,
+    SampledHead,
     StagedHead,
     TreeSoftmaxHead,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "Projection",
     "ResNet",
     "RotatedHead",
+    "SampledHead",
     "StagedHead",
     "Transformation",
     "TreeSoftmaxHead",

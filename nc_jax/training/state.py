@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Num, PRNGKeyArray
 
 from nc_jax.data import Batch
-from nc_jax.heads import HeadOutput
+from nc_jax.heads import HeadOutput, places_among
 from nc_jax.training.extension import Chain, Extension
 from nc_jax.training.summary import EpochTotals
 
@@ -128,7 +128,8 @@ def forward(
 
     Returns:
         A triple: the head's output; the other collections after the call (in evaluation, those passed in); and the
-        batch that the head saw.
+        batch that the head saw, with labels that count the columns of the output if they are not all classes
+        (`nc_jax.heads.sampled`).
     """
     everything = {"params": params, **variables}
     if not train:
@@ -138,10 +139,20 @@ def forward(
     if between is None:
         result: Any = model.apply(everything, batch.inputs, batch.labels, **options)
         output, updated = result
-        return output, {**variables, **updated}, batch
+        return output, {**variables, **updated}, _among_columns(output, batch)
     result = model.apply(everything, batch.inputs, method="features", **options)
     features, updated = result
     features, batch = between(features, batch)
     result = model.apply({**everything, **updated}, features, batch.labels, method="classify", **options)
     output, updated_last = result
-    return output, {**variables, **updated, **updated_last}, batch
+    return output, {**variables, **updated, **updated_last}, _among_columns(output, batch)
+
+
+def _among_columns(output: HeadOutput, batch: Batch) -> Batch:
+    """Return the batch with labels that count the columns of the output."""
+    if output.classes is None:
+        return batch
+    partner = batch.partner
+    if partner is not None:
+        partner = partner._replace(labels=places_among(output.classes, partner.labels))
+    return batch._replace(labels=places_among(output.classes, batch.labels), partner=partner)

@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import collapse_metrics, harness, networks, orthogonal_logits, replay, throughput, train_step
+from benchmarks import (
+    collapse_metrics,
+    harness,
+    many_classes,
+    networks,
+    orthogonal_logits,
+    replay,
+    throughput,
+    train_step,
+)
 from nc_jax.streams import Replay
 
 pytestmark = pytest.mark.benchmark
@@ -167,3 +176,17 @@ def test_replay_is_checked_before_it_is_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(Replay, "memory", lambda stream, seed, step: np.zeros(0, int))
     with pytest.raises(harness.WrongAnswerError, match="replayed examples must be in the memory"):
         replay.run(config)
+
+
+def test_steps_with_many_classes_are_checked_before_they_are_timed(tmp_path, monkeypatch):
+    programs = ("nearest", "learned", "nearest-alone", "learned-lazy")
+    config = dataclasses.replace(many_classes.PRESETS["smoke"], programs=programs, results=tmp_path, preset="smoke")
+    document = many_classes.run(config)
+    assert [row["program"] for row in document["rows"]] == list(programs)
+    assert all(row["repeats"] == 1 and row["peak_bytes"] > 0 for row in document["rows"])
+    assert len(document["claims"]) == 4
+    with pytest.raises(ValueError, match="programs must be among nearest, learned, "):
+        many_classes.run(dataclasses.replace(config, programs=("nobody",)))
+    monkeypatch.setattr(many_classes, "TOLERANCE", 0.0)
+    with pytest.raises(harness.WrongAnswerError, match="the relative error of the rotation, K = 40 must be"):
+        many_classes.run(config)
