@@ -103,7 +103,8 @@ def columns_of(radii: tuple[float, ...]) -> tuple[Column, ...]:
 
 
 COLUMNS = columns_of(RADII)
-METHODS = ("linear", "learned", "fixed", "nearest", "etf-dr-plain")
+HUG = ("hug-learned", "hug-sphere", "hug-random", "hug-optimised", "hug-rotated", "hug-nearest")
+METHODS = ("linear", "learned", "fixed", "nearest", "etf-dr-plain", *HUG)
 # Both rows behind ReLU: what the frame of FNO needs, and what that costs or gives a learned classifier.
 BEHIND_RELU = {"backbone.neck": "relu", "methods": ("linear", "fno")}
 DEFAULT = Config(
