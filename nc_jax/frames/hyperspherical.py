@@ -82,7 +82,8 @@ def hyperspherical(
 
     The configuration depends on the seed, and not on the key, which only turns (and reflects) it. So all runs of an
     experiment share one configuration, which is computed once and kept on disk (`cache`). The function also works while
-    JAX traces a program; the configuration is then a constant of the program.
+    JAX traces a program; the configuration is then a constant of the program. Machines of different kinds may round
+    into different local optima, so hosts that train one model together should share that folder.
 
     Args:
         num_classes: K >= 2.
