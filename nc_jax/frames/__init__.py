@@ -1,7 +1,7 @@
 """Frames: arrays of shape (d, K) whose columns are class vectors with prescribed lengths and angles."""
 
 from nc_jax.frames import properties
-from nc_jax.frames.configurations import closed_form, least_energy
+from nc_jax.frames.configurations import least_energy
 from nc_jax.frames.hierarchical import (
     hierarchical,
     hierarchical_constructor,
@@ -27,7 +27,6 @@ __all__ = [
     "Template",
     "aligned_etf",
     "as_template",
-    "closed_form",
     "hierarchical",
     "hierarchical_constructor",
     "hierarchical_template",

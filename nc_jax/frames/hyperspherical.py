@@ -82,7 +82,8 @@ def hyperspherical(
 
     The configuration depends on the seed, and not on the key, which only turns (and reflects) it. So all runs of an
     experiment share one configuration, which is computed once and kept on disk (`cache`). The function also works while
-    JAX traces a program; the configuration is then a constant of the program.
+    JAX traces a program; the configuration is then a constant of the program. Machines of different kinds may round
+    into different local optima, so hosts that train one model together should share that folder.
 
     Args:
         num_classes: K >= 2.
@@ -93,7 +94,8 @@ def hyperspherical(
         s: exponent above -2 of the Riesz energy; 0 is its logarithmic form. The other objectives ignore it.
         gamma: of the kernel of the determinant, in units of 1 / squared distance. The other objectives ignore it.
         seed: seed of the random starts.
-        starts: number of random starts, of which the best is kept. None: 20 up to 64 classes, 4 up to 512, 1 beyond.
+        starts: number of random starts, of which the best is kept. None: 20 up to 64 classes (100 for a separation), 4
+            up to 512, 1 beyond.
         dtype: a floating dtype. The frame is computed in it, or in float32 if it is narrower. float64 needs
             `jax_enable_x64`.
         cache: folder of stored configurations. None: $NC_JAX_CACHE, else nc_jax in the user's cache folder.
@@ -294,7 +296,7 @@ def _checked_options(num_classes: int, objective: Any, s: Any, gamma: Any, seed:
     if not (isinstance(gamma, numbers.Real) and 0 < float(gamma) < math.inf):
         raise ValueError(f"gamma must be a finite number above 0; got {gamma!r}")
     check_whole("seed", seed)
-    starts = default_starts(num_classes) if starts is None else starts
+    starts = default_starts(num_classes, objective) if starts is None else starts
     check_whole("starts", starts)
     if starts < 1:
         raise ValueError(f"starts must be at least 1; got {starts}")
