@@ -26,6 +26,7 @@ ORDER = (
     "throughput",
     "replay",
     "orthogonal_logits",
+    "hyperspherical",
     "collapse_metrics",
 )
 

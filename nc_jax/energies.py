@@ -157,7 +157,9 @@ def smooth_separation(
     return _smooth_least(pairs, sharpness=sharpness, tile=_checked_tile(tile, pairs))
 
 
-def log_gram_determinant(vectors: Reals, gamma: float | int = 1.0, *, jitter: float | int = 0.0) -> Float[Array, ""]:
+def log_gram_determinant(
+    vectors: Reals, gamma: float | int = 1.0, *, jitter: float | int = 0.0, present: Mask | None = None
+) -> Float[Array, ""]:
     r"""Logarithm of the determinant of the Gaussian kernel of directions, at most 0: large where they differ.
 
     .. math:: \log \det (G + \epsilon I), \qquad G_{ij} = \exp(-\gamma \|\hat w_i - \hat w_j\|^2)
@@ -170,6 +172,7 @@ def log_gram_determinant(vectors: Reals, gamma: float | int = 1.0, *, jitter: fl
         vectors: class vectors as columns, shape (d, K), of any length, K >= 2.
         gamma: gamma > 0, in units of 1 / squared distance.
         jitter: epsilon >= 0, added to the diagonal.
+        present: shape (K,), which classes count; None: all of them. With fewer than two, the result is NaN.
 
     Returns:
         A scalar in float32 or wider.
@@ -184,7 +187,7 @@ def log_gram_determinant(vectors: Reals, gamma: float | int = 1.0, *, jitter: fl
     gamma = _checked_positive("gamma", gamma)
     if not (isinstance(jitter, numbers.Real) and 0 <= jitter < math.inf):
         raise ValueError(f"jitter must be a finite number of at least 0; got {jitter!r}")
-    return _log_determinant(_pairs(vectors, None), gamma=gamma, jitter=float(jitter))
+    return _log_determinant(_pairs(vectors, present), gamma=gamma, jitter=float(jitter))
 
 
 def checked_exponent(s: Any) -> float:
@@ -297,9 +300,9 @@ def _smooth_least(pairs: _Pairs, *, sharpness: float, tile: int) -> Array:
 def _log_determinant(pairs: _Pairs, *, gamma: float, jitter: float) -> Array:
     directions, num_classes = pairs.directions, pairs.directions.shape[1]
     eye = jnp.eye(num_classes, dtype=directions.dtype)
-    off = eye == 0
+    off = (eye == 0) & pairs.present[:, None] & pairs.present[None]  # other classes are a block of the identity
     squared = jnp.where(off, _distances(directions, directions, off), 0)
-    kernel = jnp.exp(-gamma * squared) + jitter * eye
+    kernel = jnp.where(off, jnp.exp(-gamma * squared), eye * (1 + jitter * pairs.present))
     # The first factor decides whether there is one, so that the derivative is only taken of a factor that exists.
     pivots = jnp.diagonal(jnp.linalg.cholesky(jax.lax.stop_gradient(kernel)))
     regular = jnp.all(pivots**2 > num_classes * jnp.finfo(pivots.dtype).eps)  # False for a NaN, too
@@ -307,7 +310,7 @@ def _log_determinant(pairs: _Pairs, *, gamma: float, jitter: float) -> Array:
         regular &= ~jnp.any(off & (squared == 0))
     factor = jnp.linalg.cholesky(jnp.where(regular, kernel, eye))
     value = jnp.where(regular, 2 * jnp.sum(jnp.log(jnp.diagonal(factor))), -jnp.inf)
-    return jnp.where(pairs.sound, value, jnp.nan)
+    return jnp.where(pairs.sound & (pairs.number > 0), value, jnp.nan)
 
 
 def _fold(pairs: _Pairs, tile: int, add: Callable[[Any, Array, Array], Any], start: Any) -> Any:

@@ -18,6 +18,7 @@ os.environ["MPLBACKEND"] = "Agg"
 # The xdist workers share the cache. Its files never change once they are written. A worker that reads a half-written
 # file compiles the program itself (pyproject.toml ignores the warning about this).
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).resolve().parents[1] / ".cache" / "jax")
+os.environ["NC_JAX_CACHE"] = str(Path(__file__).resolve().parents[1] / ".cache" / "nc_jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 

@@ -28,6 +28,7 @@ LAYERS = (
         "nc_jax.metrics",
         "nc_jax.hierarchy",
         "nc_jax.theory",
+        "nc_jax.attacks",
         "nc_jax",
     ),
     ("nc_jax.heads",),

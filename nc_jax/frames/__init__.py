@@ -1,11 +1,18 @@
 """Frames: arrays of shape (d, K) whose columns are class vectors with prescribed lengths and angles."""
 
 from nc_jax.frames import properties
+from nc_jax.frames.configurations import closed_form, least_energy
 from nc_jax.frames.hierarchical import (
     hierarchical,
     hierarchical_constructor,
     hierarchical_template,
     separated_template,
+)
+from nc_jax.frames.hyperspherical import (
+    HypersphericalSolution,
+    hyperspherical,
+    hyperspherical_solution,
+    hyperspherical_template,
 )
 from nc_jax.frames.orthogonal import nonnegative_orthogonal, owner
 from nc_jax.frames.random import random_unit
@@ -14,14 +21,20 @@ from nc_jax.frames.template import DenseTemplate, LearnedTemplate, Template, as_
 
 __all__ = [
     "DenseTemplate",
+    "HypersphericalSolution",
     "LearnedTemplate",
     "SimplexTemplate",
     "Template",
     "aligned_etf",
     "as_template",
+    "closed_form",
     "hierarchical",
     "hierarchical_constructor",
     "hierarchical_template",
+    "hyperspherical",
+    "hyperspherical_solution",
+    "hyperspherical_template",
+    "least_energy",
     "nonnegative_orthogonal",
     "owner",
     "properties",

@@ -37,15 +37,29 @@ from nc_jax.losses.priors import (
     smoothed_cross_entropy,
 )
 from nc_jax.losses.reweighting import effective_number_weights, effective_numbers, focal
+from nc_jax.losses.uniformity import (
+    HugTerms,
+    between_class,
+    class_distances,
+    class_subset,
+    hug,
+    hug_of_means,
+    hug_terms,
+    within_class,
+)
 
 __all__ = [
+    "HugTerms",
     "MixingSchedule",
     "SmoothingForm",
     "adjusted_logits",
     "arc_log_loss",
     "arc_weights",
     "balanced_softmax",
+    "between_class",
+    "class_distances",
     "class_lengths",
+    "class_subset",
     "conditional_risk_scores",
     "cosine_alignment",
     "cosine_embedding",
@@ -59,6 +73,9 @@ __all__ = [
     "focal",
     "hierarchical_cross_entropy",
     "hierarchy_aware_features",
+    "hug",
+    "hug_of_means",
+    "hug_terms",
     "jensen_shannon",
     "label_aware_smoothing",
     "ldam",
@@ -75,4 +92,5 @@ __all__ = [
     "soft_targets",
     "summed_probabilities",
     "tree_log_softmax",
+    "within_class",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from nc_jax.methods import continual, few_shot, hierarchy, long_tail, orthogonal, simplex, smoothing
+from nc_jax.methods import continual, few_shot, hierarchy, long_tail, orthogonal, simplex, smoothing, uniformity
 from nc_jax.methods.method import Method
 
 
@@ -29,6 +29,7 @@ METHODS = joined(
     continual.METHODS,
     long_tail.METHODS,
     few_shot.METHODS,
+    uniformity.METHODS,
 )
 
 

@@ -1,5 +1,6 @@
 """How collapsed a network is: class statistics of the features, and metrics that are computed from them."""
 
+from nc_jax.metrics.agreement import Agreement
 from nc_jax.metrics.alignment import (
     class_angles,
     error_exponent_ratio,
@@ -14,10 +15,11 @@ from nc_jax.metrics.collapse import (
     bias_collapse,
     collapse_metrics,
     nearest_centre_agreement,
-    self_duality,
     within_class_collapse,
 )
+from nc_jax.metrics.duality import self_duality, uniform_duality
 from nc_jax.metrics.forgetting import average_accuracy, backward_transfer, forgetting, forward_transfer
+from nc_jax.metrics.generalized import generalized_collapse_metrics
 from nc_jax.metrics.geometry import (
     effective_rank,
     nearest_etf_distance,
@@ -29,9 +31,18 @@ from nc_jax.metrics.geometry import (
 from nc_jax.metrics.hierarchy import HierarchyStatistics, similarity_errors, usual_top
 from nc_jax.metrics.margins import MarginSummary, MarginSums, cosine_margins, logit_margins
 from nc_jax.metrics.nearest_mean import nearest_mean_scores
+from nc_jax.metrics.one_vs_rest import OneVsRestMargin, one_vs_rest_margin
 from nc_jax.metrics.shots import balanced_accuracy, group_recall, shot_groups, thirds
-from nc_jax.metrics.simplex import equiangle, equinorm, etf_distance, maximal_angle
-from nc_jax.metrics.statistics import Agreement, Centre, ClassMoments, ClassStatistics
+from nc_jax.metrics.simplex import equiangle, equinorm, etf_distance, etf_distance_floor, maximal_angle
+from nc_jax.metrics.statistics import Centre, ClassMoments, ClassStatistics
+from nc_jax.metrics.uniformity import (
+    EnergyGap,
+    KernelMoments,
+    UniformityGap,
+    energy_gap,
+    kernel_moments,
+    uniformity_gap,
+)
 from nc_jax.metrics.zero_mean import nearest_centre_accuracy, support_occupancy, zero_mean_collapse
 
 __all__ = [
@@ -40,9 +51,13 @@ __all__ = [
     "Centre",
     "ClassMoments",
     "ClassStatistics",
+    "EnergyGap",
     "HierarchyStatistics",
+    "KernelMoments",
     "MarginSummary",
     "MarginSums",
+    "OneVsRestMargin",
+    "UniformityGap",
     "average_accuracy",
     "backward_transfer",
     "balanced_accuracy",
@@ -51,16 +66,20 @@ __all__ = [
     "collapse_metrics",
     "cosine_margins",
     "effective_rank",
+    "energy_gap",
     "equiangle",
     "equinorm",
     "error_exponent_ratio",
     "error_exponents",
     "etf_distance",
+    "etf_distance_floor",
     "etf_error_exponent",
     "expected_calibration_error",
     "forgetting",
     "forward_transfer",
+    "generalized_collapse_metrics",
     "group_recall",
+    "kernel_moments",
     "logit_margins",
     "maximal_angle",
     "mean_cosine",
@@ -70,6 +89,7 @@ __all__ = [
     "nearest_mean_scores",
     "nuclear_rank",
     "numerical_rank",
+    "one_vs_rest_margin",
     "optimal_error_exponent",
     "principal_angles",
     "self_duality",
@@ -78,6 +98,8 @@ __all__ = [
     "stable_rank",
     "support_occupancy",
     "thirds",
+    "uniform_duality",
+    "uniformity_gap",
     "usual_top",
     "variability_collapse_index",
     "within_class_collapse",

@@ -16,8 +16,8 @@ from jaxtyping import Array, Bool, Float
 
 from nc_jax.arrays import angles, at_least_float32, matmul, normalized, safe_norm, transpose, unit_scale
 from nc_jax.checks import Labels, Reals, as_array, is_traced, real_array
-from nc_jax.metrics.collapse import checked_bias, frame_of_shape
-from nc_jax.metrics.simplex import checked_vectors
+from nc_jax.metrics.collapse import checked_bias
+from nc_jax.metrics.simplex import checked_vectors, frame_of_shape
 
 
 def error_exponents(

@@ -18,11 +18,22 @@ function                       at collapse      scale            source of the d
 =============================  ===============  ===============  ======================================================
 
 Classes without examples are left out (they never count as a class with mean zero), and K is then the number of classes
-present. If K > d + 1, no simplex fits into d dimensions; then `etf_distance`, `maximal_angle` with its default target
-and the product form of `self_duality` cannot reach 0. (The least value of `etf_distance` and of the product form is
-then sqrt(2 - 2 sqrt(d / (K - 1))): 0.75 for 1000 classes in 512 dimensions.) Values never raise an error: a metric that
-is 0 / 0 (fewer than two classes, equal means, zero vectors) is NaN, so that the failure is visible in logs and
-averages. No metric depends on the scale of features and class vectors, except `bias_collapse`.
+present. Values never raise an error: a metric that is 0 / 0 (fewer than two classes, equal means, zero vectors) is NaN,
+so that the failure is visible in logs and averages. No metric depends on the scale of features and class vectors,
+except `bias_collapse`.
+
+If K > d + 1, no simplex fits into d dimensions, and `generalized_collapse_metrics` are the ones to use. The other
+properties say nothing about the number of dimensions, but the metrics of NC2 change their meaning:
+
+=============================  ====================================================================================
+function                       least value for K > d + 1, with the proof in its docstring
+=============================  ====================================================================================
+`etf_distance`                 sqrt(2 - 2 sqrt(d / (K - 1))), the `etf_distance_floor`: 0.75 for K = 1000, d = 512
+`self_duality`                 the same for the form "product"; 0 for the others
+`equiangle`                    0 for equal vectors; sqrt(K (K - 1 - d) / d) / (K - 1) for unit vectors of sum zero
+`maximal_angle`                more than (K - 1 - d) / (K - 1)^2, and not where vectors are spread evenly
+all others                     as for K <= d + 1
+=============================  ====================================================================================
 
 Class vectors are *columns*, shape (d, K), everywhere. PyTorch keeps them as rows: transpose `torch.nn.Linear.weight`.
 
@@ -36,13 +47,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose, unit_scale
+from nc_jax.arrays import at_least_float32, matmul, safe_norm, unit_scale
 from nc_jax.checks import Labels, Reals, checked_labels, real_array
-from nc_jax.metrics.simplex import checked_vectors, distance_to_simplex, equiangle, equinorm, etf_distance
-from nc_jax.metrics.statistics import Agreement, Centre, ClassStatistics, checked_features
+from nc_jax.metrics.agreement import Agreement
+from nc_jax.metrics.duality import self_duality
+from nc_jax.metrics.simplex import checked_frame, checked_vectors, equiangle, equinorm, etf_distance
+from nc_jax.metrics.statistics import Centre, ClassStatistics, checked_features
 
 Variability = Literal["pinv", "quotient", "cdnv"]
-Duality = Literal["product", "difference"]
 
 
 def within_class_collapse(
@@ -65,8 +77,9 @@ def within_class_collapse(
     Args:
         stats: statistics of the features.
         variant: "pinv" (Papyan, Han and Donoho 2020; Zhu et al. 2021) compares variances direction by direction, in the
-            span of the centred class means. "quotient" (an option of the package rhubarbwu/neural-collapse) compares
-            total variances. "cdnv" (Galanti, György and Hutter 2022) averages over pairs of classes.
+            span of the centred class means; it alone needs the scatter. "quotient" (an option of the package
+            rhubarbwu/neural-collapse) compares total variances. "cdnv" (Galanti, György and Hutter 2022) averages over
+            pairs of classes.
         centre: the point :math:`\mu`: "balanced", "sample" (released program of Zhu et al.) or "origin"; see
             `ClassStatistics.centred_means`. "cdnv" does not use a centre.
 
@@ -76,7 +89,7 @@ def within_class_collapse(
         two classes of positive variance have the same mean.
 
     Raises:
-        ValueError: if the variant or the centre is unknown.
+        ValueError: if the variant or the centre is unknown, or "pinv" is asked of statistics without a scatter.
 
     Example:
         >>> features, labels = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 2.0], [-1.0, -2.0]]), jnp.array([0, 0, 1, 1])
@@ -113,50 +126,6 @@ def within_class_collapse(
     along = jnp.sum(left * matmul(stats.scatter, left), axis=0) / num_examples  # u^T Sigma_W u per direction
     ratios = jnp.where(kept, along / jnp.where(kept, singular, 1) ** 2, 0)
     return jnp.where(jnp.any(kept), jnp.sum(ratios), jnp.nan)
-
-
-def self_duality(
-    frame: Reals,
-    stats: ClassStatistics,
-    form: Duality = "product",  # Zhu et al. (2021), released program
-    centre: Centre = "balanced",  # the default of within_class_collapse
-) -> Float[Array, ""]:
-    r"""NC3: distance of the classifier W from the centred class means M, up to scale. 0 means perfect collapse.
-
-    .. math::
-        \text{product} = \left\| \frac{W^\top M}{\|W^\top M\|_F} - \frac{I - 1 1^\top / K}{\sqrt{K - 1}} \right\|_F,
-        \qquad \text{difference} = \left\| \frac{W}{\|W\|_F} - \frac{M}{\|M\|_F} \right\|_F
-
-    The difference is zero exactly if W and M are equal up to a positive factor. The product compares W with M and both
-    with a simplex: for equal W and M it is zero only if they form a simplex ETF. So use the difference for every other
-    frame; if the vectors of that frame do not sum to zero, also set `centre="origin"`.
-
-    Args:
-        frame: class vectors of the classifier as columns, W, shape (d, K).
-        stats: statistics of the features. Classes without examples are left out of W and of M.
-        form: "product" (Zhu et al. 2021) or "difference" (Papyan, Han and Donoho 2020; the released programs of Liang
-            and Davis (2023) and of FNO use its square).
-        centre: point that is subtracted from the class means; see `ClassStatistics.centred_means`.
-
-    Returns:
-        A number in [0, 2] without unit. NaN if W or M is zero; the product also if fewer than two classes are present.
-
-    Raises:
-        ValueError: if the frame does not have shape (d, K) like the class means, K < 2, or the form or the centre is
-            unknown.
-
-    Reference: Papyan, Han and Donoho (2020) for the difference; Zhu et al. (2021), released program (WH_relation), for
-    the product.
-    """
-    if form not in get_args(Duality):
-        raise ValueError(f"form must be one of {', '.join(get_args(Duality))}; got {form!r}")
-    frame = checked_frame(frame, stats)
-    frame, present = checked_vectors(frame, stats.present)
-    centred = stats.centred_means(centre)
-    frame, centred = frame / unit_scale(frame), centred / unit_scale(centred)  # the squares of both must fit
-    if form == "product":
-        return distance_to_simplex(matmul(transpose(frame), centred), present)
-    return jnp.linalg.norm(frame / jnp.linalg.norm(frame) - centred / jnp.linalg.norm(centred))
 
 
 def nearest_centre_agreement(
@@ -313,7 +282,7 @@ def collapse_metrics(
 
     Raises:
         ValueError: if the frame does not have shape (d, K) like the class means, K < 2, the shapes of bias and frame do
-            not fit, there is a bias without a frame, or the centre is unknown.
+            not fit, there is a bias without a frame, the centre is unknown, or the statistics have no scatter.
     """
     if frame is None and bias is not None:
         raise ValueError("a bias needs the frame of its classifier; got bias without frame")
@@ -332,28 +301,10 @@ def collapse_metrics(
     return metrics | {
         "nc2_classifier": etf_distance(frame),
         "nc3": self_duality(frame, stats, centre=centre),
-        "nc4_bias": bias_collapse(frame, bias, stats.compute().global_mean),
+        "nc4_bias": bias_collapse(frame, bias, stats.global_mean),
         "equinorm_classifier": equinorm(frame),
         "equiangle_classifier": equiangle(frame),
     }
-
-
-def checked_frame(frame: Reals, stats: ClassStatistics, *, rows: bool = False) -> Array:
-    """Return the frame as columns, once it has the shape of the class means."""
-    return frame_of_shape(frame, stats.shifts.shape, rows=rows)
-
-
-def frame_of_shape(frame: Reals, wanted: tuple[int, ...], *, rows: bool = False) -> Array:
-    """Return the frame as columns, once it has the shape (d, K) of the class means."""
-    frame = real_array(frame, "frame")
-    if rows:
-        if frame.shape != wanted[::-1]:
-            raise ValueError(f"frame must have shape {wanted[::-1]}, one row per class; got {frame.shape}")
-        return transpose(frame)
-    if frame.shape != wanted:
-        turned = ": transpose it, class vectors are columns" if frame.shape == wanted[::-1] else ""
-        raise ValueError(f"frame must have shape {wanted} like the class means; got {frame.shape}{turned}")
-    return frame
 
 
 def checked_bias(bias: Reals | None, frame: Array) -> Array:

@@ -1,10 +1,16 @@
 """NC2: how far class vectors are from a simplex equiangular tight frame. `nc_jax.metrics.collapse` has the others."""
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose, unit_scale
-from nc_jax.checks import Reals, real_array
+from nc_jax.checks import Reals, check_whole, is_traced, real_array
+from nc_jax.metrics.statistics import ClassStatistics
+
+_TILE = 1024  # rows of a K x K matrix that are formed at once: 200 MB for 50,000 classes in float32
 
 
 def etf_distance(vectors: Reals, present: Bool[Array, " classes"] | None = None) -> Float[Array, ""]:
@@ -20,7 +26,7 @@ def etf_distance(vectors: Reals, present: Bool[Array, " classes"] | None = None)
 
     Returns:
         A number in [0, sqrt(2)] without unit; 0 for a simplex ETF, which requires d >= K - 1. For K > d + 1 it is at
-        least sqrt(2 - 2 sqrt(d / (K - 1))). NaN if fewer than two columns count or if all of them are zero.
+        least `etf_distance_floor`. NaN if fewer than two columns count or if all of them are zero.
 
     Raises:
         ValueError: if `vectors` is not a matrix with at least two columns, or `present` does not have shape (K,).
@@ -33,7 +39,47 @@ def etf_distance(vectors: Reals, present: Bool[Array, " classes"] | None = None)
     """
     vectors, present = checked_vectors(vectors, present)
     vectors = vectors / unit_scale(vectors)  # squares of squares must fit
-    return distance_to_simplex(matmul(transpose(vectors), vectors), present)
+    return distance_to_simplex(vectors, vectors, present)
+
+
+def etf_distance_floor(num_classes: int | Int[Array, ""], dim: int) -> Float[Array, ""]:
+    r"""Least `etf_distance` of K vectors in d dimensions, and least product form of `self_duality`.
+
+    .. math:: \sqrt{2 - 2 \sqrt{d / (K - 1)}} \text{ for } K > d + 1, \qquad 0 \text{ for } K \le d + 1
+
+    Both metrics are the distance of a matrix :math:`A / \|A\|_F` of rank at most d, :math:`A = W^\top W` or
+    :math:`A = W^\top M`, from :math:`P / \sqrt{K - 1}`, where P is the projection :math:`I - 1 1^\top / K`. The square
+    of the distance is :math:`2 - 2 \langle A, P \rangle / (\|A\|_F \sqrt{K - 1})`. The matrix :math:`P A P` has at
+    most d singular values that are not zero, so with the inequality of Cauchy and Schwarz
+
+    .. math:: \langle A, P \rangle = \operatorname{tr}(P A P) \le \|P A P\|_* \le \sqrt d \, \|P A P\|_F
+        \le \sqrt d \, \|A\|_F .
+
+    Equality holds if A is a positive multiple of a projection of rank d whose image has sum zero: vectors that sum to
+    zero and form a tight frame, such as the projection of a simplex to d dimensions. Neither equal lengths nor
+    different vectors are needed for it.
+
+    Args:
+        num_classes: K >= 2, such as the number of classes with examples, also within `jax.jit`.
+        dim: d >= 1.
+
+    Returns:
+        A number in [0, sqrt(2)): 0.75 for 1000 classes in 512 dimensions.
+
+    Raises:
+        ValueError: if d < 1 or, for a known number, K < 2.
+
+    Example:
+        >>> round(float(etf_distance_floor(1000, 512)), 4), float(etf_distance_floor(4, 3))
+        (0.7538, 0.0)
+
+    Reference: derived here; the inequalities above are its proof.
+    """
+    check_whole("dim", dim)
+    if dim < 1 or (not is_traced(num_classes) and num_classes < 2):
+        raise ValueError(f"the least distance needs num_classes >= 2 and dim >= 1; got {num_classes} and {dim}")
+    others = jnp.asarray(num_classes, jax.dtypes.canonicalize_dtype(float)) - 1
+    return jnp.sqrt(2 - 2 * jnp.sqrt(jnp.minimum(dim / others, 1)))
 
 
 def equinorm(
@@ -58,7 +104,7 @@ def equinorm(
     """
     vectors, present = checked_vectors(vectors, present)
     norms = safe_norm(vectors, axis=0)[0]
-    return _masked_std(norms / jnp.mean(norms, where=present), present, ddof)
+    return masked_std(norms / jnp.mean(norms, where=present), present, ddof)
 
 
 def equiangle(
@@ -66,7 +112,16 @@ def equiangle(
     present: Bool[Array, " classes"] | None = None,
     ddof: int = 0,  # the pairs are all pairs, not a sample; the released program of FNO uses 1 (torch.std)
 ) -> Float[Array, ""]:
-    """NC2: standard deviation of the cosines of all pairs of class vectors. 0 if all pairs have the same angle.
+    r"""NC2: standard deviation of the cosines of all pairs of class vectors. 0 if all pairs have the same angle.
+
+    K > d + 1 vectors with one common cosine are all equal: a Gram matrix with the entries 1 and c has the eigenvalues
+    :math:`1 - c` (K - 1 times) and :math:`1 + (K - 1) c`, so its rank is less than K - 1 only for c = 1. The value 0 is
+    then the opposite of collapse. Unit vectors that sum to zero have at least
+
+    .. math:: \frac{1}{K - 1} \sqrt{\frac{K (K - 1 - d)}{d}} .
+
+    Proof: the mean cosine is -1/(K - 1). The Gram matrix has trace K and rank at most d, so the sum of its squares is
+    at least K^2 / d, with equality for a tight frame. The rest is arithmetic.
 
     Args:
         vectors: class vectors as columns, shape (d, K): the frame of a classifier, or `stats.centred_means()`.
@@ -83,7 +138,7 @@ def equiangle(
     Reference: Papyan, Han and Donoho (2020).
     """
     cosines, pairs = _pair_cosines(*checked_vectors(vectors, present))
-    return _masked_std(cosines, pairs, ddof)
+    return masked_std(cosines, pairs, ddof)
 
 
 def maximal_angle(
@@ -93,6 +148,15 @@ def maximal_angle(
     signed: bool = False,  # as Papyan, Han and Donoho (2020); the released program of FNO uses the signed mean
 ) -> Float[Array, ""]:
     r"""NC2: mean over pairs of class vectors of :math:`|\cos(w_i, w_j) - \text{target}|`. 0 means perfect collapse.
+
+    For K > d + 1 no simplex fits, and with the default target the mean is at least :math:`(K - 1 - d) / (K - 1)^2`.
+    Proof: let X be the Gram matrix of the directions, of rank at most d, minus that of a simplex, which has K - 1
+    eigenvalues K/(K - 1). By Eckart and Young the squares in X sum to at least (K - 1 - d) K^2/(K - 1)^2. No entry is
+    larger than K/(K - 1), so the absolute entries sum to at least (K - 1 - d) K/(K - 1).
+
+    Do not compare frames by this metric then: it is not least where vectors are spread evenly. Take d directions with
+    the cosine -1/(K - 1), some of which two classes share. For K <= 2d they have 2 (K - d)/(K - 1)^2, which is 0.001
+    for 1000 classes in 512 dimensions. The projection of a simplex to a random subspace has 0.025 there.
 
     Args:
         vectors: class vectors as columns, shape (d, K): the frame of a classifier, or `stats.centred_means()`.
@@ -132,15 +196,54 @@ def checked_vectors(vectors: Reals, present: Array | None) -> tuple[Array, Array
     return jnp.where(present, at_least_float32(vectors), 0), present
 
 
-def distance_to_simplex(product: Array, present: Array) -> Array:
-    """Return the Frobenius distance of a product (K, K) from the Gram matrix of the present classes' simplex.
+def distance_to_simplex(left: Array, right: Array, present: Array) -> Array:
+    """Return the Frobenius distance of left^T right (K, K) from the Gram matrix of the present classes' simplex.
 
-    Both are scaled to unit Frobenius norm. The formula is that of `etf_distance`.
+    Both are scaled to unit Frobenius norm. The formula is that of `etf_distance`. Of more than `_TILE` classes, the
+    product is formed twice, in parts: first for its norm.
     """
-    mask = present.astype(product.dtype)
-    num_present = jnp.sum(mask)
-    simplex = (jnp.diag(mask) - jnp.outer(mask, mask) / num_present) / jnp.sqrt(num_present - 1)
-    return jnp.linalg.norm(product / jnp.linalg.norm(product) - simplex)
+    mask = present.astype(left.dtype)
+    others = jnp.sum(mask) - 1
+
+    def product(rows: Array) -> Array:
+        return matmul(transpose(left[:, rows]), right)
+
+    def gaps(rows: Array, norm: Array) -> Array:
+        own = (rows[:, None] == jnp.arange(mask.size)[None]).astype(mask.dtype) * mask[None]
+        simplex = (own - mask[rows][:, None] * mask[None] / (others + 1)) / jnp.sqrt(others)
+        return product(rows) / norm - simplex
+
+    classes = jnp.arange(mask.size)
+    if mask.size <= _TILE:
+        norm = jnp.linalg.norm(product(classes))
+        return jnp.linalg.norm(gaps(classes, norm))
+    whole, rest = jnp.split(classes, [mask.size // _TILE * _TILE])
+    parts = whole.reshape(-1, _TILE)
+
+    def root_of_squares(matrix: Callable[[Array], Array]) -> Array:
+        sums = jax.lax.map(lambda rows: jnp.sum(matrix(rows) ** 2), parts)
+        return jnp.sqrt(jnp.sum(sums) + jnp.sum(matrix(rest) ** 2))
+
+    norm = root_of_squares(product)
+    return root_of_squares(lambda rows: gaps(rows, norm))
+
+
+def checked_frame(frame: Reals, stats: ClassStatistics, *, rows: bool = False) -> Array:
+    """Return the frame as columns, once it has the shape of the class means."""
+    return frame_of_shape(frame, stats.shifts.shape, rows=rows)
+
+
+def frame_of_shape(frame: Reals, wanted: tuple[int, ...], *, rows: bool = False) -> Array:
+    """Return the frame as columns, once it has the shape (d, K) of the class means."""
+    frame = real_array(frame, "frame")
+    if rows:
+        if frame.shape != wanted[::-1]:
+            raise ValueError(f"frame must have shape {wanted[::-1]}, one row per class; got {frame.shape}")
+        return transpose(frame)
+    if frame.shape != wanted:
+        turned = ": transpose it, class vectors are columns" if frame.shape == wanted[::-1] else ""
+        raise ValueError(f"frame must have shape {wanted} like the class means; got {frame.shape}{turned}")
+    return frame
 
 
 def _pair_cosines(vectors: Array, present: Array) -> tuple[Array, Array]:
@@ -149,6 +252,7 @@ def _pair_cosines(vectors: Array, present: Array) -> tuple[Array, Array]:
     return matmul(transpose(directions), directions), jnp.triu(jnp.outer(present, present), 1)
 
 
-def _masked_std(values: Array, mask: Array, ddof: int) -> Array:
+def masked_std(values: Array, mask: Array, ddof: int) -> Array:
+    """Return the standard deviation of the values in the mask, divided by their number minus ddof."""
     squares = jnp.sum(jnp.where(mask, values - jnp.mean(values, where=mask), 0) ** 2)
     return jnp.sqrt(squares / jnp.maximum(jnp.sum(mask.astype(values.dtype)) - ddof, 0))

@@ -3,6 +3,9 @@
 Nearly every collapse metric is a function of four statistics of the examples. So one pass over the data is enough, and
 no features are stored. `init` makes the statistics of no examples, `update` adds one batch, `merge` joins two sets of
 examples in any order, and `all_reduce` joins the sets of all devices.
+
+One of the four, the scatter, has d x d numbers: 17 GB for the 65,536 features of an intermediate layer. With
+`scatter=False` it is left out. Metrics of class means and of variances per class work without it.
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -57,7 +60,8 @@ class ClassStatistics(NamedTuple):
     their scale costs accuracy: both cancel before anything is squared. Counts are int32, exact up to 2^31 - 1 examples;
     a float32 count would be exact only up to 2^24.
 
-    Read the statistics by the properties `means` (d, K), `scatter` (d, d), `class_scatter` (K,) and `present` (K,).
+    Read the statistics by the properties `means` (d, K), `global_mean` (d,), `scatter` (d, d), `class_scatter` (K,) and
+    `present` (K,).
 
     Attributes:
         counts: number of examples of each class, :math:`n_k`, shape (K,).
@@ -65,7 +69,7 @@ class ClassStatistics(NamedTuple):
         shifts: class means relative to the origin as columns, :math:`\mu_k - o`, shape (d, K); zero for a class without
             examples.
         unit: u, a power of two.
-        scaled_scatter: :math:`S / u^2`, shape (d, d).
+        scaled_scatter: :math:`S / u^2`, shape (d, d); None in statistics without it.
         scaled_class_scatter: :math:`s_k / u^2`, shape (K,).
         without_class: number of examples that were left out because their label is neither a class nor
             `nc_jax.checks.PADDING_LABEL`. Outside `jax.jit`, such a label is an error.
@@ -86,18 +90,21 @@ class ClassStatistics(NamedTuple):
     origin: Float[Array, " dim"]
     shifts: Float[Array, "dim classes"]
     unit: Float[Array, ""]
-    scaled_scatter: Float[Array, "dim dim"]
+    scaled_scatter: Float[Array, "dim dim"] | None
     scaled_class_scatter: Float[Array, " classes"]
     without_class: Int[Array, ""]
 
     @classmethod
-    def init(cls, num_classes: int, dim: int, dtype: DTypeLike = jnp.float32) -> "ClassStatistics":
+    def init(
+        cls, num_classes: int, dim: int, dtype: DTypeLike = jnp.float32, *, scatter: bool = True
+    ) -> "ClassStatistics":
         """Return the statistics of no examples, the identity of `merge`.
 
         Args:
             num_classes: K >= 1.
             dim: feature dimension d >= 1.
             dtype: dtype of the sums; dtypes narrower than float32 are widened to float32.
+            scatter: keep the scatter S, shape (d, d). Without it, memory grows with d K and not with d^2.
 
         Raises:
             ValueError: if K < 1 or d < 1.
@@ -112,13 +119,15 @@ class ClassStatistics(NamedTuple):
             origin=jnp.zeros(dim, dtype),
             shifts=jnp.zeros((dim, num_classes), dtype),
             unit=unit_scale(jnp.zeros((), dtype)),
-            scaled_scatter=jnp.zeros((dim, dim), dtype),
+            scaled_scatter=jnp.zeros((dim, dim), dtype) if scatter else None,
             scaled_class_scatter=jnp.zeros(num_classes, dtype),
             without_class=jnp.zeros((), jnp.int32),
         )
 
     @classmethod
-    def from_batch(cls, features: Reals, labels: Labels, num_classes: int) -> "ClassStatistics":
+    def from_batch(
+        cls, features: Reals, labels: Labels, num_classes: int, *, scatter: bool = True
+    ) -> "ClassStatistics":
         """Take the statistics of one batch.
 
         Args:
@@ -127,13 +136,14 @@ class ClassStatistics(NamedTuple):
                 its features are NaN. Under `jax.jit`, where other labels cannot be refused, they are counted in
                 `without_class`.
             num_classes: K >= 1.
+            scatter: keep the scatter S, shape (d, d); see `init`.
 
         Raises:
             ValueError: if the features are not real numbers of shape (N, d), the labels are not integers of shape (N,)
                 in -1..K-1, K < 1 or d < 1.
         """
         features = checked_features(features)
-        return cls.init(num_classes, features.shape[1], features.dtype).update(features, labels)
+        return cls.init(num_classes, features.shape[1], features.dtype, scatter=scatter).update(features, labels)
 
     def update(self, features: Reals, labels: Labels) -> "ClassStatistics":
         r"""Add one batch, in the dtype of these statistics.
@@ -185,13 +195,13 @@ class ClassStatistics(NamedTuple):
         moved = matmul(transpose(centred), membership) / total[None]
         share = moved / (1 + jnp.sqrt(self.counts.astype(dtype) / total))[None]
         centred = jnp.where(used, centred - transpose(share)[classes], 0)
-        old = (self.unit / unit) ** 2
+        old, scatter = (self.unit / unit) ** 2, self.scaled_scatter
         return ClassStatistics(
             counts=counts,
             origin=origin,
             shifts=jnp.where((added > 0)[None], (centre + moved) * unit, self.shifts),
             unit=unit,
-            scaled_scatter=old * self.scaled_scatter + matmul(transpose(centred), centred),
+            scaled_scatter=None if scatter is None else old * scatter + matmul(transpose(centred), centred),
             scaled_class_scatter=old * self.scaled_class_scatter + matmul(jnp.sum(centred**2, axis=1), membership),
             without_class=self.without_class + jnp.sum(without_class(labels, num_classes), dtype=jnp.int32),
         )
@@ -200,12 +210,14 @@ class ClassStatistics(NamedTuple):
         """Join the statistics of two disjoint sets of examples; exact up to rounding, in any order.
 
         Raises:
-            ValueError: if the two differ in K or d.
+            ValueError: if the two differ in K or d, or only one has a scatter.
         """
         if self.shifts.shape != other.shifts.shape:
             raise ValueError(
                 f"statistics to merge must agree in (dim, classes); got {self.shifts.shape} and {other.shifts.shape}"
             )
+        if (self.scaled_scatter is None) != (other.scaled_scatter is None):
+            raise ValueError("statistics to merge must both have a scatter, or both not; got one with and one without")
         dtype = self.shifts.dtype
         total, added = (jnp.sum(part.counts.astype(dtype)) for part in (self, other))
         origin = self.origin + added / jnp.maximum(total + added, 1) * (other.origin - self.origin)
@@ -218,14 +230,16 @@ class ClassStatistics(NamedTuple):
         scaled = delta / unit
         weights = self.counts.astype(dtype) * share  # n n' / (n + n'), zero where either side has no example
         ours, theirs = (self.unit / unit) ** 2, (other.unit / unit) ** 2
+        scatter = None
+        if self.scaled_scatter is not None and other.scaled_scatter is not None:
+            between = matmul(scaled * weights[None], transpose(scaled))
+            scatter = ours * self.scaled_scatter + theirs * other.scaled_scatter + between
         return ClassStatistics(
             counts=counts,
             origin=origin,
             shifts=jnp.where(self.present[None], left + share[None] * delta, right),
             unit=unit,
-            scaled_scatter=ours * self.scaled_scatter
-            + theirs * other.scaled_scatter
-            + matmul(scaled * weights[None], transpose(scaled)),
+            scaled_scatter=scatter,
             scaled_class_scatter=ours * self.scaled_class_scatter
             + theirs * other.scaled_class_scatter
             + weights * jnp.sum(scaled**2, axis=0),
@@ -249,15 +263,15 @@ class ClassStatistics(NamedTuple):
         delta = jnp.where(self.present[None], shifts - together, 0)
         unit = jax.lax.pmax(jnp.maximum(self.unit, unit_scale(delta).reshape(())), axis_name)
         scaled, old = delta / unit, (self.unit / unit) ** 2
-        number_of = self.counts.astype(dtype)
+        number_of, scatter = self.counts.astype(dtype), self.scaled_scatter
+        if scatter is not None:
+            scatter = psum(old * scatter + matmul(scaled * number_of[None], transpose(scaled)), axis_name)
         return ClassStatistics(
             counts=counts,
             origin=origin,
             shifts=together,
             unit=unit,
-            scaled_scatter=psum(
-                old * self.scaled_scatter + matmul(scaled * number_of[None], transpose(scaled)), axis_name
-            ),
+            scaled_scatter=scatter,
             scaled_class_scatter=psum(
                 old * self.scaled_class_scatter + number_of * jnp.sum(scaled**2, axis=0), axis_name
             ),
@@ -282,8 +296,20 @@ class ClassStatistics(NamedTuple):
         return self._about(jnp.zeros_like(self.origin))
 
     @property
+    def global_mean(self) -> Float[Array, " dim"]:
+        """Mean of all examples, shape (d,); NaN without examples."""
+        counts = self.counts.astype(self.shifts.dtype)
+        return self.origin + matmul(self.shifts, counts / jnp.sum(counts))
+
+    @property
     def scatter(self) -> Float[Array, "dim dim"]:
-        """Within-class scatter S, shape (d, d); infinite where its dtype cannot hold a number as large."""
+        """Within-class scatter S, shape (d, d); infinite where its dtype cannot hold a number as large.
+
+        Raises:
+            ValueError: if it was left out (`scatter=False`).
+        """
+        if self.scaled_scatter is None:
+            raise ValueError("this needs class statistics with a scatter; got some made with scatter=False")
         return self.scaled_scatter * self.unit * self.unit
 
     @property
@@ -323,48 +349,23 @@ class ClassStatistics(NamedTuple):
         return jnp.where(self.present[None], rough - matmul(rough, weights)[:, None], 0)
 
     def compute(self) -> ClassMoments:
-        """Compute means, covariances and the mask of present classes (see `ClassMoments`); NaN without any example."""
+        """Compute means, covariances and the mask of present classes (see `ClassMoments`); NaN without any example.
+
+        Raises:
+            ValueError: if these statistics have no scatter.
+        """
         dtype = self.shifts.dtype
-        counts, present = self.counts.astype(dtype), self.present.astype(dtype)
-        total, num_present = jnp.sum(counts), jnp.sum(present)
+        total, num_present = (jnp.sum(number.astype(dtype)) for number in (self.counts, self.present))
         centred = self.centred_means("balanced")
         return ClassMoments(
             class_means=self.means,
             counts=self.counts,
             present=self.present,
-            global_mean=self.origin + matmul(self.shifts, counts / total),
+            global_mean=self.global_mean,
             balanced_mean=self.origin + jnp.sum(self.shifts, axis=1) / num_present,
             within_covariance=self.scatter / total,
             between_covariance=matmul(centred, transpose(centred)) / num_present,
         )
-
-
-class Agreement(NamedTuple):
-    """How often two rules agreed. Add two with `merge`, read the share with `compute`.
-
-    Attributes:
-        agree: number of examples on which the rules agreed.
-        count: number of examples.
-    """
-
-    agree: Int[Array, ""]
-    count: Int[Array, ""]
-
-    def merge(self, other: "Agreement") -> "Agreement":
-        """Join two disjoint sets of examples."""
-        return Agreement(self.agree + other.agree, self.count + other.count)
-
-    def all_reduce(self, axis_name: str | tuple[str, ...]) -> "Agreement":
-        """Merge over a mapped axis (pmap, shard_map, vmap): every device gets the counts of all devices' examples.
-
-        Args:
-            axis_name: the axis over which the examples are split.
-        """
-        return Agreement(*jax.lax.psum(tuple(self), axis_name))
-
-    def compute(self) -> Float[Array, ""]:
-        """Return the share of examples on which the rules agree, in [0, 1]; NaN without any example."""
-        return self.agree / self.count
 
 
 def checked_features(features: Reals) -> Float[Array, "batch dim"]:

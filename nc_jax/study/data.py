@@ -94,6 +94,8 @@ class Data(NamedTuple):
         order: the class, as the set numbers it, that each label stands for, shape (K,); None if labels are as the set
             numbers them.
         tasks: numbers of the tasks of the training and of the test examples; None if there are no tasks.
+        bounds: smallest and largest valid input, for images as floats: two numbers, or two arrays of an example's
+            shape; None if there are no limits, as in a table. The largest is 1 above the smallest.
     """
 
     train: ExampleSource
@@ -104,6 +106,7 @@ class Data(NamedTuple):
     tree: LabelTree | None = None
     order: np.ndarray | None = None
     tasks: tuple[np.ndarray, np.ndarray] | None = None
+    bounds: tuple[Any, Any] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -198,10 +201,11 @@ def load(options: DataOptions, *, flat: bool = False, seed: int = 0) -> Data:
         raise ValueError(f"tables have no augmentation: they are vectors; got {options.augmentation!r} for {name}")
     train: Any
     test: Any
+    bounds: tuple[Any, Any] | None = None if table else (0.0, 1.0)  # of images as floats
     if base == "digits":
         if options.augmentation != "none":
             raise ValueError(f"digits have no augmentation: they are centred vectors; got {options.augmentation!r}")
-        train, test = _centred_digits(data_dir, (64,) if flat else (8, 8, 1))
+        train, test, bounds = _centred_digits(data_dir, (64,) if flat else (8, 8, 1))
     elif base == "glyphs":  # rendered at once: sooner than it is read from a folder
         count = options.num_classes or glyphs.NUM_CLASSES
         train, test = (
@@ -231,6 +235,7 @@ def load(options: DataOptions, *, flat: bool = False, seed: int = 0) -> Data:
         preprocess=None if ready else make_preprocess(sources.known_name(name)),
         size=shape[0],
         tree=_tree(options, train.class_names),
+        bounds=bounds,
     )
 
 
@@ -242,11 +247,14 @@ def _tree(options: DataOptions, class_names: tuple[str, ...]) -> LabelTree | Non
     return hierarchies.load(options.tree, class_names, parents=options.tree_parents, inner=options.tree_inner)
 
 
-def _centred_digits(data_dir: str | None, shape: tuple[int, ...]) -> tuple[LabelledArrays, LabelledArrays]:
+def _centred_digits(
+    data_dir: str | None, shape: tuple[int, ...]
+) -> tuple[LabelledArrays, LabelledArrays, tuple[np.ndarray, np.ndarray]]:
+    """Return both splits less the mean training image, and what black and white images have become."""
     train, test = (digits.load(split, data_dir) for split in ("train", "test"))
     mean = train.inputs.mean(axis=0)
     train, test = (dataclasses.replace(part, inputs=(part.inputs - mean).reshape(-1, *shape)) for part in (train, test))
-    return train, test
+    return train, test, ((0 - mean).reshape(shape), (1 - mean).reshape(shape))
 
 
 def _prepared(options: DataOptions, seed: int) -> tuple[Any, Any]:

@@ -38,7 +38,8 @@ def arranged(data: Data, options: ContinualOptions, seed: int) -> Data:
     if options.scenario == "domain":
         train, test = (domains(part, options.tasks, options.change, seed=seed) for part in (train, test))
         numbers = [np.repeat(np.arange(options.tasks), len(part) // options.tasks) for part in (train, test)]
-        return data._replace(train=train, test=test, tasks=(numbers[0], numbers[1]))
+        # Moved pixels do not keep the bounds of their places.
+        return data._replace(train=train, test=test, tasks=(numbers[0], numbers[1]), bounds=None)
     tasks = tasks_of_classes(data.num_classes, options)
     if options.order == "seed":
         data = in_seed_order(data, seed, "--continual.order given")

@@ -248,7 +248,7 @@ def centred_margins(
     al. (2024) do. Features behind a ReLU have a large common part, which does not distinguish classes.
     """
     frame = output.frame - jnp.mean(output.frame, axis=1, keepdims=True)
-    return cosine_margins(output.features - statistics.compute().global_mean, frame, labels)
+    return cosine_margins(output.features - statistics.global_mean, frame, labels)
 
 
 def _confusion(logits: Array, batch: Batch, num_classes: int) -> Int[Array, "classes classes"]:

@@ -39,6 +39,7 @@ WITHOUT_PARAMETERS |= {
     "few-shot",
     "few-shot-etf",
 }
+WITHOUT_PARAMETERS |= {"hug-random", "hug-optimised", "hug-nearest", "random-fixed", "energy-fixed", "energy-nearest"}
 
 
 def with_a_new_head_or_loss() -> list[str]:

@@ -350,8 +350,8 @@ def test_errors_say_what_was_expected_and_what_came():
     stats, frame = ClassStatistics.init(4, 3), jnp.ones((3, 4))
     with pytest.raises(ValueError, match="variant must be one of pinv, quotient, cdnv; got 'svd'"):
         inspect.unwrap(within_class_collapse)(stats, "svd")
-    with pytest.raises(ValueError, match="form must be one of product, difference; got 'cosine'"):
-        inspect.unwrap(self_duality)(frame, stats, "cosine")
+    with pytest.raises(ValueError, match="form must be one of product, difference, directions, cosine; got 'angle'"):
+        inspect.unwrap(self_duality)(frame, stats, "angle")
     with pytest.raises(
         ValueError, match=r"frame must have shape \(3, 4\) like the class means; got \(4, 3\): transpose it"
     ):

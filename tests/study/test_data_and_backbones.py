@@ -27,11 +27,20 @@ def test_digits_come_flat_or_as_images(data_dir):
     np.testing.assert_array_equal(flat.test.inputs, images.test.inputs.reshape(360, 64))
     part = flat.held_out(np.arange(1437) % 4 == 0)
     assert (len(part.train), len(part.test)) == (1077, 360)
+    for data in (flat, images):
+        low, high = data.bounds
+        assert low.shape == high.shape == data.train.inputs.shape[1:]
+        np.testing.assert_allclose(high - low, 1, rtol=1e-6)
+        both = np.concatenate([data.train.inputs, data.test.inputs])
+        assert (both.min(axis=0) == low).all()  # every pixel is white in some image
+        assert (both <= high).all()
+        assert (both.max(axis=0) == high).any()
 
 
 def test_glyphs_come_in_any_number_and_are_preprocessed_on_the_device():
     data = load(DataOptions("glyphs/low-data", num_classes=4, per_class=3, augmentation="shift"), seed=1)
     assert (data.train.inputs.shape, data.num_classes, data.size) == ((12, 28, 28, 1), 4, 28)
+    assert data.bounds == (0.0, 1.0)
     image = jnp.asarray(data.train.inputs[0])
     assert data.augment(jax.random.key(0), image).shape == image.shape
     assert -1 < data.preprocess(image).min() < 0 < data.preprocess(image).max()
