@@ -3,7 +3,7 @@
 Claim     With K far above d, a nearest frame needs the polar factor of a d x d matrix only. At K = 100,000 and d = 128,
           a step with the nearest head (random unit vectors as template, sampled softmax) takes at most 1.3 times the
           time and the memory of a step of a learned linear classifier with the same sample. Its gradient is exact.
-Command   OPENBLAS_NUM_THREADS=1 python -m benchmarks.many_classes [smoke|default|gpu]    (6 minutes on two CPU cores)
+Command   OPENBLAS_NUM_THREADS=1 python -m benchmarks.many_classes [smoke|default|gpu]    (12 minutes on two busy cores)
 Checked   the rotation of a step against the polar factor, in float64, of H T^T with the class means of all classes, to
           1e-3; the loss against that of the dense nearest head with the same candidates in float64, to 1e-3; the losses
           of all programs are finite. (The tests compare the gradients, in float64, to 1e-9.)

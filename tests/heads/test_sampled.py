@@ -24,7 +24,6 @@ from nc_jax.training import AXIS, LoopOptions, Trainer, create_state, data_paral
 
 K, DIM, N, DRAWN = 30, 5, 12, 7
 KEY = jax.random.key(0)
-RNG = np.random.default_rng(0)
 
 
 def template(rank=DIM, num_classes=K, centred=False):
@@ -34,10 +33,15 @@ def template(rank=DIM, num_classes=K, centred=False):
     return jnp.asarray(columns - centred * columns.mean(axis=1, keepdims=True))
 
 
-def batch_of(dtype: Any = np.float64, padding=2):
-    labels = RNG.integers(0, K, N)
+def generator(seed=0):
+    return np.random.default_rng(seed)
+
+
+def batch_of(seed=0, dtype: Any = np.float64, padding=2):
+    rng = generator(seed)
+    labels = rng.integers(0, K, N)
     labels[N - padding :] = -1
-    return jnp.asarray(RNG.normal(size=(N, DIM)).astype(dtype)), jnp.asarray(labels, jnp.int32)
+    return jnp.asarray(rng.normal(size=(N, DIM)).astype(dtype)), jnp.asarray(labels, jnp.int32)
 
 
 def summed_loss(output, labels):
@@ -151,7 +155,7 @@ def test_gradient_and_state_are_those_of_the_dense_nearest_head(x64, name):
 
     for step in range(5):
         ((value, (state, output)), slopes), ((expected, (whole, dense_output)), dense_slopes) = both(
-            state, whole, *batch_of()
+            state, whole, *batch_of(step)
         )
         np.testing.assert_allclose(value, expected, rtol=1e-11)
         np.testing.assert_allclose(slopes, dense_slopes, atol=1e-9 * np.abs(dense_slopes).max(), err_msg=str(step))
@@ -175,7 +179,7 @@ def test_the_gradient_is_that_of_a_numpy_program(x64):
     few = heads.sampled(heads.nearest(K, template=template()), K)
     state = few.init(KEY, DIM, jnp.float64)[1]
     state = {name: leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf for name, leaf in state.items()}
-    (first, labels), (second, other) = batch_of(padding=0), batch_of(padding=0)
+    (first, labels), (second, other) = batch_of(1, padding=0), batch_of(2, padding=0)
     other = labels.at[: N // 2].set(other[: N // 2])  # some classes of the first batch, and some new ones
 
     def program(features):
@@ -184,7 +188,9 @@ def test_the_gradient_is_that_of_a_numpy_program(x64):
             h = radius * h / np.linalg.norm(h, axis=1, keepdims=True)
             for k in set(np.asarray(y).tolist()):
                 counts[k] += 1
-                means[:, k] += 2 / (counts[k] + 1) * (h[np.asarray(y) == k].mean(axis=0) - means[:, k])
+                means[:, k] += float(np.float32(2) / np.float32(counts[k] + 1)) * (
+                    h[np.asarray(y) == k].mean(axis=0) - means[:, k]
+                )
             unit = means / np.linalg.norm(means), columns / np.linalg.norm(columns)
             rotation = oracles.procrustes_rotation(*unit, rotation, delta)
         logits = h @ rotation @ columns
@@ -199,7 +205,7 @@ def test_the_gradient_is_that_of_a_numpy_program(x64):
     (_, state), _ = few_loss(state, first, labels)
     (value, _), slopes = few_loss(state, second, other)
     np.testing.assert_allclose(value, program(np.asarray(second)), rtol=1e-9)
-    direction = RNG.normal(size=(N, DIM))
+    direction = generator().normal(size=(N, DIM))
     slope = oracles.central_difference(lambda t: program(np.asarray(second) + t * direction), 1e-5)
     np.testing.assert_allclose(np.vdot(slopes, direction), slope, rtol=1e-7)
 
@@ -215,9 +221,10 @@ def test_the_running_sums_do_not_drift():
         step = lambda state, batch: (few.apply({}, state, *batch, train=True)[1], None)  # noqa: E731
         return jax.lax.scan(step, state, (features, labels))[0]
 
+    rng = generator()
     for scale in (1.0, 1e-2):
-        features = (scale * RNG.normal(size=(steps, N, DIM))).astype(np.float32)
-        state = train(state, features, RNG.integers(0, 40, (steps, N)).astype(np.int32))
+        features = (scale * rng.normal(size=(steps, N, DIM))).astype(np.float32)
+        state = train(state, features, rng.integers(0, 40, (steps, N)).astype(np.int32))
         means = np.asarray(state["class_means"], np.float64)
         size = np.linalg.norm(means) * np.linalg.norm(columns)
         # One product of all means with the template in float32 is off by as much: 1e-7 of the norms.
@@ -229,8 +236,8 @@ def test_the_running_sums_do_not_drift():
 def test_a_batch_that_is_not_finite_or_has_a_wrong_label_leaves_the_state():
     few = heads.sampled(heads.nearest(K, template=template()), DRAWN)
     train = jax.jit(partial(few.apply, train=True))
-    state = train({}, few.init(KEY, DIM)[1], *batch_of(np.float32))[1]
-    features, labels = batch_of(np.float32)
+    state = train({}, few.init(KEY, DIM)[1], *batch_of(1, np.float32))[1]
+    features, labels = batch_of(2, np.float32)
     for wrong in ((features.at[0, 0].set(jnp.nan), labels), (features, labels.at[0].set(K))):
         output, after = train({}, state, *wrong)
         assert output.solution.status == Status.NON_FINITE
@@ -249,7 +256,7 @@ def test_a_batch_that_is_not_finite_or_has_a_wrong_label_leaves_the_state():
 
 def test_features_of_16_bits_keep_the_state_in_32():
     few = heads.sampled(heads.nearest(K, template=template()), DRAWN)
-    features, labels = batch_of(np.float32)
+    features, labels = batch_of(1, np.float32)
     state = few.init(KEY, DIM)[1]
     train = jax.jit(partial(few.apply, train=True))
     output, after = train({}, state, features.astype(jnp.bfloat16), labels)
@@ -285,7 +292,7 @@ def test_the_trainer_fits_and_eight_devices_are_one(name, tmp_path):
 
 def test_a_step_with_mixed_examples_is_the_same_on_two_devices_and_sums_what_it_must():
     model, optimizer = Classifier(MLP((), 3), SMALL["nearest"]), optax.sgd(0.1)
-    features, labels = RNG.normal(size=(16, 6)).astype(np.float32), np.arange(16, dtype=np.int32) % 4
+    features, labels = generator().normal(size=(16, 6)).astype(np.float32), np.arange(16, dtype=np.int32) % 4
     batch = Batch(features, labels, np.arange(16) < 14)
     batch = batch._replace(partner=Partner(jnp.asarray(labels[::-1]), jnp.full(16, 0.7)))
     found = []
@@ -301,7 +308,7 @@ def test_a_step_with_mixed_examples_is_the_same_on_two_devices_and_sums_what_it_
 
 def test_a_label_that_is_no_class_is_counted_and_stops_the_step():
     model, optimizer = Classifier(MLP((), 3), SMALL["learned"]), optax.sgd(0.1)
-    batch = Batch.of(RNG.normal(size=(6, 6)).astype(np.float32), np.array([0, 1, 4, 2, -2, 1], np.int32))
+    batch = Batch.of(generator().normal(size=(6, 6)).astype(np.float32), np.array([0, 1, 4, 2, -2, 1], np.int32))
     batch = batch._replace(mask=np.ones(6, bool))
     state = create_state(model, optimizer, KEY, batch.inputs[:1])
     after, metrics = jax.jit(make_train_step(model, optimizer))(state, batch)
