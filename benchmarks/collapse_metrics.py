@@ -274,7 +274,7 @@ def run(config: Config) -> dict[str, Any]:
     stats, frame = some_statistics(config), simplex_etf(config.num_classes, config.dim)
     metrics = harness.measure(metrics_of, stats, frame, repeats=config.repeats, budget=config.budget)
     metrics_memory = peak_memory(prepare_metrics, config)
-    accumulator = sum(leaf.nbytes for leaf in stats)
+    accumulator = sum(leaf.nbytes for leaf in stats if leaf is not None)
     for row in rows:
         memory = peak_memory(prepare_update, config, row["batch"])
         row |= {
