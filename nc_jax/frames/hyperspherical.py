@@ -247,7 +247,7 @@ def hyperspherical_solution(
 def _solve(
     num_classes: int, dim: int, objective: str, s: float, gamma: float, seed: int, starts: int, dtype: Any
 ) -> dict[str, np.ndarray]:
-    options = options_for(num_classes, dtype)
+    options = options_for(num_classes, dtype, objective)
     points = random_starts(jax.random.key(seed), num_classes=num_classes, dim=dim, starts=starts, dtype=str(dtype))
     if objective == "determinant":
         solution, relative = spread_determinant(points, gamma=gamma, options=options)

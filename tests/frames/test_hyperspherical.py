@@ -101,8 +101,8 @@ def test_a_large_frame_is_solved_in_blocks(tmp_path):
     """More classes than a block has, and not a multiple of it; better than a random frame, and told how much."""
     found = hyperspherical_solution(1100, 16, cache=tmp_path)
     drawn = riesz_energy(jax.random.normal(KEY, (16, 1100)))
-    assert found.value < drawn - 5e-3
-    assert found.grad_norms[0] < 1e-2
+    assert found.value < drawn - 1e-3  # random directions have the energy of the uniform density, 1.4e-3 above
+    assert found.grad_norms[0] < 1e-3
     assert found.status in (*SOLUTIONS, Status.ITERATION_LIMIT)
 
 
