@@ -116,17 +116,32 @@ def least_energy(num_classes: int, dim: int, s: float | int = 1.0) -> float | No
             raise ValueError(f"{name} must be at least {least}; got {size}")
     if dim == 1 and num_classes > 2:
         return math.inf if s >= 0 else None
-    if (known := closed_form(num_classes, dim)) is not None:
-        return mean_energy(known.points, s)
+    if (squared := _squared_distances(num_classes, dim)) is not None:
+        return _mean_kernel(squared, s)
     if s == 1 and dim == 3 and num_classes in THOMSON:
         return THOMSON[num_classes] / (num_classes * (num_classes - 1) / 2)
     return None
 
 
-def mean_energy(points: np.ndarray, s: float) -> float:
-    """Mean Riesz energy of one of the closed forms."""
-    # Every point of these configurations sees the others at the same distances, so those from the first are enough.
-    logs = np.log(np.linalg.norm(points[:, 1:] - points[:, :1], axis=0))
+def _squared_distances(num_classes: int, dim: int) -> np.ndarray | None:
+    """Squared distances of a point of a closed form from the others; None if there is no closed form.
+
+    Every point of these configurations sees the others at the same distances, so those of one point are enough, and the
+    large families need no points.
+    """
+    if num_classes <= dim + 1:
+        return np.array([2 * num_classes / (num_classes - 1)])
+    if num_classes == 2 * dim:
+        return np.append(np.full(num_classes - 2, 2.0), 4.0)
+    if dim == 2:
+        return 4 * np.sin(np.pi * np.arange(1, num_classes) / num_classes) ** 2
+    known = closed_form(num_classes, dim)
+    return None if known is None else np.sum((known.points[:, 1:] - known.points[:, :1]) ** 2, axis=0)
+
+
+def _mean_kernel(squared: np.ndarray, s: float) -> float:
+    """Mean Riesz kernel of squared distances."""
+    logs = np.log(squared) / 2
     if s == 0:
         return float(-np.mean(logs))
     with np.errstate(over="ignore", under="ignore"):

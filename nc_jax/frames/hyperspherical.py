@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from nc_jax.arrays import matmul, wider
 from nc_jax.checks import check_floating, check_key, check_whole
 from nc_jax.energies import checked_exponent, log_gram_determinant, riesz_energy, separation
-from nc_jax.frames.configurations import closed_form, mean_energy
+from nc_jax.frames.configurations import closed_form, least_energy
 from nc_jax.frames.spreading import (
     default_starts,
     options_for,
@@ -225,7 +225,7 @@ def hyperspherical_solution(
         if known is not None:
             points = known.points.astype(wide)
             if objective == "riesz":
-                value = mean_energy(known.points, s)
+                value: Any = least_energy(num_classes, dim, s)
             elif objective == "separation":
                 value = float(np.min(np.linalg.norm(known.points[:, 1:] - known.points[:, :1], axis=0)))
             else:

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float
 from nc_jax.arrays import normalized
 from nc_jax.checks import Reals
 from nc_jax.energies import checked_exponent, riesz_energy, squared_distances
+from nc_jax.frames import least_energy
 from nc_jax.metrics.simplex import checked_vectors
 from nc_jax.metrics.statistics import Centre, ClassStatistics
 
@@ -80,8 +81,7 @@ def energy_gap(
         s: exponent of the kernel, above -2; 0 is the logarithmic kernel. See `nc_jax.energies.riesz_energy`.
         present: True for columns that count, shape (K,); None: all columns count. K is then their number.
         least: the energy to compare with, a mean over pairs, such as the `riesz_energy` of a reference frame. None: the
-            least energy of K vectors in d dimensions, where a closed form is known: K <= d + 1 (simplex), K = 2d
-            (cross-polytope) and d = 2 (vectors at equal angles).
+            least energy of K vectors in d dimensions that is known (`nc_jax.frames.least_energy`).
 
     Returns:
         Energy, least energy and gaps. A gap slightly below zero is rounding, unless `least` is of a frame that is not
@@ -233,24 +233,9 @@ def _variance(
 
 
 def _least(num_classes: int, dim: int, s: float) -> float:
-    """Least energy as a mean over pairs, in closed form; NaN where there is none.
-
-    In each of these sets every vector has the same distances to the others. Cohn and Kumar, Universally optimal
-    distribution of points on spheres (2007), prove that they are optimal for every s above -2.
-    """
-    if num_classes < 2:
-        return math.nan
-    if num_classes <= dim + 1:
-        squared = np.array([2 * num_classes / (num_classes - 1)])
-    elif num_classes == 2 * dim:
-        squared = np.append(np.full(num_classes - 2, 2.0), 4.0)
-    elif dim == 2:
-        squared = 4 * np.sin(np.pi * np.arange(1, num_classes) / num_classes) ** 2
-    else:
-        return math.nan
-    with np.errstate(over="ignore"):
-        kernel = -np.log(squared) / 2 if s == 0 else math.copysign(1, s) * squared ** (-s / 2)
-    return float(np.mean(kernel))
+    """Least energy as a mean over pairs; NaN where it is not known, and for fewer than two classes."""
+    found = least_energy(num_classes, dim, s) if num_classes > 1 else None
+    return math.nan if found is None else found
 
 
 @functools.lru_cache(maxsize=64)
