@@ -168,8 +168,8 @@ def test_the_distance_to_a_simplex_in_parts(x64, monkeypatch):
 LARGE = """
 import resource, jax, jax.numpy as jnp
 from nc_jax.metrics import ClassStatistics, energy_gap, kernel_moments
-frame = jax.random.normal(jax.random.key(0), (64, 50_000))
-stats = ClassStatistics.init(50_000, 64, scatter=False)
+frame = jax.random.normal(jax.random.key(0), (64, 20_000))
+stats = ClassStatistics.init(20_000, 64, scatter=False)
 for part in range(0, 2000, 1000):  # the others are absent, which costs the same
     stats = stats.update(frame.T[part : part + 1000], jnp.arange(part, part + 1000))
 means, present = stats.centred_means(), stats.present
@@ -179,7 +179,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "GiB")
 
 
 @pytest.mark.slow
-def test_fifty_thousand_classes_within_four_gibibytes():
+def test_very_many_classes_need_no_array_of_all_pairs():
+    """Such an array takes 1.5 GiB alone."""
     plain = os.environ | {"XLA_FLAGS": ""}  # optimised, as for a user
     done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True, env=plain)
-    assert float(re.search(r"([\d.]+) GiB", done.stdout)[1]) < 4
+    assert float(re.search(r"([\d.]+) GiB", done.stdout)[1]) < 1.4
