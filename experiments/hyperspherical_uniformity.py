@@ -76,8 +76,8 @@ DEFAULT = Comparison(
     target_accuracy=0.9,  # in two dimensions, no method reaches more in every seed
     data=DataOptions("digits"),
     backbone=BackboneOptions(hidden=(256, 256)),
-    # In two dimensions some of ten random class vectors nearly coincide. Without clipping, their forces throw them about
-    # the circle for the whole run: on the sphere they ended at an accuracy of 0.12, at the same rate.
+    # In two dimensions some of ten random class vectors nearly coincide. Without clipping, their forces throw them
+    # about the circle for the whole run: on the sphere they ended at an accuracy of 0.12, at the same rate.
     optimizer=OptimizerOptions(learning_rate=0.1, weight_decay=5e-4, schedule="cosine", clip_norm=1.0),
     loop=LoopOptions(epochs=60, batch_size=128, evaluate_every=10, checkpoint_every=60, keep_checkpoints=1, devices=1),
     # In three dimensions, who is quicker is looked at epoch by epoch.
