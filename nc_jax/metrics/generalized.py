@@ -43,7 +43,7 @@ def generalized_collapse_metrics(
 
     Returns:
         Scalars by name. "..._means" is of the centred means of classes with examples, and "..._classifier" of all K
-        class vectors. Without a frame, the metrics of the classifier are left out: those, "nc4_bias" and whatever begins
+        class vectors. Without a frame, the metrics of the classifier are left out: those, "nc4_bias" and all that begin
         with "gnc3".
 
         - "gnc1_cdnv", "gnc1_quotient": `within_class_collapse`, 0 at collapse.
