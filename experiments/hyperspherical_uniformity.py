@@ -4,8 +4,10 @@ Claim     Liu et al., Generalizing and decoupling neural collapse via hyperspher
           cross-entropy drives class means to least energy on the sphere also if K > d + 1, and HUG, which asks for it
           directly, is at least as accurate. Ours: does the frame of least energy that is nearest to the class means
           help, as the nearest simplex ETF does for K <= d + 1?
-Command   python -m experiments.hyperspherical_uniformity
-Expected  TODO
+Command   python -m experiments.hyperspherical_uniformity      (480 runs: 45 minutes of CPU time)
+Expected  test accuracy on digits in 2 / 3 / 64 dimensions: cross-entropy 0.933 / 0.956 / 0.971, HUG 0.954 / 0.975 /
+          0.974, HUG with fixed class vectors of least energy 0.959 / 0.974 / 0.977; energy of the class means above the
+          least: cross-entropy 0.14 / 0.024 / 0.048 (medians), HUG below 1e-4. The nearest frame is as good as the fixed
 Writes    runs/hyperspherical_uniformity/<time>-<preset>/: config.json, results.jsonl, metrics.jsonl, tensorboard/,
           checkpoints/, summary.md, summary.json, and for each case convergence.png, summary.png, features.png,
           surface.png, confusion.png
