@@ -180,12 +180,20 @@ ABOUT = {
         "cross-entropy and HUG with every placement of the class vectors, digits in 2, 3, 8 and 64 dimensions"
     ),
     "smoke": About("two methods in two and three dimensions, two epochs, for the tests", 0.5),
-    "glyphs": About("1000 rendered characters in 32 and 64 dimensions"),
+    "glyphs": About("1000 rendered characters in 32 and 64 dimensions, an hour and a half or more"),
     "fashion": About("Fashion-MNIST in 3 and 64 dimensions"),
     "objectives": About("energy, separation and Gram determinant between classes"),
     "rotations": About("all parametrisations of the rotation that HUG trains"),
-    "long-tail": About("digits at four ratios of class sizes"),
-    "continual": About("digits in five tasks, with three sizes of the replay memory"),
+    "long-tail": About(
+        "digits at four ratios of class sizes",
+        10,
+        "at 100: linear 0.706, HUG 0.731, nearest 0.764, mixup-adjusted 0.843",
+    ),
+    "continual": About(
+        "digits in five tasks, with three sizes of the replay memory",
+        6,
+        "HUG is worse: 0.740 to 0.841 with 200 examples",
+    ),
     **{
         f"paper-{dataset}-{network}": About(
             f"5 seeds; made for an accelerator. Errors in the paper: cross-entropy {softmax} %, HUG {hug} %"
