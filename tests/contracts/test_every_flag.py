@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pytest
 import tyro
 
-from experiments import analyse, nearest_etf
+from experiments import analyse, nearest_etf, robustness
 from nc_jax.data.augment import AUGMENTATIONS
 from nc_jax.study import Comparison, main
 from nc_jax.study.backbones import BACKBONES
@@ -27,7 +27,9 @@ MODULES = [importlib.import_module(f"experiments.{path.stem}") for path in (ROOT
 STARTS = {
     type(module.PRESETS["default"]): module.PRESETS["default"] for module in MODULES if hasattr(module, "PRESETS")
 }
-STARTS |= {Comparison: nearest_etf.PRESETS["default"], analyse.Config: analyse.Config(())}
+# These have a plain optimiser, with which every other one can be chosen.
+STARTS |= {Comparison: nearest_etf.PRESETS["default"], robustness.Config: robustness.Config()}
+STARTS |= {analyse.Config: analyse.Config(())}
 # Choices that a type does not tell.
 NAMES = {"backbone.name": BACKBONES, "data.augmentation": tuple(AUGMENTATIONS)}
 # Flags that do not go with all others, so each is given alone, with what it needs.
@@ -65,7 +67,8 @@ def words_of(hint: Any, default: Any) -> list[list[str]]:
         return [[choice] for choice in parts if choice != default]
     if origin is tuple:
         inner = [words_of(part, None)[0] for part in parts if part is not Ellipsis]
-        inner = inner if Ellipsis not in parts else [*inner, *inner]
+        if Ellipsis in parts:  # two values, numbers in ascending order
+            inner = [*inner, *([words_of(float, 1.0)[0]] if parts[0] is float else inner)]
         return [[word for words in inner for word in words]]
     if hint is type(None):
         return [] if default is None else [["None"]]
