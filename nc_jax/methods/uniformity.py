@@ -69,7 +69,7 @@ hug_learned = partial(hug, learned=True)
 # --- Heads. The hug methods look at directions; cross-entropy needs features of a longer radius. ---
 
 
-def least_energy(setting: Setting) -> Callable[[int], Any]:
+def least_energy_template(setting: Setting) -> Callable[[int], Any]:
     """Return a function from the feature dimension to the template of a frame of least energy."""
     options = setting.uniformity
 
@@ -107,7 +107,7 @@ def _optimised(setting: Setting, *, radius: float | None) -> Head:
 def _rotated(setting: Setting, *, radius: float | None, parametrisation: Any = "manifold") -> Head:
     return heads.rotated(
         setting.num_classes,
-        template=least_energy(setting),
+        template=least_energy_template(setting),
         parametrisation=parametrisation,
         radius=radius or setting.head.radius,
     )
@@ -115,7 +115,7 @@ def _rotated(setting: Setting, *, radius: float | None, parametrisation: Any = "
 
 def _nearest(setting: Setting, *, radius: float | None) -> Head:
     options = setting.head if radius is None else dataclasses.replace(setting.head, radius=radius)
-    return heads.nearest(setting.num_classes, template=least_energy(setting), options=options)
+    return heads.nearest(setting.num_classes, template=least_energy_template(setting), options=options)
 
 
 # --- The table. ---

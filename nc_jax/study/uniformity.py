@@ -28,7 +28,7 @@ GRID = 21  # points along each direction in a picture of the loss
 
 
 @functools.lru_cache(maxsize=16)
-def least_energy(num_classes: int, dim: int) -> float:
+def least_known_energy(num_classes: int, dim: int) -> float:
     """Return the energy of the frame of least energy that is known, a mean over pairs of class vectors."""
     return float(riesz_energy(hyperspherical_template(num_classes, min(dim, num_classes - 1), s=S), S))
 
@@ -37,11 +37,11 @@ def energy_gaps(evaluation: Evaluation) -> dict[str, float]:
     """Return "energy_gap" and "frame_gap": energies of centred class means and class vectors above the least one."""
     means, present = evaluation.statistics.centred_means(), evaluation.statistics.present
     dim, _ = means.shape
-    least = least_energy(int(np.sum(np.asarray(present))), dim)
+    least = least_known_energy(int(np.sum(np.asarray(present))), dim)
     return {
         "energy_gap": float(energy_gap(means, S, present=present, least=least).absolute),
         "frame_gap": float(
-            energy_gap(evaluation.frame, S, least=least_energy(evaluation.frame.shape[1], dim)).absolute
+            energy_gap(evaluation.frame, S, least=least_known_energy(evaluation.frame.shape[1], dim)).absolute
         ),
     }
 

@@ -6,7 +6,7 @@ import pytest
 
 from nc_jax.frames import hyperspherical, simplex_etf
 from nc_jax.metrics import ClassStatistics
-from nc_jax.study.uniformity import energy_gaps, least_energy
+from nc_jax.study.uniformity import energy_gaps, least_known_energy
 from nc_jax.training import Evaluation
 
 
@@ -34,5 +34,5 @@ def test_absent_classes_leave_a_smaller_problem():
 
 
 def test_the_least_energy_of_a_simplex_does_not_depend_on_the_dimension():
-    assert least_energy(10, 64) == pytest.approx(0.45, rel=1e-6)  # (K - 1) / (2 K)
-    assert least_energy(10, 3) > 0.45
+    assert least_known_energy(10, 64) == pytest.approx(0.45, rel=1e-6)  # (K - 1) / (2 K)
+    assert least_known_energy(10, 3) > 0.45
