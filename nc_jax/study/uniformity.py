@@ -1,6 +1,7 @@
 """What experiments on generalized neural collapse measure: energies of class means, and accuracy under attack."""
 
 import functools
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -29,7 +30,9 @@ GRID = 21  # points along each direction in a picture of the loss
 
 @functools.lru_cache(maxsize=16)
 def least_known_energy(num_classes: int, dim: int) -> float:
-    """Return the energy of the frame of least energy that is known, a mean over pairs of class vectors."""
+    """Return the energy of the frame of least energy that is known, a mean over pairs; NaN for fewer than two."""
+    if num_classes < 2:
+        return math.nan
     return float(riesz_energy(hyperspherical_template(num_classes, min(dim, num_classes - 1), s=S), S))
 
 

@@ -146,40 +146,6 @@ def loss_surface(path: Path, panels: Mapping[str, Mapping[str, Any]]) -> None:
     plots.save(figure, path)
 
 
-def energy_curves(
-    path: Path,
-    curves: Mapping[str, tuple[Any, Any]],
-    floor: float,
-    looks: Mapping[str, plots.Look],
-) -> None:
-    """Draw how far the energy of class means is above the least one: the median over seeds, between their extremes.
-
-    Args:
-        path: path of the picture; its suffix is the file format.
-        curves: epochs (T,) and gaps (seeds, T), by row. Numbers that are not finite leave a gap.
-        floor: what is smaller is rounding, and is drawn here.
-        looks: how each row is drawn.
-    """
-    figure, axes = plots.grid(1, 1, (6.4, 4.2), (0.0, 0.15 * len(curves) + 0.2))
-    axis = axes[0, 0]
-    for row, (epochs, gaps) in curves.items():
-        found: Any = np.ma.masked_invalid(np.asarray(gaps, float)).clip(min=floor)
-        if not found.count():
-            continue
-        style: Any = {"color": looks[row].colour, "linestyle": looks[row].dash}
-        axis.plot(epochs, np.ma.median(found, axis=0), label=row, **style)
-        if len(curves) <= plots.MOST_BANDS:
-            band = {"color": looks[row].colour, "alpha": 0.15, "linewidth": 0}
-            axis.fill_between(epochs, found.min(axis=0), found.max(axis=0), **band)
-    axis.axhline(floor, color="black", linewidth=0.8, linestyle=":", label="rounding")
-    axis.set_yscale("log")
-    axis.set(xlabel="epoch", ylabel="energy of centred class means above the least")
-    plots.plain_ticks(axis)
-    axis.grid(alpha=0.3)
-    plots.legend_below(figure, axis)
-    plots.save(figure, path)
-
-
 def _class_colours(number: int) -> Any:
     """Return a colour for each class, the same for all pictures with as many classes."""
     if number <= 10:

@@ -13,7 +13,7 @@ from toy_training import NUM_CLASSES, blobs
 
 from nc_jax import losses
 from nc_jax.models import MLP, Classifier, LearnedHead
-from nc_jax.study import plots, uniformity_plots
+from nc_jax.study import uniformity_plots
 from nc_jax.study.loss_surface import loss_surface, random_direction
 from nc_jax.training import LoopOptions, StepOptions, Trainer
 
@@ -116,11 +116,3 @@ def test_surfaces_share_their_levels(tmp_path, drawn):
     panels["low"]["values"] = bowl - 1  # no logarithm
     uniformity_plots.loss_surface(tmp_path / "b.png", panels)
     assert drawn[1].axes[0].collections[0].levels[0] == -1
-
-
-def test_gaps_end_at_rounding(tmp_path, drawn):
-    gaps = {"learned": ([1, 2, 3], [[1.0, 0.1, 0.0], [3.0, 0.3, -1e-9], [2.0, 0.2, 0.0]])}
-    uniformity_plots.energy_curves(tmp_path / "a.png", gaps, 1e-6, plots.looks({"learned": ("", "learned")}))
-    line = drawn[0].axes[0].lines[0]
-    np.testing.assert_allclose(line.get_ydata(), [2, 0.2, 1e-6])
-    assert line.get_color() == plots.LEARNED

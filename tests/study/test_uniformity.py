@@ -36,3 +36,10 @@ def test_absent_classes_leave_a_smaller_problem():
 def test_the_least_energy_of_a_simplex_does_not_depend_on_the_dimension():
     assert least_known_energy(10, 64) == pytest.approx(0.45, rel=1e-6)  # (K - 1) / (2 K)
     assert least_known_energy(10, 3) > 0.45
+
+
+def test_one_class_has_no_energy():
+    one = simplex_etf(4, 3)
+    gaps = energy_gaps(evaluation(one, one, jnp.arange(4) < 1))
+    assert np.isnan(gaps["energy_gap"])
+    assert gaps["frame_gap"] == pytest.approx(0, abs=1e-5)
