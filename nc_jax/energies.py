@@ -11,49 +11,22 @@ directions, whose difference has no direction, gets none.
 import functools
 import math
 import numbers
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from nc_jax.arrays import at_least_float32, matmul, normalized, transpose
-from nc_jax.checks import Mask, Reals, as_array, check_whole, real_array
-
-# The rounding error of a squared distance from a Gram matrix is some eps. Relative to a distance of 0.1 it is about
-# 1e-5 in float32, which is what sums over pairs have anyway; below, differences take over.
-_CLOSE = 1e-2
-_SMALL = 2**18  # up to this many products, differences cost less than a decision between two programs
-_ONE_BLOCK = 2048  # up to this many columns one block has 16 MiB in float32
-_TILE = 1024  # a block of 4 MiB in float32; larger ones leave the caches of a CPU core
-
-
-def squared_distances(left: Reals, right: Reals) -> Float[Array, "left right"]:
-    r"""Squared distances of unit columns, :math:`\|u_i - v_j\|^2`, accurate also where two columns nearly coincide.
-
-    They come from one matrix product, as :math:`\|u\|^2 + \|v\|^2 - 2 u^\top v`. This loses all digits of a distance
-    below 1e-3 in float32. So if a pair is nearer than 0.1, the block is computed from differences of entries. Equal
-    columns have distance exactly 0.
-
-    Args:
-        left: unit vectors as columns, shape (d, M).
-        right: unit vectors as columns, shape (d, N).
-
-    Returns:
-        Shape (M, N), at least 0.
-
-    Raises:
-        ValueError: if the arrays are not matrices with the same number of rows.
-
-    Example:
-        >>> squared_distances(jnp.eye(2), jnp.eye(2)).tolist()
-        [[0.0, 2.0], [2.0, 0.0]]
-    """
-    left, right = (at_least_float32(real_array(vectors, "unit vectors")) for vectors in (left, right))
-    if left.ndim != 2 or right.ndim != 2 or left.shape[0] != right.shape[0]:
-        raise ValueError(f"unit vectors must have shapes (dim, M) and (dim, N); got {left.shape} and {right.shape}")
-    return _distances(left, right, None)
+from nc_jax.checks import Mask, Reals
+from nc_jax.pairs import (
+    Pairs,
+    SquaredDistances,
+    checked_tile,
+    fold_pairs,
+    pairs_of,
+    squared_angles,
+    squared_chords,
+)
 
 
 def riesz_energy(
@@ -61,6 +34,7 @@ def riesz_energy(
     s: float | int = 1.0,
     *,
     reduction: Literal["mean", "sum"] = "mean",
+    distance: Literal["chord", "angle"] = "chord",
     present: Mask | None = None,
     tile: int | None = None,
 ) -> Float[Array, ""]:
@@ -78,6 +52,7 @@ def riesz_energy(
         vectors: class vectors as columns, shape (d, K), of any length, K >= 2.
         s: exponent above -2. At -2 every set of vectors that sums to zero has the least energy.
         reduction: "mean" over ordered pairs, or their "sum".
+        distance: "chord", the distance in space, or "angle", in radians (the distance on the sphere).
         present: shape (K,), which classes count; None: all of them. With fewer than two, the mean is NaN.
         tile: number of columns that are compared with as many at once. The result does not depend on it, except for
             rounding. None: all up to 2,048 columns, and 1,024 beyond; then memory is 1,024^2 and not K^2 numbers.
@@ -97,8 +72,10 @@ def riesz_energy(
     s = checked_exponent(s)
     if reduction not in ("mean", "sum"):
         raise ValueError(f'reduction must be "mean" or "sum"; got {reduction!r}')
-    pairs = _pairs(vectors, present)
-    return _riesz(pairs, s=s, total=reduction == "sum", tile=_checked_tile(tile, pairs))
+    if distance not in ("chord", "angle"):
+        raise ValueError(f'distance must be "chord" or "angle"; got {distance!r}')
+    pairs, squared = pairs_of(vectors, present), squared_chords if distance == "chord" else squared_angles
+    return _riesz(pairs, s=s, total=reduction == "sum", tile=checked_tile(tile, pairs), squared=squared)
 
 
 def separation(vectors: Reals, *, present: Mask | None = None, tile: int | None = None) -> Float[Array, ""]:
@@ -122,8 +99,8 @@ def separation(vectors: Reals, *, present: Mask | None = None, tile: int | None 
         >>> round(float(separation(jnp.eye(3))), 6)
         1.414214
     """
-    pairs = _pairs(vectors, present)
-    return _least(pairs, tile=_checked_tile(tile, pairs))
+    pairs = pairs_of(vectors, present)
+    return _least(pairs, tile=checked_tile(tile, pairs))
 
 
 def smooth_separation(
@@ -153,8 +130,8 @@ def smooth_separation(
         1.414214
     """
     sharpness = _checked_positive("sharpness", sharpness)
-    pairs = _pairs(vectors, present)
-    return _smooth_least(pairs, sharpness=sharpness, tile=_checked_tile(tile, pairs))
+    pairs = pairs_of(vectors, present)
+    return _smooth_least(pairs, sharpness=sharpness, tile=checked_tile(tile, pairs))
 
 
 def log_gram_determinant(
@@ -187,7 +164,7 @@ def log_gram_determinant(
     gamma = _checked_positive("gamma", gamma)
     if not (isinstance(jitter, numbers.Real) and 0 <= jitter < math.inf):
         raise ValueError(f"jitter must be a finite number of at least 0; got {jitter!r}")
-    return _log_determinant(_pairs(vectors, present), gamma=gamma, jitter=float(jitter))
+    return _log_determinant(pairs_of(vectors, present), gamma=gamma, jitter=float(jitter))
 
 
 def checked_exponent(s: Any) -> float:
@@ -203,51 +180,11 @@ def _checked_positive(name: str, value: Any) -> float:
     return float(value)
 
 
-class _Pairs(NamedTuple):
-    """What the sums over pairs of directions need."""
-
-    directions: Float[Array, "dim classes"]  # unit columns; zeros for classes that do not count or have no direction
-    present: Bool[Array, " classes"]
-    number: Float[Array, ""]  # number of unordered pairs
-    sound: Bool[Array, ""]  # whether every class that counts has a direction
-
-
-def _pairs(vectors: Reals, present: Mask | None) -> _Pairs:
-    vectors = at_least_float32(real_array(vectors, "vectors"))
-    if vectors.ndim != 2 or vectors.shape[0] < 1 or vectors.shape[1] < 2:
-        raise ValueError(f"vectors must have shape (dim, classes) with at least 2 classes; got shape {vectors.shape}")
-    num_classes = vectors.shape[1]
-    if present is None:
-        counted = jnp.ones(num_classes, bool)
-    else:
-        counted = as_array(present, "present")
-        if counted.shape != (num_classes,) or counted.dtype != bool:
-            raise ValueError(
-                f"present must be booleans of shape ({num_classes},); got {counted.dtype} of shape {counted.shape}"
-            )
-        counted = jnp.asarray(counted)
-    finite = jnp.all(jnp.isfinite(vectors), axis=0)
-    directions, lengths = normalized(jnp.where((finite & counted)[None], vectors, 0), axis=0)
-    members = jnp.sum(counted).astype(vectors.dtype)
-    sound = jnp.all(~counted | (lengths[0] > 0))
-    return _Pairs(directions, counted, members * (members - 1) / 2, sound)
-
-
-def _checked_tile(tile: int | None, pairs: _Pairs) -> int:
-    num_classes = pairs.directions.shape[1]
-    if tile is None:
-        return num_classes if num_classes <= _ONE_BLOCK else _TILE
-    check_whole("tile", tile)
-    if tile < 1:
-        raise ValueError(f"tile must be at least 1; got {tile}")
-    return min(int(tile), num_classes)
-
-
 # The programs are compiled as wholes, because JAX would compile a loop anew at each call outside of jax.jit.
 
 
-@functools.partial(jax.jit, static_argnames=("s", "total", "tile"))
-def _riesz(pairs: _Pairs, *, s: float, total: bool, tile: int) -> Array:
+@functools.partial(jax.jit, static_argnames=("s", "total", "tile", "squared"))
+def _riesz(pairs: Pairs, *, s: float, total: bool, tile: int, squared: SquaredDistances) -> Array:
     def add(carry: tuple[Array, Any], squared: Array, mask: Array) -> tuple[Array, Any]:
         equal, kernels = carry
         apart = mask & (squared > 0)
@@ -257,7 +194,7 @@ def _riesz(pairs: _Pairs, *, s: float, total: bool, tile: int) -> Array:
 
     dtype = pairs.directions.dtype
     start = jnp.zeros((), dtype) if s == 0 else _no_exp(dtype)
-    equal, kernels = _fold(pairs, tile, add, (jnp.zeros((), bool), start))
+    equal, kernels = fold_pairs(pairs, tile, add, (jnp.zeros((), bool), start), squared)
     if s == 0:
         energy = kernels / jnp.maximum(pairs.number, 1)
     else:
@@ -272,7 +209,7 @@ def _riesz(pairs: _Pairs, *, s: float, total: bool, tile: int) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="tile")
-def _least(pairs: _Pairs, *, tile: int) -> Array:
+def _least(pairs: Pairs, *, tile: int) -> Array:
     def add(carry: tuple[Array, Array, Array], squared: Array, mask: Array) -> tuple[Array, Array, Array]:
         least, total, count = carry
         new = jnp.minimum(least, jax.lax.stop_gradient(jnp.min(jnp.where(mask, squared, jnp.inf))))
@@ -281,27 +218,27 @@ def _least(pairs: _Pairs, *, tile: int) -> Array:
         return new, total, jnp.where(kept, count, 0) + jnp.sum(attained.astype(count.dtype))
 
     zero = jnp.zeros((), pairs.directions.dtype)
-    _, total, count = _fold(pairs, tile, add, (zero + jnp.inf, zero, zero))
+    _, total, count = fold_pairs(pairs, tile, add, (zero + jnp.inf, zero, zero))
     least = _root(total / jnp.maximum(count, 1))
     return jnp.where(pairs.sound & (pairs.number > 0), least, jnp.nan)
 
 
 @functools.partial(jax.jit, static_argnames=("sharpness", "tile"))
-def _smooth_least(pairs: _Pairs, *, sharpness: float, tile: int) -> Array:
+def _smooth_least(pairs: Pairs, *, sharpness: float, tile: int) -> Array:
     def add(carry: Any, squared: Array, mask: Array) -> Any:
         return _add_exp(carry, -sharpness * _root(squared), mask)
 
-    kernels = _fold(pairs, tile, add, _no_exp(pairs.directions.dtype))
+    kernels = fold_pairs(pairs, tile, add, _no_exp(pairs.directions.dtype))
     value = -_log_mean(kernels, pairs.number) / sharpness
     return jnp.where(pairs.sound & (pairs.number > 0), value, jnp.nan)
 
 
 @functools.partial(jax.jit, static_argnames=("gamma", "jitter"))
-def _log_determinant(pairs: _Pairs, *, gamma: float, jitter: float) -> Array:
+def _log_determinant(pairs: Pairs, *, gamma: float, jitter: float) -> Array:
     directions, num_classes = pairs.directions, pairs.directions.shape[1]
     eye = jnp.eye(num_classes, dtype=directions.dtype)
     off = (eye == 0) & pairs.present[:, None] & pairs.present[None]  # other classes are a block of the identity
-    squared = jnp.where(off, _distances(directions, directions, off), 0)
+    squared = jnp.where(off, squared_chords(directions, directions, off), 0)
     kernel = jnp.where(off, jnp.exp(-gamma * squared), eye * (1 + jitter * pairs.present))
     # The first factor decides whether there is one, so that the derivative is only taken of a factor that exists.
     pivots = jnp.diagonal(jnp.linalg.cholesky(jax.lax.stop_gradient(kernel)))
@@ -311,49 +248,6 @@ def _log_determinant(pairs: _Pairs, *, gamma: float, jitter: float) -> Array:
     factor = jnp.linalg.cholesky(jnp.where(regular, kernel, eye))
     value = jnp.where(regular, 2 * jnp.sum(jnp.log(jnp.diagonal(factor))), -jnp.inf)
     return jnp.where(pairs.sound & (pairs.number > 0), value, jnp.nan)
-
-
-def _fold(pairs: _Pairs, tile: int, add: Callable[[Any, Array, Array], Any], start: Any) -> Any:
-    """Fold `add(carry, squared distances, mask)` over blocks of pairs i < j. Distances outside of the mask are 1."""
-    num_classes = pairs.directions.shape[1]
-    blocks = -(-num_classes // tile)
-    missing = blocks * tile - num_classes
-    directions = jnp.pad(pairs.directions, ((0, 0), (0, missing)))
-    present, places = jnp.pad(pairs.present, (0, missing)), jnp.arange(tile, dtype=jnp.int32)
-
-    def step(carry: Any, first: Array, second: Array) -> Any:
-        left, right = (jax.lax.dynamic_slice_in_dim(directions, at, tile, axis=1) for at in (first, second))
-        rows, columns = (jax.lax.dynamic_slice_in_dim(present, at, tile) for at in (first, second))
-        mask = (rows[:, None] & columns[None]) & ((first + places)[:, None] < (second + places)[None])
-        return add(carry, jnp.where(mask, _distances(left, right, mask), 1), mask)
-
-    if blocks == 1:
-        return step(start, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
-    # Without the checkpoint, the gradient would keep every block: K^2 numbers.
-    step = jax.checkpoint(step)
-    corners = tile * jnp.stack(jnp.triu_indices(blocks)).astype(jnp.int32)
-    return jax.lax.scan(lambda carry, corner: (step(carry, corner[0], corner[1]), None), start, corners.T)[0]
-
-
-def _distances(
-    left: Float[Array, "dim left"], right: Float[Array, "dim right"], mask: Bool[Array, "left right"] | None
-) -> Float[Array, "left right"]:
-    """Squared distances of columns. Those outside of the mask may be inaccurate."""
-    dim, rows, columns = *left.shape, right.shape[1]
-    if dim * rows * columns <= _SMALL:
-        return jnp.sum((left[:, :, None] - right[:, None, :]) ** 2, axis=0)
-
-    def by_differences() -> Array:
-        @jax.checkpoint  # without it, the gradient would keep a block for every row
-        def add(total: Array, entries: tuple[Array, Array]) -> tuple[Array, None]:
-            return total + (entries[0][:, None] - entries[1][None]) ** 2, None
-
-        return jax.lax.scan(add, jnp.zeros((rows, columns), left.dtype), (left, right))[0]
-
-    squares = jnp.sum(left**2, axis=0)[:, None] + jnp.sum(right**2, axis=0)[None]
-    squared = jnp.maximum(squares - 2 * matmul(transpose(left), right), 0)
-    close = squared < _CLOSE if mask is None else mask & (squared < _CLOSE)
-    return jax.lax.cond(jnp.any(close), by_differences, lambda: squared)
 
 
 def _root(squared: Array) -> Array:

@@ -15,6 +15,7 @@ LAYERS = (
         "nc_jax.checks",
         "nc_jax.collective",
         "nc_jax.energies",
+        "nc_jax.pairs",
         "nc_jax.frames.properties",
         "nc_jax.manifolds",
     ),

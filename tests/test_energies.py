@@ -15,9 +15,9 @@ from nc_jax.energies import (
     riesz_energy,
     separation,
     smooth_separation,
-    squared_distances,
 )
 from nc_jax.frames import simplex_etf
+from nc_jax.pairs import squared_distances
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "hyperspherical.json").read_text())
 EXACT = 1e-9  # what the golden values ask for in float64

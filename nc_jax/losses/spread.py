@@ -1,19 +1,18 @@
 """How evenly class vectors are spread over the unit sphere, as a loss: energy, separation, Gram determinant."""
 
-import math
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from nc_jax.arrays import at_least_float32, normalized
-from nc_jax.checks import Mask, Reals, check_key, check_whole, checked_mask, real_array
-from nc_jax.energies import checked_exponent, log_gram_determinant, riesz_energy, separation, squared_distances
+from nc_jax.arrays import at_least_float32
+from nc_jax.checks import Mask, Reals, check_key, check_whole, real_array
+from nc_jax.energies import log_gram_determinant, riesz_energy, separation
+from nc_jax.pairs import angle_between
 
 Objective = Literal["mhe", "mhs", "mgd"]
 Reduction = Literal["mean", "sum"]
-_TILE = 1024  # as in nc_jax.energies
 
 
 def between_class(
@@ -88,10 +87,8 @@ def between_class(
         return -log_gram_determinant(frame, gamma, present=present)
     if objective == "mhs":
         least = separation(frame, present=present, tile=tile)
-        return -(least if distance == "chord" else _angle(least**2, 4 - least**2))
-    if distance == "chord":
-        return riesz_energy(frame, s, reduction=reduction, present=present, tile=tile)
-    return _angular_energy(frame, checked_exponent(s), reduction, present, tile)
+        return -(least if distance == "chord" else angle_between(least**2, 4 - least**2))
+    return riesz_energy(frame, s, reduction=reduction, distance=distance, present=present, tile=tile)
 
 
 def class_subset(frame: Reals, size: int, key: PRNGKeyArray) -> Float[Array, "dim size"]:
@@ -122,50 +119,3 @@ def class_subset(frame: Reals, size: int, key: PRNGKeyArray) -> Float[Array, "di
     if frame.ndim != 2 or not 2 <= size <= frame.shape[1]:
         raise ValueError(f"size must lie in 2..K for class vectors of shape (dim, K); got {size} for {frame.shape}")
     return jnp.take(frame, jax.random.permutation(key, frame.shape[1])[:size], axis=1)
-
-
-def _angle(squared: Array, squared_to_opposite: Array) -> Array:
-    """Angle between unit vectors from their squared distance and that to the opposite; derivative 0 at 0 and pi."""
-    apart, together = (jnp.maximum(one, 0) for one in (squared, squared_to_opposite))  # a NaN stays one
-    apart, together = (jnp.where(one == 0, 0, jnp.sqrt(jnp.where(one == 0, 1, one))) for one in (apart, together))
-    return 2 * jnp.arctan2(apart, together)
-
-
-def _angular_energy(frame: Array, s: float, reduction: Reduction, present: Mask | None, tile: int | None) -> Array:
-    """Riesz energy with angles in place of distances, as `riesz_energy` reduces it."""
-    num_classes = frame.shape[1]
-    counted = jnp.ones(num_classes, bool) if present is None else checked_mask(present, num_classes)
-    units, lengths = normalized(jnp.where(counted[None], frame, 0), axis=0)
-    check_whole("tile", 1 if tile is None else tile)
-    if tile is not None and tile < 1:
-        raise ValueError(f"tile must be at least 1; got {tile}")
-    tile = min(_TILE if tile is None else tile, num_classes)
-    missing = -num_classes % tile
-    starts = jnp.arange(0, num_classes, tile)
-    rows, row_counted = jnp.pad(units, ((0, 0), (0, missing))), jnp.pad(counted, (0, missing))
-
-    @jax.checkpoint  # the gradient computes a block again and does not keep it
-    def of_block(first: Array) -> tuple[Array, Array]:
-        block = jax.lax.dynamic_slice_in_dim(rows, first, tile, axis=1)
-        places = first + jnp.arange(tile)
-        pairs = jax.lax.dynamic_slice_in_dim(row_counted, first, tile)[:, None] & counted[None]
-        pairs &= places[:, None] != jnp.arange(num_classes)[None]
-        angle = _angle(squared_distances(block, units), squared_distances(block, -units))
-        apart = pairs & (angle > 0)
-        logs = -jnp.log(jnp.where(apart, angle, 1))
-        # A large negative number, not minus infinity, whose derivative would be NaN where no pair is left.
-        terms = jnp.sum(logs) if s == 0 else jax.nn.logsumexp(jnp.where(apart, s * logs, jnp.finfo(logs.dtype).min / 4))
-        return terms, jnp.any(pairs & (angle == 0))
-
-    terms, equal = jax.lax.map(of_block, starts)
-    members = jnp.sum(counted.astype(units.dtype))
-    number = members * (members - 1)
-    if s == 0:
-        energy = jnp.sum(terms) / number
-    else:
-        energy = math.copysign(1, s) * jnp.exp(jax.nn.logsumexp(terms) - jnp.log(number))
-    if s >= 0:
-        energy = energy + jnp.where(jnp.any(equal), jnp.inf, 0)
-    energy = energy * number if reduction == "sum" else energy
-    sound = jnp.all(~counted | (lengths[0] > 0)) & (members >= 2)
-    return jnp.where(sound, energy, jnp.nan)

@@ -17,14 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from nc_jax.arrays import normalized
 from nc_jax.checks import Reals
-from nc_jax.energies import checked_exponent, riesz_energy, squared_distances
+from nc_jax.energies import checked_exponent, riesz_energy
 from nc_jax.frames import least_energy
 from nc_jax.metrics.simplex import checked_vectors
 from nc_jax.metrics.statistics import Centre, ClassStatistics
-
-_TILE = 1024  # directions that are compared with as many at once, as in nc_jax.energies
+from nc_jax.pairs import Pairs, checked_tile, fold_pairs, pairs_of
 
 
 class EnergyGap(NamedTuple):
@@ -147,7 +145,8 @@ def kernel_moments(
     s = checked_exponent(s)
     vectors, counted = checked_vectors(vectors, present)
     mean = riesz_energy(vectors, s, present=counted)
-    return KernelMoments(mean, _variance(normalized(vectors, axis=0)[0], counted, mean, s=s))
+    pairs = pairs_of(vectors, counted)
+    return KernelMoments(mean, _variance(pairs, mean, s=s, tile=checked_tile(None, pairs)))
 
 
 def uniformity_gap(
@@ -207,29 +206,18 @@ def uniformity_gap(
 _UNIT_TOLERANCE = 1e-2  # features divided by their norms in bfloat16 have squared norms of 1 to within 2^-7
 
 
-@functools.partial(jax.jit, static_argnames="s")  # as a whole, because JAX would compile a loop anew at each call
-def _variance(
-    directions: Float[Array, "dim classes"], present: Bool[Array, " classes"], mean: Float[Array, ""], *, s: float
-) -> Float[Array, ""]:
-    """Mean squared deviation of the kernel from its mean, over the pairs i < j of present classes."""
-    tile = min(_TILE, present.size)
-    blocks = -(-present.size // tile)
-    missing = blocks * tile - present.size
-    directions, present = jnp.pad(directions, ((0, 0), (0, missing))), jnp.pad(present, (0, missing))
-    centre, places = jnp.where(jnp.isfinite(mean), mean, 0), jnp.arange(tile)
+@functools.partial(jax.jit, static_argnames=("s", "tile"))  # JAX would compile a loop anew at each call
+def _variance(pairs: Pairs, mean: Float[Array, ""], *, s: float, tile: int) -> Float[Array, ""]:
+    """Mean squared deviation of the kernel from its mean."""
+    centre = jnp.where(jnp.isfinite(mean), mean, 0)
 
-    def squares(corner: Array) -> Array:
-        left, right = (jax.lax.dynamic_slice_in_dim(directions, first, tile, axis=1) for first in corner)
-        rows, columns = (jax.lax.dynamic_slice_in_dim(present, first, tile) for first in corner)
-        pairs = rows[:, None] & columns[None] & ((corner[0] + places)[:, None] < (corner[1] + places)[None])
-        logs = jnp.log(jnp.where(pairs, squared_distances(left, right), 1)) / 2
+    def add(total: Array, squared: Array, mask: Array) -> Array:
+        logs = jnp.log(squared) / 2
         kernel = -logs if s == 0 else math.copysign(1, s) * jnp.exp(-s * logs)
-        return jnp.sum(jnp.where(pairs, (kernel - centre) ** 2, 0))
+        return total + jnp.sum(jnp.where(mask, (kernel - centre) ** 2, 0))
 
-    number = jnp.sum(present.astype(mean.dtype))
-    corners = tile * jnp.stack(jnp.triu_indices(blocks), axis=1)
-    total = jnp.sum(jax.lax.map(squares, corners))
-    return jnp.where(jnp.isfinite(mean), 2 * total / (number * (number - 1)), mean)
+    total = fold_pairs(pairs, tile, add, jnp.zeros((), pairs.directions.dtype))
+    return jnp.where(jnp.isfinite(mean), total / pairs.number, mean)
 
 
 def _least(num_classes: int, dim: int, s: float) -> float:
