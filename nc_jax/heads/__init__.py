@@ -1,9 +1,8 @@
 """Classifier heads as pure functions: a head holds the class vectors (the frame) and decides how they move.
 
 `learned`, `fixed`, `rotated` and `nearest` return a `Head`, `staged` joins two, and `sampled` makes one for very many
-classes. Its `init(key, dim)` gives
-parameters and state; its `apply` maps features to a `HeadOutput`. `nc_jax.models` wraps the same functions for Flax
-Linen and NNX.
+classes. A head's `init(key, dim)` gives parameters and state; its `apply` maps features to a `HeadOutput`.
+`nc_jax.models` wraps the same functions for Flax Linen and NNX.
 """
 
 from nc_jax.heads.batch_means import batch_means_of

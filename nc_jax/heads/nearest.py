@@ -16,7 +16,15 @@ from nc_jax.frames.simplex import check_room_for_simplex
 from nc_jax.frames.template import DenseTemplate, LearnedTemplate, TemplateOrRule, template_rule
 from nc_jax.heads.batch_means import batch_means_of
 from nc_jax.heads.head import Arrays, Declared, Head, Initial, constant
-from nc_jax.heads.nearest_options import NearestOptions, average, cut_gradient, newest_weight, prox_weight
+from nc_jax.heads.nearest_options import (
+    NearestOptions,
+    anchor_after,
+    average,
+    cut_gradient,
+    newest_weight,
+    prox_weight,
+    proximal_point,
+)
 from nc_jax.heads.output import HeadOutput, check_width, scale_features
 from nc_jax.heads.sampled_nearest import sampled_nearest
 from nc_jax.manifolds import Stiefel
@@ -193,9 +201,7 @@ def _step(
         compared = jnp.where(seen[None], class_means - global_mean[:, None], 0)
 
     first = state["steps"] == 0
-    drawn_to = state["rotation"]
-    if "anchor" in state:
-        drawn_to = jnp.where(first, drawn_to, state["anchor"])
+    drawn_to = proximal_point(state)
     found = nearest_at_unit_norm(
         compared,
         template,
@@ -214,11 +220,7 @@ def _step(
         "steps": steps,
         "rotation": found.rotation,
         "frame": found.frame,
-    }
-    if "anchor" in state:
-        # The proximal point of the first step; if that step had none, the rotation that it found.
-        point = found.rotation if options.initial == "unregularised" else drawn_to
-        new["anchor"] = jnp.where(first, point, state["anchor"])
+    } | anchor_after(options, state, found.rotation)
     # The state is constant for the next step: no gradient flows from one step back to an earlier one.
     new = {name: jax.lax.stop_gradient(value).astype(state[name].dtype) for name, value in new.items()}
     # A NaN would stay in the running means for ever. All devices decide alike, because they have the same sums.

@@ -118,3 +118,21 @@ def prox_weight(options: NearestOptions, first: Array, all_seen: Bool[Array, ""]
 def average(old: Array, new: Array, alpha: Array) -> Array:
     """Return a running average in which the new value has the weight alpha."""
     return old + alpha * (new - old)
+
+
+def proximal_point(state: dict[str, Any]) -> Array:
+    """Return the proximal point of a step, from the state of a nearest head before it."""
+    if "anchor" not in state:
+        return state["rotation"]
+    return jnp.where(state["steps"] == 0, state["rotation"], state["anchor"])
+
+
+def anchor_after(options: NearestOptions, state: dict[str, Any], rotation: Array) -> dict[str, Array]:
+    """Return the next "anchor", if the state has one: the proximal point of the first step, for all steps.
+
+    If the first step had no proximal point, the rotation that it found takes its place.
+    """
+    if "anchor" not in state:
+        return {}
+    point = rotation if options.initial == "unregularised" else state["rotation"]
+    return {"anchor": jnp.where(state["steps"] == 0, point, state["anchor"])}

@@ -13,7 +13,15 @@ from nc_jax.frames import Template
 from nc_jax.frames.template import LearnedTemplate
 from nc_jax.heads.batch_means import batch_means_of
 from nc_jax.heads.head import Arrays, Declared, Head, constant
-from nc_jax.heads.nearest_options import NearestOptions, average, cut_gradient, newest_weight, prox_weight
+from nc_jax.heads.nearest_options import (
+    NearestOptions,
+    anchor_after,
+    average,
+    cut_gradient,
+    newest_weight,
+    prox_weight,
+    proximal_point,
+)
 from nc_jax.heads.output import HeadOutput, check_width, scale_features
 from nc_jax.heads.sampling import Candidates, draw, draws_of, places_among
 from nc_jax.manifolds import Stiefel
@@ -161,9 +169,7 @@ def _step(
     correlation = jnp.where(some, correlation / (size * jnp.sqrt(jnp.where(some, squares, 1))), 0)
 
     first = state["steps"] == 0
-    drawn_to = state["rotation"]
-    if "anchor" in state:
-        drawn_to = jnp.where(first, drawn_to, state["anchor"])
+    drawn_to = proximal_point(state)
     seen = state["updates"].at[written].add(present.astype(jnp.int32), mode="drop")
     pull = jnp.asarray(prox_weight(options, first, all_seen=jnp.all(seen > 0)), wide)
     matrix = 2 * correlation + pull * drawn_to.astype(wide)
@@ -174,10 +180,7 @@ def _step(
     kept = jax.lax.stop_gradient(new).astype(old.dtype)  # the sum is that of the means that the state holds
     correlation = _added(state["correlation"], change_of(kept))
     after = {"steps": steps, "global_mean": global_mean, "rotation": rotation, "correlation": correlation}
-    if "anchor" in state:
-        # The proximal point of the first step; if that step had none, the rotation that it found.
-        point = rotation if options.initial == "unregularised" else drawn_to
-        after["anchor"] = jnp.where(first, point, state["anchor"])
+    after |= anchor_after(options, state, rotation)
     after = {name: jax.lax.stop_gradient(value).astype(state[name].dtype) for name, value in after.items()}
     # A NaN would stay in the running means for ever. All devices decide alike, because they have the same sums.
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(value)) for value in (kept, *after.values())]))
