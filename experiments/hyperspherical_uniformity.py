@@ -28,6 +28,7 @@ from nc_jax.study import (
     Experiment,
     confusions,
     curves,
+    dotted,
     main,
     plan,
     refuse_overridden,
@@ -64,12 +65,8 @@ SOFTMAX = ("learned", "random-fixed", "energy-fixed", "energy-rotated", "energy-
 Grid = dict[str, dict[str, dict[str, Any]]]
 
 
-def _with(**changes: Any) -> dict[str, Any]:
-    return {name.replace("__", "."): new for name, new in changes.items()}
-
-
 def _dims(name: str, *dims: int, **more: Any) -> Grid:
-    return {f"{name}, d = {dim}": {"": _with(backbone__dim=dim, **more)} for dim in dims}
+    return {f"{name}, d = {dim}": {"": dotted(backbone__dim=dim, **more)} for dim in dims}
 
 
 DEFAULT = Comparison(
@@ -97,7 +94,7 @@ GLYPHS: dict[str, Any] = {
     "loop__batch_size": 256,
     "loop__checkpoint_every": 30,
 }
-TAIL = {f"ratio {ratio:g}": _with(tail__ratio=1 / ratio) for ratio in (5, 10, 50, 100)}  # Liu et al. (2023)
+TAIL = {f"ratio {ratio:g}": dotted(tail__ratio=1 / ratio) for ratio in (5, 10, 50, 100)}  # Liu et al. (2023)
 
 
 def _preset(grid: Grid, **changes: Any) -> Comparison:
@@ -150,12 +147,12 @@ PRESETS = {
     "objectives": _preset(
         {
             f"d = {dim}": {
-                name: _with(backbone__dim=dim, uniformity__objective=objective, methods=methods)
+                objective: dotted(backbone__dim=dim, uniformity__objective=objective)
                 for objective in ("mhe", "mhs", "mgd")
-                for name, methods in ((objective, ("hug-sphere", "hug-optimised")),)
             }
             for dim in (3, 64)
-        }
+        },
+        methods=("hug-sphere", "hug-optimised"),
     ),
     "rotations": _preset(
         _dims("digits", 3),
@@ -167,7 +164,7 @@ PRESETS = {
         backbone=BackboneOptions(hidden=(256, 256), dim=64),
     ),
     "continual": _preset(
-        {"": {f"memory {memory}": _with(continual__memory=memory) for memory in (20, 50, 200)}},
+        {"": {f"memory {memory}": dotted(continual__memory=memory) for memory in (20, 50, 200)}},
         methods=("er", "er-hug-learned", "er-hug-optimised"),
         backbone=BackboneOptions(hidden=(256, 256), dim=64),
         continual=ContinualOptions(tasks=5, mask=False),

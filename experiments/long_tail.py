@@ -29,6 +29,7 @@ from nc_jax.study import (
     Comparison,
     Experiment,
     confusions,
+    dotted,
     long_tail_plots,
     main,
     plan,
@@ -90,10 +91,6 @@ ALIGNED = tuple(
 )
 
 
-def _with(**changes: Any) -> dict[str, Any]:
-    return {name.replace("__", "."): new for name, new in changes.items()}
-
-
 # Glyphs have 60 training images of each class, so the rarest keeps one of them.
 GLYPHS: dict[str, Any] = {
     "data__name": "glyphs",
@@ -129,14 +126,14 @@ DEFAULT = Comparison(
     ),
     tail=TailOptions(ratio=0.01),
     grid={
-        "digits": {"": _with(data__name="digits")},
-        "glyphs": {"": _with(**GLYPHS, methods=MAIN, seeds=5)},
+        "digits": {"": dotted(data__name="digits")},
+        "glyphs": {"": dotted(**GLYPHS, methods=MAIN, seeds=5)},
     },
 )
 
 
 def _ratios(*ratios: int) -> dict[str, dict[str, Any]]:
-    return {f"ratio {ratio}": _with(tail__ratio=1 / ratio) for ratio in ratios}
+    return {f"ratio {ratio}": dotted(tail__ratio=1 / ratio) for ratio in ratios}
 
 
 def _preset(grid: dict[str, dict[str, dict[str, Any]]], **changes: Any) -> Comparison:
@@ -230,7 +227,7 @@ PRESETS = {
             "when and how often": {
                 "": {"methods": ("mixup-adjusted",)},
                 **{
-                    f"from {start:g}, every {every or 1} {'epochs' if every else 'step'}": _with(
+                    f"from {start:g}, every {every or 1} {'epochs' if every else 'step'}": dotted(
                         tail__align_from=start, tail__align_every=every, methods=("mixup-adjusted-slerp",)
                     )
                     for start in (0.0, 0.5, 0.9)
@@ -248,7 +245,7 @@ PRESETS = {
         loop=dataclasses.replace(DEFAULT.loop, epochs=20, evaluate_every=5, checkpoint_every=20),
         optimizer=dataclasses.replace(DEFAULT.optimizer, milestones=(16.0, 18.0)),
     ),
-    "glyphs": _preset({"": {"": _with(**GLYPHS)}}, methods=(*MAIN, *TURNED), rates=RATES),
+    "glyphs": _preset({"": {"": dotted(**GLYPHS)}}, methods=(*MAIN, *TURNED), rates=RATES),
     "shuttle": _preset(
         {"": {"": {}}},
         methods=(*MAIN, *TURNED),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nc_jax.study.experiment import Experiment, Scene, confusions, curves, finish, run, summary_picture
     from nc_jax.study.ledger import Ledger
     from nc_jax.study.planning import About, Plan
-    from nc_jax.study.settings import Comparison, Group, refuse_overridden
+    from nc_jax.study.settings import Comparison, Group, dotted, refuse_overridden
     from nc_jax.study.tables import Column, Table, comparison_tables
     from nc_jax.study.trainers import check, plan
 
@@ -38,6 +38,7 @@ __all__ = [
     "confusion_trees",
     "confusions",
     "curves",
+    "dotted",
     "finish",
     "heat_maps",
     "main",
@@ -54,7 +55,7 @@ _NAMES = {
     "experiment": "Experiment Scene confusions curves finish run summary_picture",
     "ledger": "Ledger",
     "planning": "About Plan",
-    "settings": "Comparison Group refuse_overridden",
+    "settings": "Comparison Group dotted refuse_overridden",
     "tables": "Column Table comparison_tables",
     "trainers": "check plan",
 }

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -63,7 +63,7 @@ def check_attackable(data: Data) -> None:
         )
 
 
-def robust_accuracy(run: Run, options: AttackOptions) -> Found:
+def robust_accuracy(run: Run, options: AttackOptions, names: Sequence[str] = tuple(ATTACKS)) -> Found:
     """Attack the test examples of a finished run, and count where its network stays right.
 
     The network is that of evaluation: preprocessing belongs to it, batch normalisation uses its running statistics, and
@@ -74,12 +74,14 @@ def robust_accuracy(run: Run, options: AttackOptions) -> Found:
     Args:
         run: the finished run.
         options: radii, and how thorough the attacks are.
+        names: which attacks to try, of `ATTACKS`.
 
     Returns:
         "attacked", the number of examples; "clean", the accuracy on them; for each radius r in 255ths the accuracies
         "fgsm/r" (one step on cross-entropy), "pgd/r" (PGD on cross-entropy) and "margin/r" (PGD on the margin), and
-        "worst/r", the share of the examples that withstand all of these at this and all smaller radii; "blind", the
-        share of the examples at which cross-entropy has no gradient; "logit_margin", the median margin of the logits.
+        "worst/r", the share of the examples that withstand all of these at this and all smaller radii; with "fgsm",
+        "blind", the share of the examples at which cross-entropy has no gradient; "logit_margin", the median margin of
+        the logits.
         An accuracy is NaN if an attack met a NaN.
 
     Raises:
@@ -103,7 +105,8 @@ def robust_accuracy(run: Run, options: AttackOptions) -> Found:
         count("clean", clean)
         standing, any_failed = clean, False
         for radius in options.radii:
-            for name, (by_margin, many) in ATTACKS.items():
+            for name in names:
+                by_margin, many = ATTACKS[name]
                 size = jnp.float32(radius / STEPS_OF_PIXELS)
                 right, failed, blind = right_under(state, batch, run.data.bounds, size, key, by_margin, many=many)
                 count(f"{name}/{radius:g}", right & clean, failed)

@@ -135,6 +135,16 @@ def expand(config: Comparison) -> dict[str, list[Group]]:
     return groups
 
 
+def dotted(**changes: Any) -> dict[str, Any]:
+    """Return changes of settings by their dotted names, from names with two underscores.
+
+    Example:
+        >>> dotted(tail__ratio=0.1, seeds=5)
+        {'tail.ratio': 0.1, 'seeds': 5}
+    """
+    return {name.replace("__", "."): new for name, new in changes.items()}
+
+
 def refuse_twice(what: str, names: Sequence[str]) -> None:
     """Raise a ValueError if a name is empty or comes twice; file systems may not tell upper from lower case.
 

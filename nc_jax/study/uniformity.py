@@ -2,9 +2,7 @@
 
 import functools
 import math
-from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from nc_jax.data import LabelledArrays
@@ -13,6 +11,7 @@ from nc_jax.frames import hyperspherical_template
 from nc_jax.metrics import energy_gap, generalized_collapse_metrics
 from nc_jax.study.comparison import Found, Run
 from nc_jax.study.data import Data
+from nc_jax.study.heat_maps import rounded
 from nc_jax.study.loss_surface import loss_surface
 from nc_jax.study.outputs import Outputs
 from nc_jax.study.robustness import AttackOptions, robust_accuracy
@@ -21,8 +20,8 @@ from nc_jax.training import Evaluation, Trainer, TrainState
 from nc_jax.training.running import Watch
 
 S = 2.0  # exponent of the energy that is reported, that of HUG between classes
-# One radius, at which the digits' networks lose about half of their accuracy, and the attack that no scale can mask;
-# `experiments.robustness` compares attacks and radii.
+# One radius, at which methods differ on digits, and the attack that no scale can mask; `experiments.robustness`
+# compares attacks and radii.
 ATTACK = AttackOptions(radii=(16.0,), steps=10, restarts=1)
 DRAWN = 500  # examples in a picture of features
 GRID = 21  # points along each direction in a picture of the loss
@@ -73,7 +72,7 @@ def measure(run: Run) -> Found:
     metrics = generalized_collapse_metrics(train.statistics, train.frame, train.bias)
     found: Found = energy_gaps(train) | {name: float(value) for name, value in metrics.items()}
     if run.data.bounds is not None:
-        found["robust"] = robust_accuracy(run, ATTACK)[f"margin/{ATTACK.radii[0]:g}"]
+        found["robust"] = robust_accuracy(run, ATTACK, ("margin",))[f"margin/{ATTACK.radii[0]:g}"]
     if run.seed < run.group.settings.seeds - 1:
         return found
     if isinstance(run.data.train, LabelledArrays):
@@ -82,12 +81,8 @@ def measure(run: Run) -> Found:
         outputs = Outputs.of(run.trainer, run.trained.state, run.data.test)
         chosen = np.arange(min(DRAWN, len(outputs.labels)))
         found["points"] = {
-            "features": _rounded(outputs.features[chosen]),
+            "features": rounded(outputs.features[chosen], 4),
             "labels": outputs.labels[chosen].tolist(),
-            "frame": _rounded(np.asarray(jnp.asarray(train.frame))),
+            "frame": rounded(train.frame, 4),
         }
     return found
-
-
-def _rounded(values: Any) -> list[list[float]]:
-    return np.round(np.asarray(values, float), 4).tolist()
