@@ -23,7 +23,7 @@ from nc_jax.checks import (
 )
 from nc_jax.collective import Axes
 from nc_jax.heads.output import HeadOutput
-from nc_jax.manifolds import Oblique, Stiefel
+from nc_jax.manifolds import Submanifold
 
 Arrays = dict[str, Any]  # parameters or state: name -> array, or name -> dictionary of arrays
 
@@ -101,7 +101,7 @@ class Head:
     declare: Callable[[int, DTypeLike], Declared] = field(repr=False)
     forward: Forward = field(repr=False)
     collection: str = field(default="state", repr=False)
-    manifolds: Mapping[str, Callable[[int], Stiefel | Oblique]] = field(default_factory=dict, repr=False)
+    manifolds: Mapping[str, Callable[[int], Submanifold]] = field(default_factory=dict, repr=False)
     subsampled: "Callable[[Head, int], Head] | None" = field(default=None, repr=False)
 
     def init(self, key: PRNGKeyArray, dim: int, dtype: DTypeLike = jnp.float32) -> tuple[Arrays, Arrays]:

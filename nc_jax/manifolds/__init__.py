@@ -11,12 +11,14 @@ from nc_jax.manifolds.orthogonal import (
     polar,
 )
 from nc_jax.manifolds.stiefel import Stiefel
+from nc_jax.manifolds.submanifold import Submanifold
 
 __all__ = [
     "PARAMETRISATIONS",
     "Oblique",
     "Parametrisation",
     "Stiefel",
+    "Submanifold",
     "cayley",
     "checks",
     "exponential",

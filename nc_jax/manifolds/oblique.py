@@ -10,10 +10,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from nc_jax.arrays import normalized
 from nc_jax.checks import check_key, check_whole
+from nc_jax.manifolds.submanifold import Submanifold
 
 
 @dataclass(frozen=True)
-class Oblique:
+class Oblique(Submanifold):
     r"""OB(d, K) = {W in R^{d x K} : every column has length 1}, with the metric of the surrounding space.
 
     `jax.vmap` works for all methods.
@@ -62,17 +63,6 @@ class Oblique:
         """Scale of the manifold, sqrt(K): all points lie on the sphere of this radius."""
         return self.num_columns**0.5
 
-    def inner(
-        self, point: Float[Array, "dim columns"], u: Float[Array, "dim columns"], v: Float[Array, "dim columns"]
-    ) -> Float[Array, ""]:
-        """Inner product <u, v> = trace(u^T v) of two tangent vectors; in this metric it is the same at every point."""
-        del point
-        return jnp.vdot(u, v, precision="highest")
-
-    def norm(self, point: Float[Array, "dim columns"], tangent: Float[Array, "dim columns"]) -> Float[Array, ""]:
-        """Length of a tangent vector."""
-        return jnp.sqrt(self.inner(point, tangent, tangent))
-
     def project(
         self, point: Float[Array, "dim columns"], vector: Float[Array, "dim columns"]
     ) -> Float[Array, "dim columns"]:
@@ -87,12 +77,6 @@ class Oblique:
         The columns of W + Z are at least as long as those of W, so none can vanish.
         """
         return normalized(point + tangent, axis=0)[0]
-
-    def gradient(
-        self, point: Float[Array, "dim columns"], euclidean_gradient: Float[Array, "dim columns"]
-    ) -> Float[Array, "dim columns"]:
-        """Riemannian gradient of a cost, from its Euclidean gradient (that of the cost as a function of any matrix)."""
-        return self.project(point, euclidean_gradient)
 
     def hessian(
         self, point: Float[Array, "dim columns"], euclidean_gradient: Float[Array, "dim columns"]
@@ -115,14 +99,6 @@ class Oblique:
         """
         check_key(key)
         return normalized(jax.random.normal(key, self.shape, dtype), axis=0)[0]
-
-    def random_tangent(self, key: PRNGKeyArray, point: Float[Array, "dim columns"]) -> Float[Array, "dim columns"]:
-        """Draw a Gaussian tangent vector at the point and scale it to unit length (zero for d = 1, of dimension 0)."""
-        if self.dimension == 0:
-            return jnp.zeros_like(point)
-        tangent = self.project(point, jax.random.normal(key, self.shape, point.dtype))
-        norm = self.norm(point, tangent)
-        return tangent / jnp.where(norm > 0, norm, 1)
 
     def distance_from(self, matrix: Float[Array, "dim columns"]) -> Float[Array, ""]:
         """How far a matrix is from having unit columns: the Euclidean norm of their squared lengths minus 1."""

@@ -11,10 +11,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from nc_jax.arrays import matmul, symmetric_part, transpose
 from nc_jax.checks import check_key, check_whole
+from nc_jax.manifolds.submanifold import Submanifold
 
 
 @dataclass(frozen=True)
-class Stiefel:
+class Stiefel(Submanifold):
     r"""St(n, p) = {U in R^{n x p} : U^T U = I}, with the metric of the surrounding space.
 
     Every method takes arrays whose last two axes are (n, p). Methods that use only matrix products also accept leading
@@ -66,15 +67,6 @@ class Stiefel:
         """Scale of the manifold, sqrt(p): all points lie on the sphere of this radius."""
         return self.p**0.5
 
-    def inner(self, point: Float[Array, "n p"], u: Float[Array, "n p"], v: Float[Array, "n p"]) -> Float[Array, ""]:
-        """Inner product <u, v> = trace(u^T v) of two tangent vectors; in this metric it is the same at every point."""
-        del point
-        return jnp.vdot(u, v, precision="highest")
-
-    def norm(self, point: Float[Array, "n p"], tangent: Float[Array, "n p"]) -> Float[Array, ""]:
-        """Length of a tangent vector."""
-        return jnp.sqrt(self.inner(point, tangent, tangent))
-
     def project(self, point: Float[Array, "n p"], vector: Float[Array, "n p"]) -> Float[Array, "n p"]:
         """Orthogonal projection on the tangent space at the point: Z - U sym(U^T Z)."""
         return vector - matmul(point, symmetric_part(matmul(transpose(point), vector)))
@@ -107,10 +99,6 @@ class Stiefel:
         left, _, right = jnp.linalg.svd(point + tangent, full_matrices=False)
         return matmul(left, right)
 
-    def gradient(self, point: Float[Array, "n p"], euclidean_gradient: Float[Array, "n p"]) -> Float[Array, "n p"]:
-        """Riemannian gradient of a cost, from its Euclidean gradient (that of the cost as a function of any matrix)."""
-        return self.project(point, euclidean_gradient)
-
     def hessian(
         self, point: Float[Array, "n p"], euclidean_gradient: Float[Array, "n p"]
     ) -> Callable[[Float[Array, "n p"], Float[Array, "n p"]], Float[Array, "n p"]]:
@@ -134,12 +122,6 @@ class Stiefel:
         """
         check_key(key)
         return orthogonal_factor(jax.random.normal(key, self.shape, dtype))
-
-    def random_tangent(self, key: PRNGKeyArray, point: Float[Array, "n p"]) -> Float[Array, "n p"]:
-        """Draw a Gaussian tangent vector at the point and scale it to unit length (zero in O(1), of dimension 0)."""
-        tangent = self.project(point, jax.random.normal(key, self.shape, point.dtype))
-        norm = self.norm(point, tangent)
-        return tangent / jnp.where(norm > 0, norm, 1)
 
     def distance_from(self, matrix: Float[Array, "n p"]) -> Float[Array, ""]:
         """How far a matrix is from having orthonormal columns: the Frobenius norm of U^T U - I."""
