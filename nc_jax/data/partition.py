@@ -260,8 +260,8 @@ def grouped(groups: Any, *, test_groups: Any = None) -> Partition:
     test_groups = np.asarray(as_array(test_groups, "test_groups"))
     if test_groups.ndim != 1:
         raise ValueError(f"test_groups must have shape (examples,); got {test_groups.shape}")
-    unknown = test_groups[~np.isin(test_groups, names)]
-    if len(unknown):
+    unknown = test_groups[~np.isin(test_groups, names)].tolist()
+    if unknown:
         raise ValueError(f"every group of a test example must have a training example; group {unknown[0]!r} has none")
     return Partition(train, _members(np.searchsorted(names, test_groups).astype(np.int32), len(names)))
 
