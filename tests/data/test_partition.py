@@ -20,7 +20,9 @@ WAYS = {
     "dirichlet": lambda labels, clients, draw, **rest: dirichlet(
         labels, clients, beta=draw(st.sampled_from([1e-320, 1e-3, 0.01, 0.5, 1e5, 1e300])), **rest
     ),
-    "capped": lambda labels, clients, draw, **rest: dirichlet(labels, clients, beta=0.1, capped=True, **rest),
+    "capped": lambda labels, clients, draw, **rest: dirichlet(
+        labels, clients, beta=draw(st.sampled_from([1e-320, 0.1, 1e300])), capped=True, **rest
+    ),
     "by_classes": lambda labels, clients, draw, **rest: by_classes(
         labels, clients, classes_per_client=draw(st.integers(1, len(np.unique(labels)))), **rest
     ),
@@ -216,6 +218,15 @@ def test_partitions_never_change():
         "by_classes": "221100110011221122110011",
         "shards": "200121012122102110022001",
     }
+
+
+@pytest.mark.slow
+def test_the_page_shows_what_its_program_prints(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "partitions.md").read_text(encoding="utf-8")
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    rows = capsys.readouterr().out
+    assert rows.count("\n") == 24
+    assert rows in page
 
 
 REFUSED = [
