@@ -43,8 +43,9 @@ class Rounds:
         keep_optimizer: clients keep the state of their optimiser.
         schedule_steps: number of steps by which the clients' learning-rate schedule moves on in a round; None: as many
             as the client with the most steps makes.
-        at_once: number of clients that a device trains at the same time, as one batched program; None: all that it has.
-            Others wait, and save memory. Results are the same up to rounding.
+        at_once: number of clients that a device trains at the same time, as one batched program. The others wait, which
+            saves memory. None: all that the device has; on a CPU one, which is faster there, and clients with few steps
+            then take less time than others. Results are the same up to rounding.
         pool: head whose state the server updates after a round (`nc_jax.heads.Head.pool`); None: heads' states stay.
 
     Raises:
@@ -187,7 +188,8 @@ class _Round:
         rounds.check(devices)
         here = rounds.clients // devices
         rows = _cut(batch, here, rounds.local_batch)
-        at_once = min(rounds.at_once or here, here)
+        on_cpu = jax.default_backend() == "cpu"
+        at_once = min(rounds.at_once or (1 if on_cpu else here), here)
         numbers, rows = (_filled(part, -here % at_once) for part in (rows.client[:, 0, 0], rows))
         places = device * len(numbers) + jnp.arange(len(numbers))
         # A client of the filling has no number.
@@ -202,13 +204,9 @@ class _Round:
             return self._added(sums, state, ends, alive, chunk[2]), (alive, self._keepsakes(ends))
 
         chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, at_once, *leaf.shape[1:]), (numbers, rows, shares))
-        first, others = (jax.tree.map(lambda leaf, part=part: leaf[part], chunks) for part in (0, slice(1, None)))
-        found, (alive, kept) = train(None, first)
-        alive, kept = jax.tree.map(lambda leaf: leaf[None], (alive, kept))
-        if len(numbers) > at_once:
-            found, more = jax.lax.scan(train, found, others)
-            alive, kept = jax.tree.map(lambda *parts: jnp.concatenate(parts), (alive, kept), more)
-        sums, worst = found
+        shapes = jax.eval_shape(lambda: train(None, jax.tree.map(lambda leaf: leaf[0], chunks))[0])
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        (sums, worst), (alive, kept) = jax.lax.scan(train, nothing, chunks)
         sums = all_sum(sums)
         worst = worst._replace(without_class=all_sum(worst.without_class))
         worst = worst._replace(status=_largest(worst.status), grad_norm=_largest(worst.grad_norm))
