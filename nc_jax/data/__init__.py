@@ -13,6 +13,7 @@ from nc_jax.data.class_counts import (
     profile_counts,
     step_counts,
 )
+from nc_jax.data.clients import ClientArrays, PartitionStatistics, partition_statistics
 from nc_jax.data.imbalance import (
     asymmetric_noise,
     long_tailed,
@@ -21,23 +22,33 @@ from nc_jax.data.imbalance import (
     symmetric_noise,
     take_per_class,
 )
+from nc_jax.data.partition import Partition, by_classes, dirichlet, grouped, iid, shards
 from nc_jax.data.source import ExampleSource, check_fit, class_names_of, labels_of
 
 __all__ = [
     "Batch",
+    "ClientArrays",
     "ExampleSource",
     "LabelledArrays",
+    "Partition",
+    "PartitionStatistics",
     "Partner",
     "asymmetric_noise",
+    "by_classes",
     "check_fit",
     "class_names_of",
+    "dirichlet",
     "exponential_counts",
+    "grouped",
+    "iid",
     "known_labels",
     "labels_of",
     "long_tailed",
     "majority_counts",
     "pareto_counts",
+    "partition_statistics",
     "profile_counts",
+    "shards",
     "step_counts",
     "step_imbalanced",
     "subsample",

@@ -1,7 +1,7 @@
 """A data set in memory: inputs and integer labels, checked once, when it is created."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Int, Integer
@@ -40,6 +40,8 @@ class LabelledArrays:
     labels: np.ndarray | Any
     num_classes: int
     class_names: tuple[str, ...] = ()
+
+    _PER_EXAMPLE: ClassVar[tuple[str, ...]] = ("inputs", "labels")  # the fields that a subset takes examples of
 
     def __post_init__(self) -> None:
         inputs = np.asarray(as_array(self.inputs, "inputs"))
@@ -141,7 +143,7 @@ class LabelledArrays:
             first = outside[0]
             raise ValueError(f"indices must lie in 0..{len(self) - 1}; got {indices[first]} at position {first}")
         indices = indices.astype(np.intp)  # an empty list comes as floats
-        return dataclasses.replace(self, inputs=self.inputs[indices], labels=self.labels[indices])
+        return dataclasses.replace(self, **{name: getattr(self, name)[indices] for name in self._PER_EXAMPLE})
 
 
 def _check_inputs(inputs: np.ndarray) -> None:

@@ -5,7 +5,11 @@ from jaxtyping import Bool, Int
 
 
 def share_of_each_class(
-    labels: Int[np.ndarray, " examples"], share: float, *, seed: int = 0
+    labels: Int[np.ndarray, " examples"],
+    share: float,
+    *,
+    seed: int = 0,
+    groups: Int[np.ndarray, " examples"] | None = None,
 ) -> Bool[np.ndarray, " examples"]:
     """Choose a random share of every class: one example at least, and not all of them.
 
@@ -15,6 +19,8 @@ def share_of_each_class(
         labels: classes, shape (N,), non-negative.
         share: share of each class, between 0 and 1; the number is rounded.
         seed: random seed of the choice, 0..2^64-1.
+        groups: numbers of groups, shape (N,), non-negative: choose the share of every class of each group. None: there
+            are no groups.
 
     Returns:
         A mask of shape (N,), which depends only on the arguments.
@@ -25,6 +31,8 @@ def share_of_each_class(
         array([2, 1, 0])
     """
     labels = np.asarray(labels)
+    if groups is not None and len(labels):
+        labels = np.asarray(groups) * (labels.max() + 1) + labels
     chosen = np.zeros(len(labels), bool)
     for label in np.unique(labels).tolist():
         members = np.flatnonzero(labels == label)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from nc_jax.data.arrays import LabelledArrays
+from nc_jax.data.clients import ClientArrays
 from nc_jax.data.decoding import readable
 from nc_jax.data.parts import share_of_each_class
 
@@ -69,21 +70,60 @@ def load(name: str, split: str, root: Path, *, test_share: float | None = None) 
 
     Reference: Leisch and Dimitriadou, mlbench: machine learning benchmark problems (R package).
     """
+    arrays, _ = _part(name, split, root, test_share, None)
+    return arrays
+
+
+def load_clients(name: str, split: str, root: Path, *, groups: str, test_share: float | None = None) -> ClientArrays:
+    """A split of a table whose rows belong to groups, such as speakers: every group is a client of federated learning.
+
+    The column of groups is no feature, because it would tell the client. The share that is tested on is taken of each
+    class of each group, so a client has training examples of every class that it is tested on. Everything else is as in
+    `load`.
+
+    Args:
+        name: as for `load`.
+        split: "train" or "test".
+        root: as for `load`.
+        groups: name of the column that says to which group a row belongs: a factor, text, or numbers.
+        test_share: share of each class of each group, at least one example and not all of them; None is `TEST_SHARE`. A
+            class with one example in a group has it in the training part.
+
+    Returns:
+        Inputs (N, D), float32, with the group of each example as its client. Clients are numbered in the order of the
+        levels of a factor, or in ascending order of numbers or text, in both splits alike.
+
+    Raises:
+        ValueError: if there is no such column, or as for `load`.
+        FileNotFoundError: as for `load`.
+        RuntimeError: as for `load`.
+    """
+    arrays, clients = _part(name, split, root, test_share, groups)
+    assert clients is not None
+    return ClientArrays.of(arrays, *clients, empty=split == "test")
+
+
+def _part(
+    name: str, split: str, root: Path, test_share: float | None, groups: str | None
+) -> tuple[LabelledArrays, tuple[Int[np.ndarray, " examples"], int] | None]:
+    """Return a split of a table and, if a column of groups is named, the group of each example and their number."""
     if split not in ("train", "test"):
         raise ValueError(f"split of {name} must be one of 'train', 'test'; got {split!r}")
     if test_share is not None and not 0 < test_share < 1:
         raise ValueError(f"test_share must lie between 0 and 1; got {test_share}")
     path = _found(name, root)
-    inputs, labels, class_names, said = _numbers(path, path.stat().st_mtime_ns)
+    inputs, labels, class_names, of_group, said = _numbers(path, path.stat().st_mtime_ns, groups)
     if said and split == "train":  # said once
         _log.warning("%s examples of %s: %s", len(labels), path, said)
-    tested = share_of_each_class(labels, TEST_SHARE if test_share is None else test_share, seed=SPLIT_SEED)
+    share = TEST_SHARE if test_share is None else test_share
+    tested = share_of_each_class(labels, share, seed=SPLIT_SEED, groups=of_group)
     train = inputs[~tested]
     moves = train.max(axis=0) > train.min(axis=0)  # rounding errors may leave a constant a standard deviation above 0
     scale = np.where(moves, 1 / np.where(moves, train.std(axis=0), 1), 0)
     chosen = tested if split == "test" else ~tested
     standard = ((inputs[chosen] - train.mean(axis=0)) * scale).astype(np.float32)
-    return LabelledArrays(standard, labels[chosen], len(class_names), class_names)
+    arrays = LabelledArrays(standard, labels[chosen], len(class_names), class_names)
+    return arrays, None if of_group is None else (of_group[chosen], int(of_group.max()) + 1)
 
 
 def _found(name: str, root: Path) -> Path:
@@ -105,18 +145,27 @@ def _found(name: str, root: Path) -> Path:
 
 @functools.lru_cache(maxsize=1)  # both splits come from one file, and Shuttle takes 1.3 s to be parsed
 def _numbers(
-    path: Path, modified: int
-) -> tuple[Float[np.ndarray, "examples features"], Int[np.ndarray, " examples"], tuple[str, ...], str]:
-    """Return features and labels of all examples, the names of the classes, and what was done with the rest."""
+    path: Path, modified: int, groups: str | None
+) -> tuple[
+    Float[np.ndarray, "examples features"],
+    Int[np.ndarray, " examples"],
+    tuple[str, ...],
+    Int[np.ndarray, " examples"] | None,
+    str,
+]:
+    """Return features and labels of all examples, names of classes, groups, and what was done with the rest."""
     del modified
     frame = _frame(path)
     factors = [name for name in frame.columns if hasattr(frame[name], "cat")]
     if not factors:
         raise ValueError(f"{path} must have a factor, whose levels are the classes; got {', '.join(frame.columns)}")
     target = LABEL if LABEL in factors else factors[-1]
+    others = [name for name in frame.columns if name != target]
+    if groups is not None and groups not in others:
+        raise ValueError(f"groups must be a column of {path}, one of {', '.join(others)}; got {groups!r}")
     columns, left_out = [], Counter[str]()
     for name, column in frame.items():
-        if name == target:
+        if name in (target, groups):
             continue
         part = _features(column)
         if part is None:
@@ -124,12 +173,16 @@ def _numbers(
         else:
             columns.append(part)
     if not columns:
-        raise ValueError(f"{path} must have columns of numbers or factors besides {target!r}; got none")
+        used_up = repr(target) if groups is None else f"{target!r} and {groups!r}"
+        raise ValueError(f"{path} must have columns of numbers or factors besides {used_up}; got none")
     inputs, codes = np.hstack(columns), frame[target].cat.codes.to_numpy()
     infinite = np.isinf(inputs).any(axis=1)
     if infinite.any():
         raise ValueError(f"numbers of {path} must be finite; got an infinity in row {infinite.argmax() + 1}")
     whole = ~np.isnan(inputs).any(axis=1) & (codes >= 0)
+    group_codes = None if groups is None else _group_codes(frame[groups])
+    if group_codes is not None:
+        whole &= group_codes >= 0
     left_out["rows with a missing value"] += int((~whole).sum())
     inputs, codes = inputs[whole], codes[whole]
     used, labels = np.unique(codes, return_inverse=True)
@@ -137,7 +190,14 @@ def _numbers(
         raise ValueError(f"{path} must have examples of two classes at least in {target!r}; got {len(used)}")
     names = tuple(str(frame[target].cat.categories[code]) for code in used)
     said = ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
-    return inputs, labels.astype(np.int32), names, f"left out: {said}" if said else ""
+    of_group = None if group_codes is None else np.unique(group_codes[whole], return_inverse=True)[1]
+    return inputs, labels.astype(np.int32), names, of_group, f"left out: {said}" if said else ""
+
+
+def _group_codes(column: Any) -> Int[np.ndarray, " examples"]:
+    """Return the number of the group of each row, -1 where it is missing."""
+    codes = column.cat.codes if hasattr(column, "cat") else column.factorize(sort=True)[0]
+    return np.asarray(codes, np.int64)
 
 
 def _features(column: Any) -> Float[np.ndarray, "examples features"] | None:

@@ -14,6 +14,7 @@ from nc_jax.frames.hyperspherical import (
     hyperspherical_solution,
     hyperspherical_template,
 )
+from nc_jax.frames.lengths import local_lengths
 from nc_jax.frames.orthogonal import nonnegative_orthogonal, owner
 from nc_jax.frames.random import random_unit
 from nc_jax.frames.simplex import SimplexTemplate, aligned_etf, simplex_etf, simplex_template
@@ -34,6 +35,7 @@ __all__ = [
     "hyperspherical_solution",
     "hyperspherical_template",
     "least_energy",
+    "local_lengths",
     "nonnegative_orthogonal",
     "owner",
     "properties",
