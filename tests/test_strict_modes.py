@@ -13,6 +13,7 @@ from nc_jax.data import Batch
 from nc_jax.discrepancies import cosine
 from nc_jax.frames import (
     hierarchical,
+    local_lengths,
     nonnegative_orthogonal,
     properties,
     random_unit,
@@ -56,6 +57,13 @@ def alignment():
 def calibration():
     sums = metrics.CalibrationSums.from_batch(LOGITS, LABELS)
     return sums.merge(sums).compute()
+
+
+def of_clients():
+    existing, server = np.arange(K) < 2, {"w": means()[0], "b": means()[1]}
+    drift = metrics.client_drift({"w": means("bfloat16"), "b": means()}, server, np.arange(12))
+    angles, answers = metrics.group_angles(FRAME, existing), metrics.answers(LOGITS, LABELS, existing)
+    return drift, angles, answers.accuracy, local_lengths(COUNTS)
 
 
 def step(head, **options):
@@ -106,6 +114,7 @@ CALLS = {
     "margins": margins,
     "alignment of class vectors": alignment,
     "calibration": calibration,
+    "clients": of_clients,
     "cross-entropy": lambda: losses.cross_entropy(LOGITS, LABELS),
     "alignment": lambda: losses.cosine_alignment(FEATURES, LABELS, FRAME, np.eye(K)),
     "soft labels": lambda: losses.soft_label_loss(LOGITS, LABELS, losses.soft_targets(TREE.distances())),

@@ -42,6 +42,8 @@ class Batch(NamedTuple):
         replayed: 0 for new examples, m for those of the m-th draw from the replay memory, shape (N,), int32. None if
             there is no replay memory.
         partner: second classes of mixed examples; None if no examples were mixed.
+        client: number of the client in federated learning, shape (N,), int32, also of padding. None if there are no
+            clients.
     """
 
     # All Any: NumPy or JAX arrays, and shapes or shardings in trees with the structure of a batch.
@@ -52,6 +54,7 @@ class Batch(NamedTuple):
     slot: Any = None
     replayed: Any = None
     partner: Partner | None = None
+    client: Any = None
 
     @classmethod
     def of(cls, inputs: Any, labels: Any) -> "Batch":

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.special
-from jaxtyping import Float, Int, Num
+from jaxtyping import Int
 
 from nc_jax.checks import Labels, as_array, check_label_range, check_label_shape
+from nc_jax.data.proportions import divided, divided_by_logs, filled, log_gammas
 
 # The high half of the random key tells the purpose of the numbers.
 _TRAIN, _TEST, _CLIENTS, _LAWS = ((1 << 59) + purpose for purpose in range(4))
@@ -134,14 +134,13 @@ def dirichlet(
             f"got {min_size}"
         )
     totals = np.bincount(labels)
-    logs = _log_gamma_variates(beta, (len(totals), clients), seed)
-    counts = _by_laws(totals, logs, capped)
-    _fill(counts, min_size)
+    logs = log_gammas(beta, _raw(seed, _LAWS, 2 * len(totals) * clients).reshape(2, len(totals), clients))
+    counts = filled(divided_by_logs(totals, logs, capped=capped), min_size)
     owners = _dealt(labels, counts, seed, _TRAIN)
     if test_labels is None or not test_as_drawn:
         return _with_test(labels, owners, clients, seed, test_labels)
     test_labels = _checked_test(test_labels, totals)
-    test_counts = _by_laws(np.bincount(test_labels, minlength=len(totals)), logs, capped)
+    test_counts = divided_by_logs(np.bincount(test_labels, minlength=len(totals)), logs, capped=capped)
     return Partition(_members(owners, clients), _members(_dealt(test_labels, test_counts, seed, _TEST), clients))
 
 
@@ -191,7 +190,7 @@ def by_classes(
     chosen = np.lexsort((numbers, ~in_order))[:, :classes_per_client]
     holders = np.zeros((clients, len(totals)), np.int64)
     holders[np.arange(clients)[:, None], present[chosen]] = 1
-    owners = _dealt(labels, _apportioned(totals, holders), seed, _TRAIN)
+    owners = _dealt(labels, divided(totals, holders), seed, _TRAIN)
     return _with_test(labels, owners, clients, seed, test_labels)
 
 
@@ -260,8 +259,8 @@ def grouped(groups: Any, *, test_groups: Any = None) -> Partition:
     test_groups = np.asarray(as_array(test_groups, "test_groups"))
     if test_groups.ndim != 1:
         raise ValueError(f"test_groups must have shape (examples,); got {test_groups.shape}")
-    unknown = test_groups[~np.isin(test_groups, names)]
-    if len(unknown):
+    unknown = test_groups[~np.isin(test_groups, names)].tolist()
+    if unknown:
         raise ValueError(f"every group of a test example must have a training example; group {unknown[0]!r} has none")
     return Partition(train, _members(np.searchsorted(names, test_groups).astype(np.int32), len(names)))
 
@@ -315,7 +314,7 @@ def _with_test(
     totals = np.bincount(labels)
     test_labels = _checked_test(test_labels, totals)
     counts = np.bincount(owners * len(totals) + labels, minlength=clients * len(totals)).reshape(clients, -1)
-    test_counts = _apportioned(np.bincount(test_labels, minlength=len(totals)), counts)
+    test_counts = divided(np.bincount(test_labels, minlength=len(totals)), counts)
     return Partition(train, _members(_dealt(test_labels, test_counts, seed, _TEST), clients))
 
 
@@ -327,71 +326,6 @@ def _dealt(
     order = np.lexsort((_raw(seed, purpose, len(labels)), labels))
     owners[order] = np.repeat(np.tile(np.arange(len(counts)), counts.shape[1]), counts.T.ravel())
     return owners
-
-
-def _apportioned(
-    totals: Int[np.ndarray, " classes"], weights: Int[np.ndarray, "clients classes"]
-) -> Int[np.ndarray, "clients classes"]:
-    """Divide each class by its weights."""
-    counts = np.zeros_like(weights)
-    for label in np.flatnonzero(totals):
-        counts[:, label] = _shares(int(totals[label]), weights[:, label], counts.sum(axis=1))
-    return counts
-
-
-def _by_laws(
-    totals: Int[np.ndarray, " classes"], logs: Float[np.ndarray, "classes clients"], capped: bool
-) -> Int[np.ndarray, "clients classes"]:
-    """Divide each class by weights whose logarithms are given."""
-    counts = np.zeros(logs.T.shape, np.int64)
-    for label in np.flatnonzero(totals):
-        sizes = counts.sum(axis=1)
-        # Fewer than all N examples have been dealt, so some client has fewer than N / C.
-        closed = capped & (sizes * len(sizes) >= totals.sum())
-        allowed = np.where(closed, -np.inf, logs[label])
-        counts[:, label] = _shares(int(totals[label]), np.exp(allowed - allowed.max()), sizes)
-    return counts
-
-
-def _shares(
-    total: int, weights: Num[np.ndarray, " clients"], sizes: Int[np.ndarray, " clients"]
-) -> Int[np.ndarray, " clients"]:
-    """Divide a number by weights with largest remainders; of equal remainders, that of the smaller client is larger."""
-    shares, rest = np.divmod(weights * total, weights.sum())
-    shares = shares.astype(np.int64)
-    shares[np.lexsort((sizes, -rest))[: total - shares.sum()]] += 1
-    return shares
-
-
-def _fill(counts: Int[np.ndarray, "clients classes"], least: int) -> None:
-    """Move examples of the largest client until every client has `least` of them."""
-    sizes = counts.sum(axis=1)
-    for client in np.flatnonzero(sizes < least):
-        for _ in range(least - sizes[client]):
-            # Its size is above the mean, which is at least `least`, so it never becomes too small itself.
-            largest = np.argmax(sizes)
-            label = np.argmax(counts[largest])
-            counts[largest, label] -= 1
-            counts[client, label] += 1
-            sizes[largest] -= 1
-            sizes[client] += 1
-
-
-def _log_gamma_variates(beta: float, shape: tuple[int, int], seed: int) -> Float[np.ndarray, "classes clients"]:
-    r"""Logarithms of Gamma(beta) variates, up to a constant for each class; their shares are Dirichlet proportions.
-
-    G U^(1/beta) has the law Gamma(beta) if G has the law Gamma(beta + 1) and U is uniform. The logarithm of the product
-    exists also where the product is below the smallest number: for beta = 0.001, nearly every second variate is.
-
-    Reference: Marsaglia and Tsang (2000), section 6.
-    """
-    # 52 bits and a half, so neither 0 nor 1. G comes by the inverse of its distribution function: one raw number each.
-    uniform = ((_raw(seed, _LAWS, 2 * shape[0] * shape[1]) >> 12) + 0.5) * 2.0**-52
-    first, second = uniform.reshape(2, *shape)
-    powers = np.log(second)
-    with np.errstate(over="ignore"):  # for beta below 1e-300, one client has a whole class, as it should
-        powers = (powers - powers.max(axis=1, keepdims=True)) / beta
-    return powers + np.log(scipy.special.gammaincinv(beta + 1, first))
 
 
 def _members(owners: Int[np.ndarray, " examples"], clients: int) -> tuple[np.ndarray, ...]:

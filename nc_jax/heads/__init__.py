@@ -13,6 +13,7 @@ from nc_jax.heads.levels import levels, tree_softmax
 from nc_jax.heads.nearest import nearest
 from nc_jax.heads.nearest_options import NearestOptions
 from nc_jax.heads.output import HeadOutput, LevelOutput, scale_features
+from nc_jax.heads.pooled import pooled
 from nc_jax.heads.rotated import rotated
 from nc_jax.heads.sampling import Candidates, class_candidates, places_among, sampled
 from nc_jax.heads.staged import staged
@@ -34,6 +35,7 @@ __all__ = [
     "levels",
     "nearest",
     "places_among",
+    "pooled",
     "rotated",
     "sampled",
     "scale_features",

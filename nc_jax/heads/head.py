@@ -24,6 +24,7 @@ from nc_jax.checks import (
 from nc_jax.collective import Axes
 from nc_jax.heads.output import HeadOutput
 from nc_jax.manifolds import Submanifold
+from nc_jax.solvers import Solution
 
 Arrays = dict[str, Any]  # parameters or state: name -> array, or name -> dictionary of arrays
 
@@ -85,6 +86,9 @@ class Head:
         manifolds: for every parameter that must stay on a manifold: its name -> function from d to that manifold.
             `nc_jax.optim.on_manifold` makes an optimiser that keeps such parameters there.
         subsampled: function (this head, n) -> the head that `nc_jax.heads.sampled` returns; None if there is none.
+        pool: function (state, sums of the clients' changes of it) -> (next state, how its inner problem ended): what
+            the server makes of its state after a round of federated learning; see `nc_jax.heads.pooled`. None: the
+            server's state stays as it is.
 
     Example:
         >>> from nc_jax import heads
@@ -103,6 +107,7 @@ class Head:
     collection: str = field(default="state", repr=False)
     manifolds: Mapping[str, Callable[[int], Submanifold]] = field(default_factory=dict, repr=False)
     subsampled: "Callable[[Head, int], Head] | None" = field(default=None, repr=False)
+    pool: "Callable[[Arrays, Arrays], tuple[Arrays, Solution]] | None" = field(default=None, repr=False)
 
     def init(self, key: PRNGKeyArray, dim: int, dtype: DTypeLike = jnp.float32) -> tuple[Arrays, Arrays]:
         """Return the initial parameters and the initial state.

@@ -1,5 +1,6 @@
 """Head whose class vectors are a frame, rotated at every training step to be nearest to the running class means."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from nc_jax.checks import Reals, is_traced, real_array
 from nc_jax.collective import Axes
@@ -29,7 +30,7 @@ from nc_jax.heads.output import HeadOutput, check_width, scale_features
 from nc_jax.heads.sampled_nearest import sampled_nearest
 from nc_jax.manifolds import Stiefel
 from nc_jax.nearest import nearest_at_unit_norm
-from nc_jax.solvers import Status
+from nc_jax.solvers import Solution, Status
 
 
 def nearest(
@@ -97,13 +98,7 @@ def nearest(
     """
     chosen = replace(options, **changes)
     counting = None if weights is None else _checked_weights(weights, num_classes)
-    if template is not None:
-        at = template_rule(template, num_classes)
-    else:
-        simplex: Any = SimplexTemplate.of_unit_columns(num_classes)
-        if not chosen.reduced:
-            simplex = DenseTemplate(simplex.scale * simplex_template(num_classes, reduced=False), centred=True)
-        at = template_rule(simplex, num_classes)
+    at = rule_of(num_classes, template, chosen)
 
     def declare(dim, dtype):
         del dtype  # the state is float32, whatever the features are
@@ -150,6 +145,18 @@ def nearest(
     return Head("nearest", num_classes, declare, forward, collection="nearest", subsampled=few)
 
 
+def rule_of(
+    num_classes: int, template: TemplateOrRule | None, options: NearestOptions
+) -> Callable[[int], Template | LearnedTemplate]:
+    """Return the function d -> template of a nearest head; without a template, the simplex ETF's."""
+    if template is not None:
+        return template_rule(template, num_classes)
+    simplex: Any = SimplexTemplate.of_unit_columns(num_classes)
+    if not options.reduced:
+        simplex = DenseTemplate(simplex.scale * simplex_template(num_classes, reduced=False), centred=True)
+    return template_rule(simplex, num_classes)
+
+
 def _checked_weights(weights: Reals, num_classes: int) -> Float[Array, " classes"]:
     """Return the weights of the classes with mean 1: sums of weighted squares then stay in the range of float32."""
     found = real_array(weights, "weights")
@@ -177,7 +184,35 @@ def _step(
     axis_name: Axes,
 ) -> tuple[HeadOutput, Arrays]:
     """Update the running class means with the batch, find the nearest frame, and classify with it."""
-    batch_means, global_mean, counts = batch_means_of(features, labels, template.shape[1], axis_name)
+    batch = batch_means_of(features, labels, template.shape[1], axis_name)
+    frame, global_mean, solution, new = follow(options, template, weights, state, *batch)
+    return _output(features, frame, global_mean, solution), new
+
+
+def follow(
+    options: NearestOptions,
+    template: Template,
+    weights: Array | None,
+    state: Arrays,
+    batch_means: Float[Array, "dim classes"],
+    global_mean: Float[Array, " dim"],
+    counts: Int[Array, " classes"],
+) -> tuple[Array, Array, Solution, Arrays]:
+    """Update the running class means with the means of some examples, and find the nearest frame.
+
+    Args:
+        options: the settings of the head.
+        template: its template, r x K.
+        weights: weights of the classes, mean 1; None counts all alike.
+        state: the head's state.
+        batch_means: class means of the examples, shape (d, K); those of classes without an example do not matter.
+        global_mean: mean of the examples, shape (d,).
+        counts: number of examples of each class, shape (K,).
+
+    Returns:
+        The frame (d, K) and the running global mean (d,), through which gradients flow; how the inner problem ended;
+        and the next state.
+    """
     if not template.centred or options.centre == "classes":
         global_mean = jnp.zeros_like(global_mean)
     present = counts > 0
@@ -227,7 +262,7 @@ def _step(
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(value)) for value in new.values()]))
     new = {name: jnp.where(finite, value, state[name]) for name, value in new.items()}
     status = jnp.where(finite, found.solution.status, Status.NON_FINITE).astype(jnp.int32)
-    return _output(features, found.frame, global_mean, found.solution._replace(status=status)), new
+    return found.frame, global_mean, found.solution._replace(status=status), new
 
 
 def _output(features: Array, frame: Array, global_mean: Array, solution: Any) -> HeadOutput:

@@ -1,10 +1,10 @@
 """Methods as values: every paper's method is a row of one table, made of a head, a loss, extensions and a stream."""
 
-from nc_jax.methods.method import (
+from nc_jax.methods.method import Method, Setting
+from nc_jax.methods.options import (
     ContinualOptions,
+    FederatedOptions,
     HierarchyOptions,
-    Method,
-    Setting,
     TailOptions,
     UniformityOptions,
 )
@@ -13,6 +13,7 @@ from nc_jax.methods.table import METHODS, method
 __all__ = [
     "METHODS",
     "ContinualOptions",
+    "FederatedOptions",
     "HierarchyOptions",
     "Method",
     "Setting",

@@ -14,7 +14,8 @@ from nc_jax.frames import hierarchical_constructor
 from nc_jax.frames.properties import cosines
 from nc_jax.heads import FrameConstructor, Head, HeadOutput, LevelOutput
 from nc_jax.hierarchy import similarity
-from nc_jax.methods.method import HierarchyOptions, MappingName, Method, Setting
+from nc_jax.methods.method import Method, Setting
+from nc_jax.methods.options import HierarchyOptions, MappingName
 from nc_jax.training import Loss
 
 # Maps f from u = d / d_max (tree distance over the largest one) to cosines, in addition to the two that

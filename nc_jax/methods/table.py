@@ -2,7 +2,17 @@
 
 from collections.abc import Mapping
 
-from nc_jax.methods import continual, few_shot, hierarchy, long_tail, orthogonal, simplex, smoothing, uniformity
+from nc_jax.methods import (
+    continual,
+    federated,
+    few_shot,
+    hierarchy,
+    long_tail,
+    orthogonal,
+    simplex,
+    smoothing,
+    uniformity,
+)
 from nc_jax.methods.method import Method
 
 
@@ -30,6 +40,7 @@ METHODS = joined(
     long_tail.METHODS,
     few_shot.METHODS,
     uniformity.METHODS,
+    federated.METHODS,
 )
 
 

@@ -5,6 +5,7 @@ reads the same examples on any machine, so an interrupted run resumes exactly.
 """
 
 from nc_jax.streams.balanced import Staged, Weighted
+from nc_jax.streams.clients import Clients
 from nc_jax.streams.epochs import Epochs, epoch_indices, epoch_order, steps_per_epoch
 from nc_jax.streams.exemplars import Exemplars
 from nc_jax.streams.reader import batches, eval_batches, read
@@ -15,6 +16,7 @@ from nc_jax.streams.tasks import Tasks
 
 __all__ = [
     "BalancedSubset",
+    "Clients",
     "Epochs",
     "Exemplars",
     "Plan",

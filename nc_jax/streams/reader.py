@@ -216,7 +216,7 @@ def _gather(source: ExampleSource, chosen: Plan, seed: int) -> Batch:
     """Read a batch; rows without an example are zero."""
     index = chosen.index
     mask = index >= 0
-    extras: dict[str, Any] = {"index": index, "slot": chosen.slot, "replayed": chosen.replayed}
+    extras: dict[str, Any] = chosen._asdict()
     if mask.all():
         return source.take(index, seed)._replace(**extras)
     # This slice of the last batch may be padding only. Then read example 0, only to learn the shape of the inputs.

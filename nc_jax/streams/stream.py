@@ -2,7 +2,7 @@
 
 import bisect
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -17,11 +17,13 @@ class Plan(NamedTuple):
             there is no replay memory.
         replayed: 0 for new examples, m for those of the m-th draw from the replay memory, shape (S, B), int32. None if
             there is no replay memory.
+        client: number of the client of each place, also of padding, shape (S, B), int32. None if there are no clients.
     """
 
     index: Int[np.ndarray, "steps batch"]
     slot: Int[np.ndarray, "steps batch"] | None = None
     replayed: Int[np.ndarray, "steps batch"] | None = None
+    client: Int[np.ndarray, "steps batch"] | None = None
 
 
 @runtime_checkable
@@ -67,6 +69,5 @@ def locate(stream: Stream, step: int) -> tuple[int, int]:
 
 def local_rows(plan: Plan, rows: slice | int, columns: np.ndarray | slice = slice(None)) -> Plan:
     """Return some steps (rows) of a plan, and only some places (columns) of their batches."""
-    index, slot, replayed = (None if part is None else part[rows][..., columns] for part in plan)
-    assert index is not None, "a plan always has one"
-    return Plan(index, slot, replayed)
+    parts: Any = (None if part is None else part[rows][..., columns] for part in plan)
+    return Plan(*parts)

@@ -126,6 +126,21 @@ COLOURS = {
     "mixup, adjusted, regularised": "#BB285D",
     "mixup, adjusted, slerp": "#941F73",
     "mixup, adjusted, project": "#6D1736",
+    # Federated learning: warm hues for linear classifiers, cold ones for ETFs and personal layers, greys for bounds.
+    "FedAvg": "#F0641E",
+    "FedProx": "#FFB000",
+    "FedAvgM": "#FBC3B5",
+    "FedAdam": "#7A1010",
+    "SCAFFOLD": "#8F7A1E",
+    "MOON": "#B5176E",
+    "FedAvg + fixed ETF": "#2F7FE0",
+    "FedAvg + nearest ETF": "#0A8F62",
+    "FedGELA": "#5F0F99",
+    "FedGELA, masked": "#B58CF2",
+    "FedPer": "#3BC9DB",
+    "FedRep": "#0B6477",
+    "local only": "#A3A3A3",
+    "centralised": "#262626",
 }
 MOST_BANDS = 5  # more of them cover each other
 DASHES = ("-", "--", ":", "-.")
@@ -180,7 +195,7 @@ def curves(
     look = looks({name: ("", name) for name in groups}) if look is None else look
     figure, axes = grid(len(panels), 3, (4.2, 3.1))
     for axis, (metric, title, scale) in zip(axes.flat, panels, strict=False):
-        drawn = {name: _by_run(rows, runs, metric, unit) for name, runs in groups.items()}
+        drawn = {name: by_run(rows, runs, metric, unit) for name, runs in groups.items()}
         if scale == "linear" and _far_off_at_first(drawn):
             drawn = {name: (epochs[1:], values[:, 1:]) for name, (epochs, values) in drawn.items()}
         for name, (epochs, values) in drawn.items():
@@ -357,12 +372,35 @@ def plain_ticks(axis: Any, which: str = "y") -> None:
     side.set_minor_formatter(NullFormatter())
 
 
-def legend_below(figure: Figure, axis: Any) -> None:
-    """Put a legend of all panels below them, where it covers nothing."""
-    handles, names = axis.get_legend_handles_labels()
+def legend_below(figure: Figure, *axes: Any) -> None:
+    """Put a legend of all panels below them, where it covers nothing: what is drawn in these, each name once."""
+    drawn = [pair for axis in axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
+    handles_of = {name: handle for handle, name in drawn}
+    names, handles = list(handles_of), list(handles_of.values())
     widest = max(map(len, names), default=1)
     columns = max(1, min(len(names), int(figure.get_figwidth() * 13 / (widest + 6))))
     figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+
+
+def by_run(
+    rows: Sequence[dict[str, Any]], runs: Sequence[str], metric: str, unit: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the epochs (or steps) in which all runs have a metric, and its values, a row per run.
+
+    Args:
+        rows: lines of metrics.jsonl.
+        runs: names of the runs.
+        metric: name of the metric; values that are not finite do not count.
+        unit: "epoch" or "step".
+    """
+    series: list[dict] = [{} for _ in runs]
+    places = {run: place for place, run in enumerate(runs)}
+    for row in rows:
+        value = row.get(metric, np.nan)
+        if row["run"] in places and np.isfinite(value):
+            series[places[row["run"]]][row[unit]] = value
+    epochs = sorted(set.intersection(*(set(values) for values in series)))
+    return np.array(epochs), np.array([[values[epoch] for epoch in epochs] for values in series], float)
 
 
 def _far_off_at_first(drawn: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bool:
@@ -373,17 +411,3 @@ def _far_off_at_first(drawn: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> boo
     first = np.concatenate([values[:, 0] for values in series])
     later = np.concatenate([values[:, 1:].ravel() for values in series])
     return bool(first.mean() < later.min() - np.ptp(later))
-
-
-def _by_run(
-    rows: Sequence[dict[str, Any]], runs: Sequence[str], metric: str, unit: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the epochs (or steps) in which all runs have the metric, and its values, a row per run."""
-    series: list[dict] = [{} for _ in runs]
-    places = {run: place for place, run in enumerate(runs)}
-    for row in rows:
-        value = row.get(metric, np.nan)
-        if row["run"] in places and np.isfinite(value):
-            series[places[row["run"]]][row[unit]] = value
-    epochs = sorted(set.intersection(*(set(values) for values in series)))
-    return np.array(epochs), np.array([[values[epoch] for epoch in epochs] for values in series], float)

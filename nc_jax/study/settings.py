@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 import tyro
 
 from nc_jax.heads import NearestOptions
-from nc_jax.methods import ContinualOptions, HierarchyOptions, TailOptions, UniformityOptions, method
+from nc_jax.methods import (
+    ContinualOptions,
+    FederatedOptions,
+    HierarchyOptions,
+    TailOptions,
+    UniformityOptions,
+    method,
+)
 from nc_jax.study.backbones import BackboneOptions
 from nc_jax.study.cli import RunOptions
 from nc_jax.study.config import changed, differences
@@ -41,6 +48,8 @@ class Comparison(RunOptions):
         continual: choices about continual learning; --loop.epochs then counts passes over each task's examples.
         tail: choices about long-tailed learning.
         uniformity: choices about the methods that spread class vectors over the sphere.
+        federated: choices about federated learning; --loop.epochs then counts rounds, and --loop.batch-size the
+            examples of a local step.
         grid: per case and variant, what it changes in these settings (set by the preset).
     """
 
@@ -58,6 +67,7 @@ class Comparison(RunOptions):
     continual: ContinualOptions = dataclasses.field(default_factory=ContinualOptions)
     tail: TailOptions = dataclasses.field(default_factory=TailOptions)
     uniformity: UniformityOptions = dataclasses.field(default_factory=UniformityOptions)
+    federated: FederatedOptions = dataclasses.field(default_factory=FederatedOptions)
     grid: tyro.conf.Suppress[Mapping[str, Mapping[str, Changes]]] = dataclasses.field(
         default_factory=lambda: {"": {"": {}}}
     )

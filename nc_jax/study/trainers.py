@@ -11,13 +11,16 @@ import numpy as np
 import optax
 
 from nc_jax.data import LabelledArrays, labels_of
+from nc_jax.data.clients import ClientArrays
 from nc_jax.data.parts import share_of_each_class
+from nc_jax.federated import Federation, Rounds
 from nc_jax.heads import Head
 from nc_jax.methods import Setting, method
 from nc_jax.models import Classifier, HeadModule
 from nc_jax.optim import on_manifold
-from nc_jax.streams import Epochs, Stream, Tasks, steps_per_epoch
+from nc_jax.streams import Clients, Epochs, Stream, Tasks, steps_per_epoch
 from nc_jax.study.backbones import BackboneOptions, loader, make_backbone, slower_parts
+from nc_jax.study.clients import spread
 from nc_jax.study.data import Data, DataOptions, load
 from nc_jax.study.planning import Plan
 from nc_jax.study.settings import Comparison, Group, expand
@@ -32,7 +35,7 @@ UNEQUAL = 2
 
 
 def of_run(data: Data, settings: Comparison, seed: int) -> Data:
-    """Return what a run trains and tests on, which may depend on its seed: a long tail, and a sequence of tasks.
+    """Return what a run trains and tests on, which may depend on its seed: a long tail, tasks, clients.
 
     Args:
         data: the data set.
@@ -40,9 +43,10 @@ def of_run(data: Data, settings: Comparison, seed: int) -> Data:
         seed: seed of the run.
 
     Raises:
-        ValueError: if the set cannot have such a tail or such tasks.
+        ValueError: if the set cannot have such a tail, such tasks or such clients.
     """
-    return arranged(tailed(data, settings.tail, seed), settings.continual, seed)
+    data = arranged(tailed(data, settings.tail, seed), settings.continual, seed)
+    return spread(data, settings.federated, seed)
 
 
 def setting_of(settings: Comparison, data: Data) -> Setting:
@@ -59,7 +63,7 @@ def setting_of(settings: Comparison, data: Data) -> Setting:
     return Setting(
         num_classes=data.num_classes,
         epochs=loop.epochs,
-        epoch_steps=steps_per_epoch(-(-len(data.train) // options.tasks), loop.batch_size),
+        epoch_steps=_epoch_steps(settings, data),
         num_examples=len(data.train),
         class_counts=None if sizes is None else tuple(sizes.tolist()),
         tree=data.tree,
@@ -68,9 +72,23 @@ def setting_of(settings: Comparison, data: Data) -> Setting:
         continual=options,
         tail=settings.tail,
         uniformity=settings.uniformity,
+        federated=settings.federated,
         task_of_class=tuple(tasks_of_classes(data.num_classes, options).tolist()) if by_class else None,
         task_steps=_task_steps(settings, data),
     )
+
+
+def _epoch_steps(settings: Comparison, data: Data) -> int:
+    """Return the optimiser steps per epoch, or per round of a client."""
+    if isinstance(data.train, ClientArrays):
+        return _clients(settings, data.train).steps
+    return steps_per_epoch(-(-len(data.train) // settings.continual.tasks), settings.loop.batch_size)
+
+
+def _clients(settings: Comparison, source: ClientArrays) -> Clients:
+    loop, options = settings.loop, settings.federated
+    names = ("per_round", "local_epochs", "local_steps", "dropouts", "stragglers")
+    return Clients(source, loop.batch_size, loop.epochs, **{name: getattr(options, name) for name in names})
 
 
 def _task_steps(settings: Comparison, data: Data) -> tuple[int, ...] | None:
@@ -110,6 +128,11 @@ def make_stream(group: Group, data: Data) -> Stream:
     stream: Stream = Epochs(data.train, loop.batch_size, loop.epochs, loop.stratified)
     if data.tasks is not None:
         stream = Tasks(data.train, data.tasks[0], loop.batch_size, loop.epochs)
+    if group.settings.federated.clients is not None:
+        if data.tasks is not None:
+            raise ValueError("clients learn one task; got --continual.tasks and --federated.clients")
+        assert isinstance(data.train, ClientArrays), "spread over clients"
+        stream = _clients(group.settings, data.train)
     return method(group.method).stream(setting_of(group.settings, data), stream)
 
 
@@ -132,7 +155,11 @@ def make_trainer(group: Group, data: Data) -> Trainer:
     head = chosen.head(setting)
     agd = options.name == "agd"
     backbone = make_backbone(settings.backbone, size=data.size, num_classes=data.num_classes, only_matrices=agd)
-    epoch_steps = tuple(-(-steps // loop.epochs) for steps in _by_task(make_stream(group, data), loop.epochs))
+    stream = make_stream(group, data)
+    if isinstance(stream, Clients):
+        epoch_steps = stream.steps
+    else:
+        epoch_steps = tuple(-(-steps // loop.epochs) for steps in _by_task(stream, loop.epochs))
     optimizer = make_optimizer(options, epochs=loop.epochs, epoch_steps=epoch_steps)
     for part in slower_parts(settings.backbone):
         optimizer = scaled_rate(optimizer, part, settings.backbone.rate_factor)
@@ -148,7 +175,22 @@ def make_trainer(group: Group, data: Data) -> Trainer:
         example = data.train.take(np.zeros(1, np.int64)).inputs
         inputs = example if data.preprocess is None else data.preprocess(jnp.asarray(example))
         optimizer = on_heads(optimizer, head, jax.eval_shape(model.init, jax.random.key(0), inputs)["params"])
-    return Trainer(model, optimizer, loop, step=step, initialise=agd_init if agd else _loader(settings.backbone))
+    initialise = agd_init if agd else _loader(settings.backbone)
+    rounds = _rounds(settings, chosen.federation(setting), head, stream) if isinstance(stream, Clients) else None
+    return Trainer(model, optimizer, loop, step=step, initialise=initialise, rounds=rounds)
+
+
+def _rounds(settings: Comparison, federation: Federation, head: Head, stream: Clients) -> Rounds:
+    options = settings.federated
+    return Rounds(
+        federation,
+        clients=stream.clients_per_round,
+        local_batch=stream.local_batch,
+        keep_optimizer=options.keep_optimizer,
+        schedule_steps=stream.steps,  # of seed 0, as the schedule itself; with other seeds, clients have other sizes
+        at_once=options.at_once,
+        pool=None if head.pool is None else head,
+    )
 
 
 def stream_of(group: Group) -> Stream:
@@ -211,7 +253,8 @@ def check(config: Comparison) -> None:
         data = data_of(group.settings)
         trainer = make_trainer(group, data)
         trainer.check_stream(stream_of(group))
-        jax.eval_shape(lambda trainer=trainer, data=data: trainer.init(data.train, 0))
+        train_set = of_run(data, group.settings, seed=0).train
+        jax.eval_shape(lambda trainer=trainer, train_set=train_set: trainer.init(train_set, 0))
         if group.settings.rates and not isinstance(data.train, LabelledArrays):
             raise ValueError(
                 f"learning rates are chosen on sets in memory; for {group.settings.data.name} give one, and --rates "

@@ -8,16 +8,18 @@ from nc_jax.training.evaluate import (
     make_eval_step,
     make_evaluator,
 )
-from nc_jax.training.extension import Context, Extension
+from nc_jax.training.extension import Client, Context, Extension
 from nc_jax.training.extensions import (
     AlignmentPenalty,
     AlignmentProjection,
     AlignmentSlerp,
     BatchSoftmax,
     FeatureDecay,
+    LocalLengths,
     LogitAdjustment,
     LogitMemory,
     Mixup,
+    ModelContrast,
     TaskSoftmax,
 )
 from nc_jax.training.files import BusyError
@@ -51,6 +53,7 @@ __all__ = [
     "BusyError",
     "CheckpointError",
     "Checkpoints",
+    "Client",
     "Context",
     "EpochTotals",
     "Evaluated",
@@ -58,12 +61,14 @@ __all__ = [
     "Extension",
     "FeatureDecay",
     "LoadedRun",
+    "LocalLengths",
     "LogitAdjustment",
     "LogitMemory",
     "LoopOptions",
     "Loss",
     "MetricsLog",
     "Mixup",
+    "ModelContrast",
     "NonFiniteError",
     "OptimizerOptions",
     "PairLoss",

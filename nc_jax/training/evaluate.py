@@ -154,7 +154,8 @@ class Evaluated:
         """Apply the model to a batch."""
         batch = preprocessed(batch._replace(inputs=jnp.asarray(batch.inputs)), self.options.preprocess)
         output, *_ = forward(self.model, state.evaluated_params, state.variables, batch, train=False)
-        return self._chain.on_output(Context(state.step, train=False), state.extensions, output, batch)
+        context = Context(state.step, train=False, client=state.client)
+        return self._chain.on_output(context, state.extensions, output, batch)
 
     def parts(self, state: TrainState) -> TrainState:
         """Return the state with None for all that evaluation does not need.
@@ -167,6 +168,7 @@ class Evaluated:
             opt_state=None,
             key=None,
             totals=None,
+            clients=None,
             extensions=self._chain.states_of("on_output", state.extensions),
         )
 

@@ -12,6 +12,24 @@ from nc_jax.data import Batch
 from nc_jax.heads import HeadOutput
 
 
+class Client(NamedTuple):
+    """What a step knows of the client of federated learning that makes it.
+
+    Attributes:
+        number: number of the client, int32.
+        counts: number of its training examples of each class, shape (K,), int32.
+        received: parameters, and other variables, as the server sent them at the begin of the round; None unless the
+            method asks for them (`nc_jax.federated.Federation.remembers`).
+        previous: those with which the client ended its last round; at first, those of the initial model. None unless
+            the method asks for them.
+    """
+
+    number: Int[Array, ""]
+    counts: Int[Array, " classes"]
+    received: tuple[Any, Any] | None = None
+    previous: tuple[Any, Any] | None = None
+
+
 class Context(NamedTuple):
     """What losses and extensions know about the step, besides its batch.
 
@@ -26,6 +44,9 @@ class Context(NamedTuple):
         whole: the batch that this device has in this step, without inputs, before it is cut into parts, and after
             `on_batch` of all extensions; None in evaluation. Weights that depend on the batch are taken from it, so
             that they depend neither on the number of devices nor on `StepOptions.accumulate`.
+        client: the client whose step or whose model this is; None for the server's model, and without clients.
+        apply: function (parameters, other variables, batch) -> output of the same model in evaluation, for methods that
+            look at another state of it; None in evaluation.
     """
 
     step: Int[Array, ""]
@@ -35,6 +56,8 @@ class Context(NamedTuple):
     count: Array | None = None
     new_count: Array | None = None
     whole: Batch | None = None
+    client: Client | None = None
+    apply: Callable[[Any, Any, Batch], HeadOutput] | None = None
 
     def everyone(self, array: Array) -> Array:
         """Return the rows of all devices, in the order of the whole batch. Use it to mix examples across devices."""

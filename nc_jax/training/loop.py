@@ -37,7 +37,7 @@ from nc_jax.training.runs import (
     supersede,
 )
 from nc_jax.training.state import Model, TrainState, create_state
-from nc_jax.training.step import StepOptions, make_train_step
+from nc_jax.training.step import StepMaker, StepOptions, make_train_step
 
 # Examples that an evaluation sees at once, at least: batches of ten would take it ten times as long.
 EVALUATED_TOGETHER = 256
@@ -109,6 +109,8 @@ class Trainer:
         step: what a training step does besides gradient and optimiser.
         devices: local devices to use; None takes the first `options.devices` of them.
         initialise: (params, key) -> params, replaces the initial parameters that the model has drawn; None keeps them.
+        rounds: makes every step a round of federated learning (`nc_jax.federated.Rounds`), with `optimizer` and `step`
+            for the local steps of clients, and `options.batch_size` for their batches. None: plain steps.
 
     Raises:
         ValueError: if `options.devices` exceeds the number of local devices, or if the batch size is not a multiple of
@@ -124,18 +126,25 @@ class Trainer:
         step: StepOptions = StepOptions(),
         devices: Devices = None,
         initialise: Callable[[Any, Any], Any] | None = None,
+        rounds: StepMaker | None = None,
     ):
         local = jax.local_devices()
         if options.devices is not None and not 1 <= options.devices <= len(local):
             raise ValueError(f"devices must lie in 1..{len(local)}, the local ones; got {options.devices}")
         self.initialise = initialise
         self.devices = list(local[: options.devices] if devices is None else devices)
-        parts, total = step.accumulate, len(self.devices) * jax.process_count()
-        check_divisible(options.batch_size, total, parts)
+        self.rounds = rounds
+        # Clients cut the batches of their local steps themselves.
+        self._parts = parts = step.accumulate if rounds is None else 1
+        if rounds is None:
+            check_divisible(options.batch_size, self._all_devices, parts)
+        else:
+            rounds.check(self._all_devices)
         self.evaluated_together = -(-EVALUATED_TOGETHER // options.batch_size) * options.batch_size
         self.model, self.optimizer, self.options, self.step_options = model, optimizer, options, step
         self._init = jax.jit(model.init)
-        pure_step = make_train_step(model, optimizer, axis_name=AXIS, options=step)
+        make_step = make_train_step if rounds is None else rounds.make_step
+        pure_step = make_step(model, optimizer, axis_name=AXIS, options=step)
         self.step = data_parallel(pure_step, devices=self.devices, donate=True, parts=parts)
         self.segment = resident_steps(
             lambda state, _, batch: pure_step(state, batch), devices=self.devices, donate=True, parts=parts
@@ -157,7 +166,7 @@ class Trainer:
             inputs = self.step_options.preprocess(jnp.asarray(inputs))
         state = create_state(
             self.model,
-            self.optimizer,
+            self.optimizer if self.rounds is None else self.rounds.server(),
             _key_of(seed),
             inputs,
             average=self.step_options.average_decay is not None,
@@ -165,6 +174,8 @@ class Trainer:
             init=self._init,
             extensions=self.step_options.extensions,
         )
+        if self.rounds is not None:
+            state = self.rounds.begin(state, train_set, self.optimizer)
         return replicate(state, self.devices)
 
     def fit(
@@ -271,7 +282,7 @@ class Trainer:
 
     def check_stream(self, stream: Stream) -> None:
         """Raise a ValueError unless the devices can share the stream's batches equally."""
-        check_divisible(stream.batch_size, len(self.devices) * jax.process_count(), self.step_options.accumulate)
+        check_divisible(stream.batch_size, self._all_devices, self._parts)
 
     def outputs(self, state: TrainState, examples: ExampleSource) -> Iterator[tuple[HeadOutput, Batch]]:
         """Apply the model to every example once, in order, on one device.
@@ -302,6 +313,11 @@ class Trainer:
         names = class_names_of(examples) if named else tuple(map(str, range(logits.shape[1])))
         return predictions_of(logits, names)
 
+    @property
+    def _all_devices(self) -> int:
+        """Number of devices of all processes."""
+        return len(self.devices) * jax.process_count()
+
     def _source(self, examples: ExampleSource) -> Source:
         """Return where examples are read from: a set on the devices, or a function that reads batches."""
         resident, alone = self.options.resident, jax.process_count() == 1
@@ -320,7 +336,7 @@ class Trainer:
             stream,
             seed=seed,
             start_step=start,
-            parts=self.step_options.accumulate,
+            parts=self._parts,
             threads=self.options.threads,
             **_share(),
         )
@@ -351,6 +367,8 @@ class Trainer:
             "step": self.step_options,
             "initialise": self.initialise,
         }
+        if self.rounds is not None:
+            decides["rounds"] = self.rounds
         names = class_names_of(train_set)
         return Facts(stream.ends[-1], names, example.shape[1:], str(example.dtype), describe(decides)), stored
 

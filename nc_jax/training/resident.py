@@ -111,7 +111,5 @@ def _take(content: dict, chosen: Plan) -> Batch:
         inputs=jnp.where(rows_with(mask, inputs), inputs, 0),
         labels=jnp.where(mask, content["labels"][jnp.maximum(chosen.index, 0)], PADDING_LABEL),
         mask=mask,
-        index=chosen.index,
-        slot=chosen.slot,
-        replayed=chosen.replayed,
+        **chosen._asdict(),
     )

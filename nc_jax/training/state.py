@@ -32,6 +32,9 @@ class TrainState(flax.struct.PyTreeNode):
         totals: totals over the steps of the current epoch.
         average: exponential moving average of the parameters; None if none is kept.
         extensions: states of the extensions, by name of extension; None if no extension has a state.
+        client: a `nc_jax.training.Client`, in the state of a client of federated learning; else None.
+        clients: what the server of a simulated federation keeps for its clients, a `nc_jax.federated.ClientStates`;
+            else None.
     """
 
     # All Any: tree maps also build states that hold shapes, shardings or options instead of arrays.
@@ -43,6 +46,8 @@ class TrainState(flax.struct.PyTreeNode):
     totals: Any
     average: Any = None
     extensions: Any = None
+    client: Any = None
+    clients: Any = None
 
     @property
     def evaluated_params(self) -> Any:

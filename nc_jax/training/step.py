@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -88,13 +88,39 @@ class StepOptions:
         Chain(self.extensions)
 
 
+Step = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+
+
+@runtime_checkable
+class StepMaker(Protocol):
+    """What makes steps of another kind than that of `make_train_step`, such as `nc_jax.federated.Rounds`."""
+
+    def server(self) -> optax.GradientTransformation:
+        """Return the optimiser whose state is in `TrainState.opt_state`."""
+        ...
+
+    def begin(self, state: TrainState, source: Any, optimizer: optax.GradientTransformation) -> TrainState:
+        """Return the initial state, given that of the model, the training set and the trainer's optimiser."""
+        ...
+
+    def make_step(
+        self, model: Model, optimizer: optax.GradientTransformation, *, axis_name: str, options: StepOptions
+    ) -> Step:
+        """Make the step, a pure function."""
+        ...
+
+    def check(self, devices: int) -> None:
+        """Raise a ValueError unless so many devices can share a step."""
+        ...
+
+
 def make_train_step(
     model: Model,
     optimizer: optax.GradientTransformation,
     *,
     axis_name: str | None = None,
     options: StepOptions = StepOptions(),
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+) -> Step:
     """Make the step (state, batch) -> (state, metrics): loss, gradient, optimiser.
 
     If the loss, the gradient or the new state is not finite, or an example has a label that is no class, the step
@@ -119,6 +145,9 @@ def make_train_step(
     optimizer = optax.with_extra_args_support(optimizer)
     chain = Chain(options.extensions)
 
+    def evaluated(params: Any, variables: Any, batch: Batch) -> HeadOutput:
+        return forward(model, params, variables, batch, train=False)[0]
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         check_label_shape(batch.labels)
         checked_mask(batch.mask, len(batch.labels))
@@ -128,7 +157,7 @@ def make_train_step(
     def summed_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         count = _count(batch.mask)
         places = _places(len(batch.labels), options.accumulate)
-        context = Context(state.step, train=True, count=count, places=places)
+        context = Context(state.step, train=True, count=count, places=places, client=state.client, apply=evaluated)
         if batch.replayed is not None:
             context = context._replace(new_count=_count(batch.mask & (batch.replayed == 0)))
         if options.augment is not None or chain.hooks:
@@ -209,7 +238,7 @@ def make_train_step(
         )
 
         grad_norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(cost) & jnp.isfinite(grad_norm) & _all_finite(new.replace(totals=None))
+        finite = jnp.isfinite(cost) & jnp.isfinite(grad_norm) & _all_finite(new.replace(totals=None, client=None))
         finite &= seen.without_class == 0
         metrics = StepMetrics(
             loss=seen.loss,

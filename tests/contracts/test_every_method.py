@@ -7,12 +7,18 @@ import pytest
 
 from nc_jax import collective
 from nc_jax.data import Batch, hierarchies
-from nc_jax.methods import METHODS, Setting
+from nc_jax.methods import METHODS, FederatedOptions, Setting
 from nc_jax.training import Context
 
 K, DIM, N, PADDING, DEVICES = 10, 16, 40, 8, 4
 SETTING = Setting(
-    num_classes=K, epochs=2, epoch_steps=3, num_examples=N, class_counts=(N // K,) * K, tree=hierarchies.load("digits")
+    num_classes=K,
+    epochs=2,
+    epoch_steps=3,
+    num_examples=N,
+    class_counts=(N // K,) * K,
+    tree=hierarchies.load("digits"),
+    federated=FederatedOptions(clients=2),
 )
 F32 = 2e-5  # sums in another order; the nearest head's derivative has a condition of about ten
 # These heads have no parameters: their class vectors are part of the state.
@@ -40,6 +46,7 @@ WITHOUT_PARAMETERS |= {
     "few-shot-etf",
 }
 WITHOUT_PARAMETERS |= {"hug-random", "hug-optimised", "hug-nearest", "random-fixed", "energy-fixed", "energy-nearest"}
+WITHOUT_PARAMETERS |= {"fed-etf", "fed-nearest"}
 
 
 def with_a_new_head_or_loss() -> list[str]:

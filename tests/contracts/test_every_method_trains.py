@@ -1,33 +1,36 @@
 """Every method is trained, killed and resumed: the final state equals that of an unbroken run, bit for bit."""
 
+import dataclasses
+
 import chex
 import jax
 import numpy as np
 import pytest
 from deadly import Deadly, KilledError
 
-from nc_jax.methods import METHODS
+from nc_jax.methods import METHODS, FederatedOptions, federated
 from nc_jax.study import Comparison
 from nc_jax.study.backbones import BackboneOptions
 from nc_jax.study.data import DataOptions
 from nc_jax.study.settings import Group
-from nc_jax.study.trainers import data_of, make_stream, make_trainer
+from nc_jax.study.trainers import data_of, make_stream, make_trainer, of_run
 from nc_jax.training import LoopOptions, MetricsLog, OptimizerOptions, read_metrics
 
 pytestmark = pytest.mark.slow
 
 
 def with_a_new_part() -> list[str]:
-    """Return the methods that have a head, a loss, extensions, a stream or an optimiser that no method before them has.
+    """Return the methods that have a part (head, loss, extensions, and so on) that no method before them has.
 
     The others are combinations of parts that are tested already, as experience replay with another head.
     """
     known: set[int] = set()
     found = []
-    for name, method in METHODS.items():
-        parts = {id(part) for part in (method.head, method.loss, method.extensions, method.stream, method.optimizer)}
+    for row, method in METHODS.items():
+        names = ("head", "loss", "extensions", "stream", "optimizer", "federation")
+        parts = {id(getattr(method, name)) for name in names}
         if parts - known:
-            found.append(name)
+            found.append(row)
         known |= parts
     return found
 
@@ -41,9 +44,13 @@ def test_a_killed_run_resumes_bit_for_bit(name, tmp_path, digits_dir):
         optimizer=OptimizerOptions(learning_rate=0.05),
         loop=LoopOptions(epochs=3, batch_size=64, checkpoint_every=1, devices=2),
     )
-    data = data_of(settings)
+    if name in federated.METHODS:
+        options = FederatedOptions(clients=4, local_steps=2, per_round=1 if name == "centralised" else 2)
+        loop = LoopOptions(epochs=3, batch_size=20, checkpoint_every=1, devices=1 if name == "centralised" else 2)
+        settings = dataclasses.replace(settings, federated=options, loop=loop)
     group = Group("", "", name, settings)
-    trainer, stream = make_trainer(group, data), make_stream(group, data)
+    trainer, data = make_trainer(group, data_of(settings)), of_run(data_of(settings), settings, seed=0)
+    stream = make_stream(group, data)
 
     def fit(folder, stream):
         folder.mkdir(exist_ok=True)

@@ -27,6 +27,14 @@ def test_a_class_is_shared_by_itself():
     assert np.flatnonzero(alone).tolist() == [3, 5, 7, 8]  # measured once: the parts of a set must stay the same
 
 
+def test_every_group_gives_a_share_of_each_of_its_classes():
+    groups, labels = np.repeat([0, 4, 4], [8, 6, 1]), np.repeat([0, 0, 1], [8, 6, 1])
+    chosen = share_of_each_class(labels, 0.25, groups=groups)
+    assert [chosen[:8].sum(), chosen[8:14].sum(), chosen[14]] == [2, 2, 0]
+    one = share_of_each_class(labels, 0.25, groups=np.zeros(15, int))
+    np.testing.assert_array_equal(one, share_of_each_class(labels, 0.25))
+
+
 @pytest.mark.parametrize("share", [0.25, 0.5])
 def test_every_example_is_as_likely(share):
     # Times that each of 12 examples is chosen with 2000 seeds. The largest standard deviation is sqrt(2000 / 4) = 22.

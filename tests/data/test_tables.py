@@ -14,6 +14,7 @@ from nc_jax.study import main
 from nc_jax.study.data import DataOptions, load
 from nc_jax.training import read_metrics
 
+SPLITS = ("train", "test")
 SIZES = {"rare": 1, "often": 40, "pair": 2, "some": 9}
 
 
@@ -116,6 +117,55 @@ def test_an_experiment_trains_on_a_table(tmp_path):
     flags += ["--loop.devices", "1", "--loop.batch-size", "32", "--workdir", str(tmp_path / "run")]
     main(nearest_etf.run_comparison, nearest_etf.PRESETS, flags)
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["test/accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("kind", ["factor", "numbers", "text"])
+def test_groups_are_clients_and_no_feature(frame, kind):
+    numbers = np.arange(52) % 3
+    groups = {
+        "factor": frame.pop("speaker"),
+        "numbers": numbers * 2.5,
+        "text": pd.Series([f"s{n}" for n in numbers], dtype=object),
+    }
+    name = written(**frame, speaker=groups[kind])
+    train, test = (tables.load_clients(name, split, frame["path"].parent, groups="speaker") for split in SPLITS)
+    plain = [tables.load(written(**frame), split, frame["path"].parent) for split in SPLITS]
+    assert train.inputs.shape[1] == test.inputs.shape[1] == 3  # x, count, constant
+    assert (train.num_clients, len(train) + len(test)) == (3, sum(map(len, plain)))
+    # The groups have 13, 14 and 13 rows of "often", 1, 0 and 1 of "pair", three each of "some", and one of "rare".
+    assert train.client_counts().tolist() == [[10, 1, 2, 1], [10, 0, 2, 0], [10, 1, 2, 0]]
+    assert test.client_counts().tolist() == [[3, 0, 1, 0], [4, 0, 1, 0], [3, 0, 1, 0]]
+    # Standard deviation and mean put x in order, so its rank tells the row, and with it the group.
+    x = np.concatenate([train.inputs[:, 0], test.inputs[:, 0]])
+    rows = np.argsort(frame["x"])[np.argsort(np.argsort(x))]
+    np.testing.assert_array_equal(np.concatenate([train.clients, test.clients]), numbers[rows])
+
+
+def test_a_row_without_a_group_is_left_out(frame, caplog):
+    frame["speaker"] = np.array([np.nan, np.nan, *np.arange(50) % 3])
+    train = tables.load_clients(written(**frame), "train", frame["path"].parent, groups="speaker")
+    assert "2 rows with a missing value" in caplog.text
+    assert train.num_clients == 3
+
+
+def test_groups_are_a_column_besides_the_classes(frame):
+    for column in ("writer", "Class"):
+        sentence = f"groups must be a column of {frame['path']}, one of x, count, constant, speaker; got {column!r}"
+        with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+            tables.load_clients(written(**frame), "train", frame["path"].parent, groups=column)
+    sentence = f"{frame['path']} must have columns of numbers or factors besides 'Class' and 'x'; got none"
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        tables.load_clients(
+            written(frame["path"], Class=frame["Class"], x=frame["x"]), "train", frame["path"].parent, groups="x"
+        )
+
+
+@pytest.mark.skipif(not (tables.MLBENCH / "Vowel.rda").exists(), reason="r-cran-mlbench is not installed")
+def test_the_speakers_of_vowel_are_clients(tmp_path):
+    train, test = (tables.load_clients("vowel", split, tmp_path, groups="V1") for split in SPLITS)
+    assert repr(train) == "ClientArrays(660 examples of shape (9,) float32, 11 classes, 15 clients)"
+    assert (train.client_counts() == 4).all()  # of six recordings of each vowel by each speaker
+    assert (test.client_counts() == 2).all()
 
 
 def no_factor(frame):
