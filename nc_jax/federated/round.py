@@ -123,16 +123,20 @@ class Rounds:
             ValueError: if `options` ask for a moving average of the parameters, which rounds do not have; from the
                 round, when it is traced, if the clients cannot be divided among the devices.
         """
-        if options.average_decay is not None:
-            raise ValueError(f"rounds keep no moving average of parameters; got average_decay={options.average_decay}")
-        optimizer = self._local(optimizer)
-        round_of = _Round(self, optimizer, make_train_step(model, optimizer, options=options))
+        round_of = self.halves(model, optimizer, options)
 
         def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
             with collective.over(*([axis_name] if axis_name else [])):
                 return round_of(state, batch)
 
         return step
+
+    def halves(self, model: Model, optimizer: optax.GradientTransformation, options: StepOptions) -> "Round":
+        """Return the parts of a round, for one device. The arguments are those of `make_step`."""
+        if options.average_decay is not None:
+            raise ValueError(f"rounds keep no moving average of parameters; got average_decay={options.average_decay}")
+        optimizer = self._local(optimizer)
+        return Round(self, optimizer, make_train_step(model, optimizer, options=options))
 
     def head_state(self, variables: dict[str, Any]) -> dict[str, Any] | None:
         """Return the state of the pooled head among a model's variables; None without such a head."""
@@ -147,7 +151,7 @@ class Rounds:
         return corrected(optimizer) if self.federation.controlled else optimizer
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """Sums over clients.
 
     Attributes:
@@ -165,7 +169,7 @@ class _Sums(NamedTuple):
     control: Any
 
 
-class _Worst(NamedTuple):
+class Worst(NamedTuple):
     """The worst of what steps report, and a count."""
 
     status: Int[Array, ""]
@@ -174,7 +178,7 @@ class _Worst(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Round:
+class Round:
     """The round as a function of the server's state and the batch of all clients."""
 
     rounds: Rounds
@@ -182,11 +186,12 @@ class _Round:
     step: Step
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        """Train the clients, and return the server's state after the round, with its metrics."""
         rounds, states = self.rounds, state.clients
         device, devices = collective.device()
         rounds.check(devices)
         here = rounds.clients // devices
-        rows = _cut(batch, here, rounds.local_batch)
+        rows = cut(batch, here, rounds.local_batch)
         at_once = min(rounds.at_once or here, here)
         numbers, rows = (_filled(part, -here % at_once) for part in (rows.client[:, 0, 0], rows))
         places = device * len(numbers) + jnp.arange(len(numbers))
@@ -198,8 +203,8 @@ class _Round:
         shares = sizes / jnp.maximum(all_sum(jnp.sum(sizes)), 1)
 
         def train(sums: Any, chunk: Any) -> tuple[Any, Any]:
-            ends, alive = self._trained(state, chunk[0], chunk[1])
-            return self._added(sums, state, ends, alive, chunk[2]), (alive, self._keepsakes(ends))
+            ends, alive = self.trained(state, chunk[0], chunk[1])
+            return self.added(sums, state, ends, alive, chunk[2]), (alive, self.keepsakes(ends))
 
         chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, at_once, *leaf.shape[1:]), (numbers, rows, shares))
         first, others = (jax.tree.map(lambda leaf, part=part: leaf[part], chunks) for part in (0, slice(1, None)))
@@ -215,9 +220,9 @@ class _Round:
         one_row = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (alive, kept))
         took_part = jnp.any(rows.mask, axis=(1, 2))
         alive, kept, took_part, numbers = jax.tree.map(partial(all_rows, places=places), (*one_row, took_part, numbers))
-        return self._finished(state, sums, worst, alive, took_part & ~alive, numbers, kept)
+        return self.finished(state, sums, worst, alive, took_part & ~alive, numbers, kept)
 
-    def _trained(self, state: TrainState, numbers: Array, rows: Batch) -> tuple[TrainState, Bool[Array, " clients"]]:
+    def trained(self, state: TrainState, numbers: Array, rows: Batch) -> tuple[TrainState, Bool[Array, " clients"]]:
         """Return the states at the end of some clients' local steps, and which of them made steps that were finite."""
         length = rows.mask.shape[1]
         clients = jax.vmap(partial(self._begin, state, length))(numbers)
@@ -256,7 +261,7 @@ class _Round:
             clients=None,
         )
 
-    def _added(self, sums: Any, state: TrainState, ends: TrainState, alive: Array, shares: Array) -> Any:
+    def added(self, sums: Any, state: TrainState, ends: TrainState, alive: Array, shares: Array) -> Any:
         """Add what some clients send. Without sums so far, return sums of these alone."""
         shares = jnp.where(alive, shares, 0)
 
@@ -284,8 +289,8 @@ class _Round:
             old = jax.tree.map(lambda leaf: leaf[places], state.clients.kept["control"])
             changes = jax.tree.map(jnp.subtract, self._control(ends), old)
             control = total(changes, jnp.where(alive, 1 / number, 0))
-        found = _Sums(jnp.sum(shares), total(sent(ends), shares), numbers, head, control)
-        worst = _Worst(
+        found = Sums(jnp.sum(shares), total(sent(ends), shares), numbers, head, control)
+        worst = Worst(
             jnp.max(jnp.where(alive, totals.solve_status, Status.CONVERGED)).astype(jnp.int32),
             jnp.max(jnp.where(alive, totals.solve_grad_norm, 0)),
             jnp.sum(totals.without_class, dtype=jnp.int32),
@@ -294,7 +299,7 @@ class _Round:
             return found, worst
         return (
             jax.tree.map(jnp.add, sums[0], found),
-            _Worst(
+            Worst(
                 jnp.maximum(sums[1].status, worst.status),
                 jnp.maximum(sums[1].grad_norm, worst.grad_norm),
                 sums[1].without_class + worst.without_class,
@@ -306,7 +311,7 @@ class _Round:
         steps = jnp.maximum(ends.opt_state.steps, 1)
         return jax.tree.map(lambda leaf: leaf / rows_with(steps, leaf), ends.opt_state.gradients)
 
-    def _keepsakes(self, ends: TrainState) -> dict[str, Any]:
+    def keepsakes(self, ends: TrainState) -> dict[str, Any]:
         """Return what some clients keep of their states at the end of a round."""
         rounds, federation = self.rounds, self.rounds.federation
         found = {
@@ -319,11 +324,11 @@ class _Round:
         }
         return {name: part for name, part in found.items() if jax.tree.leaves(part)}
 
-    def _finished(
+    def finished(
         self,
         state: TrainState,
-        sums: _Sums,
-        worst: _Worst,
+        sums: Sums,
+        worst: Worst,
         alive: Bool[Array, " clients"],
         failed: Bool[Array, " clients"],
         numbers: Int[Array, " clients"],
@@ -370,7 +375,7 @@ class _Round:
         return new.replace(totals=state.totals.add(metrics)), metrics
 
 
-def _cut(batch: Batch, clients: int, local_batch: int) -> Batch:
+def cut(batch: Batch, clients: int, local_batch: int) -> Batch:
     """Return a batch with axes for clients and their steps in front of that for examples.
 
     Raises:
