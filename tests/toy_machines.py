@@ -1,6 +1,5 @@
-"""A toy federation of two clients, as its machines and as a simulation see it; processes of a test import it, too."""
+"""A toy federation of two clients, as its machines and as a simulation see it."""
 
-import os
 from functools import cache
 
 import jax
@@ -19,7 +18,6 @@ from nc_jax.training import LoopOptions, Trainer, TrainState
 from nc_jax.training.checkpoint import leaves_by_name
 
 SIZES, SEED, ROUNDS, BATCH = (14, 21), 3, 2, 8
-OUTPUT = "TOY_MACHINES_OUTPUT"  # environment variable with the file to which the server writes
 
 
 def everything() -> ClientArrays:
@@ -48,11 +46,6 @@ def own(client: int) -> ClientArrays:
 
 def problem(client: int) -> Problem:
     return Problem(trainer(), stream_of(own(client)), SEED)
-
-
-def save(done: int, state: TrainState, _) -> None:
-    if done == ROUNDS and OUTPUT in os.environ:
-        np.savez(os.environ[OUTPUT], **arrays_of(state))
 
 
 def arrays_of(state: TrainState) -> dict[str, np.ndarray]:

@@ -1,6 +1,9 @@
 """Machines that Flower connects train what a simulation trains."""
 
+import dataclasses
+import importlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,44 +16,31 @@ import numpy as np
 import pytest
 import toy_machines as toy
 
+from nc_jax.data.clients import ClientArrays
 from nc_jax.federated import NoAnswerError, flower
 from nc_jax.streams import read
+from nc_jax.training import TrainState
 
 TOLERANCE = {"rtol": 0, "atol": 1e-6}  # the server sums in double precision, a simulation in the order of its clients
 flwr_app = pytest.importorskip("flwr.app")
 TaskIdentity = pytest.importorskip("flwr.supercore.task_identity").TaskIdentity
-APP = """
-[project]
-name = "toy"
-version = "1.0.0"
-description = "A toy federation"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "nobody"
-
-[tool.flwr.app.components]
-serverapp = "app:server"
-clientapp = "app:client"
-"""
-PROGRAM = """
-import toy_machines
-from nc_jax.federated.flower import client_app, server_app
-
-client = client_app(toy_machines.problem)
-server = server_app(toy_machines.problem, on_round=toy_machines.save, patience=60)
-"""
-PATIENCE = 90  # seconds; it takes 25
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "federated_machines.md"
+PATIENCE = 300  # seconds; it takes 50 on two busy cores
 
 
-def simulated():
-    source = toy.everything()
-    trainer = toy.trainer()
-    state = trainer.init(source, toy.SEED)
-    for batch in read(source, toy.stream_of(source), seed=toy.SEED):
-        state, _ = trainer.step(state, batch)
-    return toy.arrays_of(state)
+def simulated(problem: flower.Problem) -> TrainState:
+    """The server's state after all rounds of a simulation."""
+    state = problem.trainer.init(problem.stream.source, problem.seed)
+    for batch in read(problem.stream.source, problem.stream, seed=problem.seed):
+        state, _ = problem.trainer.step(state, batch)
+    return state
+
+
+def assert_simulated(state: TrainState) -> None:
+    whole = toy.everything()
+    expected = simulated(flower.Problem(toy.trainer(), toy.stream_of(whole), toy.SEED))
+    for name, array in toy.arrays_of(expected).items():
+        np.testing.assert_allclose(toy.arrays_of(state)[name], array, err_msg=name, **TOLERANCE)
 
 
 def free_port() -> int:
@@ -143,9 +133,7 @@ def serve(network, problem=toy.problem):
 
 
 def test_apps_train_what_a_simulation_trains(network, messages):
-    state = serve(network())[-1]
-    for name, array in simulated().items():
-        np.testing.assert_allclose(toy.arrays_of(state)[name], array, err_msg=name, **TOLERANCE)
+    assert_simulated(serve(network())[-1])
     assert not messages
 
 
@@ -187,9 +175,7 @@ def test_what_is_no_answer_ends_no_round(network, messages, content):
 
 
 def test_two_machines_of_one_client_count_once(network, messages):
-    state = serve(network(clients=(0, 1, 1)))[-1]
-    for name, array in simulated().items():
-        np.testing.assert_allclose(toy.arrays_of(state)[name], array, err_msg=name, **TOLERANCE)
+    assert_simulated(serve(network(clients=(0, 1, 1)))[-1])
     assert "client 1 must have one machine; got a second one" in messages[0]
 
 
@@ -234,41 +220,54 @@ def test_it_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_server_and_two_machines_train_what_a_simulation_trains(tmp_path):
-    app, home, output, port = tmp_path / "app", tmp_path / "home", tmp_path / "model.npz", free_port()
-    app.mkdir()
-    home.mkdir()
-    (app / "pyproject.toml").write_text(APP)
-    (app / "app.py").write_text(PROGRAM)
-    address = f"127.0.0.1:{port}"
-    (home / "config.toml").write_text(f'[superlink.here]\naddress = "{address}"\ninsecure = true\n')
-    tests = Path(toy.__file__).parent
+def test_the_page_trains_on_two_machines_what_a_simulation_trains(tmp_path, monkeypatch):
+    app, home, port = tmp_path / "app", tmp_path / "home", free_port()
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    (program,) = (text for kind, text in blocks if kind == "python")
+    project, connection = (text for kind, text in blocks if kind == "toml")
+    assert "ROUNDS = 10" in program
+    program = program.replace("ROUNDS = 10", f"ROUNDS = {toy.ROUNDS}")
+    for path, text in (
+        (app / "app.py", program),
+        (app / "pyproject.toml", project),
+        (home / "config.toml", connection.replace("SERVER:8000", f"127.0.0.1:{port}")),
+    ):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
     environment = os.environ | {
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
-        toy.OUTPUT: str(output),
+        "PYTHONPATH": str(PAGE.parents[1]),
     }
     with Processes(tmp_path, environment) as processes:
-        server = "--host", "127.0.0.1", "--port"
+        here = "--host", "127.0.0.1", "--port"
         processes.start(
-            "link", "flower-superlink", "--insecure", *server, str(port), "--disable-runtime-dependency-installation"
+            "link", "flower-superlink", "--insecure", "--disable-runtime-dependency-installation", *here, str(port)
         )
-        for client in range(len(toy.SIZES)):
-            node = "--insecure", "--superlink", address, "--node-config", f"client={client}"
-            processes.start(f"client{client}", "flower-supernode", *node, *server, str(free_port()))
-        await_link(f"http://{address}/health", processes)
-        run = processes.start("run", "flwr", "run", str(app), "here", "--stream")
+        for client in range(2):
+            node = "--insecure", "--superlink", f"127.0.0.1:{port}", "--node-config", f"client={client}"
+            processes.start(f"client{client}", "flower-supernode", *node, *here, str(free_port()))
+        await_link(f"http://127.0.0.1:{port}/health", processes)
+        run = processes.start("run", "flwr", "run", str(app), "lab", "--stream")
         assert run.wait(timeout=PATIENCE) == 0, processes.logs()
-    assert "left out" not in processes.logs()
-    assert output.exists(), processes.logs()
-    found, expected = dict(np.load(output)), simulated()
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        np.testing.assert_allclose(found[name], array, err_msg=name, **TOLERANCE)
+        logs = processes.logs()
+    assert f"after round {toy.ROUNDS}: generic accuracy" in logs, logs
+    assert "left out" not in logs, logs
+    monkeypatch.syspath_prepend(app)
+    module = importlib.import_module("app")
+    monkeypatch.delitem(sys.modules, "app")
+    parts = [module.examples(client) for client in range(2)]
+    inputs, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("inputs", "labels"))
+    whole = ClientArrays(inputs, labels, 10, clients=np.repeat(np.arange(2), module.SIZES), num_clients=2)
+    made = module.problem(-1)
+    expected = simulated(made._replace(stream=dataclasses.replace(made.stream, source=whole)))
+    for name, layer in expected.params["backbone"].items():
+        with np.load(tmp_path / f"{name}.npz") as found:
+            for part, array in layer.items():
+                np.testing.assert_allclose(found[part], array, err_msg=f"{name}/{part}", **TOLERANCE)
 
 
 def await_link(url: str, processes: Processes) -> None:
