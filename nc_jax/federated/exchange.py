@@ -95,7 +95,8 @@ def check_arrays(arrays: Mapping[str, np.ndarray], expected: Mapping[str, np.nda
         wanted = expected[name]
         if array.shape != wanted.shape or array.dtype != wanted.dtype:
             raise ValueError(
-                f"{name} must be {wanted.dtype} of shape {wanted.shape}; got {array.dtype} of shape {array.shape}"
+                f"{name} must be {wanted.dtype} of shape {wanted.shape}, as the model has it; "
+                f"got {array.dtype} of shape {array.shape}"
             )
         if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array.astype(np.float64)).all():
             raise ValueError(f"{name} must be finite; got a NaN or an infinity")

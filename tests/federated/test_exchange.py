@@ -109,7 +109,10 @@ def test_answers_that_cannot_be_used_are_refused():
         (answer._replace(examples=15), "client 0 must have 14 training examples; got 15"),
         (answer._replace(arrays=rest), f"arrays must be those of the model; got no {name}"),
         (answer._replace(arrays=answer.arrays | {"other": kernel}), "arrays must be those of the model; got other"),
-        (answer._replace(arrays=rest | {name: kernel[1:]}), r"must be float32 of shape \(6, 8\); got float32 of shape"),
+        (
+            answer._replace(arrays=rest | {name: kernel[1:]}),
+            r"must be float32 of shape \(6, 8\), as the model has it; got float32",
+        ),
         (answer._replace(arrays=rest | {name: kernel.astype(np.float64)}), "got float64 of shape"),
         (answer._replace(arrays=rest | {name: spoilt}), f"{name} must be finite; got a NaN or an infinity"),
         (answer._replace(metrics=answer.metrics | {"loss": np.inf}), "metrics must be finite numbers for loss"),
