@@ -1,6 +1,5 @@
 """A round of federated learning as one step: clients train with the one training step, and the server joins them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from nc_jax.data import Batch, ExampleSource
 from nc_jax.data.batch import rows_with
 from nc_jax.federated.aggregate import Federation, sent, updated
 from nc_jax.federated.clients import PREVIOUS, ClientStates, below, chosen, client_states, joined
+from nc_jax.federated.layout import cut, filled, for_one, key_of
 from nc_jax.federated.local import continued, corrected, scheduled
 from nc_jax.heads import Head
 from nc_jax.solvers import Status
@@ -196,7 +196,7 @@ class Round:
         rows = cut(batch, here, rounds.local_batch)
         on_cpu = jax.default_backend() == "cpu"
         at_once = min(rounds.at_once or (1 if on_cpu else here), here)
-        numbers, rows = (_filled(part, -here % at_once) for part in (rows.client[:, 0, 0], rows))
+        numbers, rows = (filled(part, -here % at_once) for part in (rows.client[:, 0, 0], rows))
         places = device * len(numbers) + jnp.arange(len(numbers))
         # A client of the filling has no number.
         numbers = jnp.where(jnp.arange(len(numbers)) < here, numbers, len(states.counts))
@@ -227,7 +227,7 @@ class Round:
         clients = jax.vmap(partial(self._begin, state, length))(numbers)
         steps = jnp.sum(jnp.any(rows.mask, axis=2), axis=1)
         # A single client is not a batch of one: its program is that of a plain step.
-        each = jax.vmap(self.step) if len(numbers) > 1 else _for_one(self.step)
+        each = jax.vmap(self.step) if len(numbers) > 1 else for_one(self.step)
 
         def one(number: Any, clients: TrainState) -> TrainState:
             part = jax.tree.map(lambda leaf: leaf[:, number], rows)
@@ -253,7 +253,7 @@ class Round:
         return own.replace(
             step=state.step * length,
             opt_state=opt_state,
-            key=_key_of(state.key, number),
+            key=key_of(state.key, number),
             totals=EpochTotals.zero(),
             extensions=kept.get("extensions", state.extensions),
             client=Client(number, states.counts[number], received, kept.get(PREVIOUS)),
@@ -372,46 +372,6 @@ class Round:
         )
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
         return new.replace(totals=state.totals.add(metrics)), metrics
-
-
-def cut(batch: Batch, clients: int, local_batch: int) -> Batch:
-    """Return a batch with axes for clients and their steps in front of that for examples.
-
-    Raises:
-        ValueError: if the batch has no clients, or not equally many rows for each of them and each step.
-    """
-    if batch.client is None:
-        raise ValueError("a round needs a batch whose rows belong to clients (nc_jax.streams.Clients); got one without")
-    rows = len(batch.labels)
-    if rows % (clients * local_batch):
-        raise ValueError(
-            f"a round of {clients} clients with batches of {local_batch} needs a multiple of {clients * local_batch} "
-            f"rows; got {rows}"
-        )
-    return jax.tree.map(lambda leaf: leaf.reshape(clients, -1, local_batch, *leaf.shape[1:]), batch)
-
-
-def _filled(tree: Any, more: int) -> Any:
-    """Return arrays with some more rows of zeros: for masks, rows of padding."""
-    if not more:
-        return tree
-    return jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, more), *[(0, 0)] * (leaf.ndim - 1))), tree)
-
-
-def _for_one(step: Step) -> Step:
-    """Return a step of one client whose arrays have a leading axis of length 1."""
-
-    def one(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        found = step(*jax.tree.map(lambda leaf: leaf[0], (state, batch)))
-        return jax.tree.map(lambda leaf: leaf[None], found)
-
-    return one
-
-
-def _key_of(key: Array, number: Int[Array, ""]) -> Array:
-    """Return the data of a client's random key. The first client has the server's, as training in one place has it."""
-    own = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), number)
-    return jnp.where(number == 0, key, jax.random.key_data(own))
 
 
 def _largest(value: Array) -> Array:

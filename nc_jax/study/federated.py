@@ -1,4 +1,4 @@
-"""What experiments on federated learning measure: the server's model, every client's own, and how far they are apart."""
+"""What experiments on federated learning measure: the server's model, every client's own, and how they differ."""
 
 import functools
 from collections.abc import Callable
@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 from nc_jax.checks import PADDING_LABEL
 from nc_jax.data import Batch
 from nc_jax.data.clients import ClientArrays, partition_statistics
 from nc_jax.federated import Rounds, client_state, traffic
+from nc_jax.federated.layout import cut
 from nc_jax.metrics import Answers, GroupAngles, answers, balanced_accuracy, client_drift, client_summary, group_angles
 from nc_jax.study.comparison import Found, Run
 from nc_jax.study.data import Data
@@ -82,7 +84,7 @@ def measure(run: Run) -> Found:
     locals_ = _all_clients(run.trainer, run.trained.state, data, run.group.settings)
     found |= _means(locals_)
     for name, values in _accuracies(locals_).items():
-        summary = client_summary(values)
+        summary = client_summary(values, locals_[1][1])
         found |= {f"{name}_worst": summary.worst, f"{name}_low": summary.low, f"{name}_high": summary.high}
         if name.startswith("personal"):
             found[f"{name}_by_client"] = [None if np.isnan(value) else round(float(value), 4) for value in values]
@@ -106,7 +108,7 @@ def _generic(test: Evaluation) -> dict[str, float]:
 def _means(found: tuple[Local, Any]) -> dict[str, float]:
     """Return means over clients, and the drift from the server's parameters."""
     local, (server, sizes) = found
-    numbers = {name: client_summary(values).mean for name, values in _accuracies(found).items()}
+    numbers = {name: client_summary(values, sizes).mean for name, values in _accuracies(found).items()}
     for name, angles in (("existing", local.angles.existing), ("missing", local.angles.missing)):
         known = np.asarray(angles)[np.isfinite(angles)]
         numbers[f"angle_{name}"] = float(known.mean()) if known.size else float("nan")

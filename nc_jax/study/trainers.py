@@ -86,6 +86,15 @@ def _epoch_steps(settings: Comparison, data: Data) -> int:
 
 
 def clients_stream(settings: Comparison, source: ClientArrays) -> Clients:
+    """Return the rounds in which clients train apart, whatever the method makes of them.
+
+    Args:
+        settings: the settings of a group.
+        source: the training examples of one run.
+
+    Raises:
+        ValueError: if a setting cannot work.
+    """
     loop, options = settings.loop, settings.federated
     names = ("per_round", "local_epochs", "local_steps", "dropouts", "stragglers")
     return Clients(source, loop.batch_size, loop.epochs, **{name: getattr(options, name) for name in names})
