@@ -23,7 +23,7 @@ class ClientStates(NamedTuple):
         dropped: number of rounds in which a client was left out because it sent a NaN or an infinity, shape (C,).
         kept: what clients keep from round to round, by name: "params" and "variables" of parts that they do not share,
             "opt_state", "extensions", "control" (the control variates of SCAFFOLD) and "previous" (their last models).
-        control: mean of the control variates of all clients; None without any.
+        control: mean of the control variates of all clients, weighted by their numbers of examples; None without any.
     """
 
     counts: Int[Array, "clients classes"]

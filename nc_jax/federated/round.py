@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax import collective
+from nc_jax.arrays import at_least_float32
 from nc_jax.collective import all_rows, all_sum
 from nc_jax.data import Batch, ExampleSource
 from nc_jax.data.batch import rows_with
@@ -23,6 +24,7 @@ from nc_jax.training.extension import Client
 from nc_jax.training.state import Model
 from nc_jax.training.step import Step
 
+HEAD = "head"  # name of the head among the parts of a model
 NO_STEP = 2**32 - 1  # a number that is that of no step, which are int32
 
 
@@ -50,7 +52,7 @@ class Rounds:
         pool: head whose state the server updates after a round (`nc_jax.heads.Head.pool`); None: heads' states stay.
 
     Raises:
-        ValueError: if a number is below 1.
+        ValueError: if a number is below 1, or clients do not share the head that the server pools.
     """
 
     federation: Federation = field(default_factory=Federation)
@@ -65,8 +67,16 @@ class Rounds:
         for name in ("clients", "local_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if self.at_once is not None and self.at_once < 1:
-            raise ValueError(f"at_once must be at least 1, or None; got {self.at_once}")
+        for name in ("schedule_steps", "at_once"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, or None; got {value}")
+        if self.pool is not None and (self.pool.pool is None or HEAD in self.federation.personal):
+            kind = "one that clients keep" if HEAD in self.federation.personal else f"the head {self.pool.name!r}"
+            raise ValueError(
+                "the server pools a head that clients share and that has a pool, such as nc_jax.heads.pooled; "
+                f"got {kind}"
+            )
 
     def server(self) -> optax.GradientTransformation:
         """Return the server's optimiser, whose state is in the server's state; one without state for a mean."""
@@ -138,7 +148,7 @@ class Rounds:
 
     def head_state(self, variables: dict[str, Any]) -> dict[str, Any] | None:
         """Return the state of the pooled head among a model's variables; None without such a head."""
-        return None if self.pool is None else variables[self.pool.collection]["head"]
+        return None if self.pool is None else variables[self.pool.collection][HEAD]
 
     def check(self, devices: int) -> None:
         """Raise a ValueError unless the clients of a round can be divided equally among the devices."""
@@ -266,7 +276,8 @@ class _Round:
             # Zero times a NaN is a NaN, so the numbers of a client that is left out are replaced, too.
             def one(leaf: Array) -> Array:
                 used = jnp.where(rows_with(alive, leaf), leaf, 0)
-                return jnp.tensordot(weights.astype(leaf.dtype), used, axes=1, precision="highest")
+                wide = at_least_float32(used)
+                return jnp.tensordot(weights.astype(wide.dtype), wide, axes=1, precision="highest")
 
             return jax.tree.map(one, tree)
 
@@ -281,11 +292,13 @@ class _Round:
                 lambda leaf: jnp.sum(jnp.where(rows_with(alive, leaf), leaf, 0), axis=0, dtype=leaf.dtype), changes
             )
         if self.rounds.federation.controlled:
-            number = len(state.clients.counts)
-            places = jnp.minimum(ends.client.number, number - 1)
+            counts = state.clients.counts
+            places = jnp.minimum(ends.client.number, len(counts) - 1)
             old = jax.tree.map(lambda leaf: leaf[places], state.clients.kept["control"])
             changes = jax.tree.map(jnp.subtract, self._control(ends), old)
-            control = total(changes, jnp.where(alive, 1 / number, 0))
+            # Weighted like models, among all clients: else the corrections would pull to the minimum of another mean.
+            parts = jnp.sum(counts, axis=1)[places] / jnp.sum(counts)
+            control = total(changes, jnp.where(alive, parts, 0))
         found = _Sums(jnp.sum(shares), total(sent(ends), shares), numbers, head, control)
         worst = _Worst(
             jnp.max(jnp.where(alive, totals.solve_status, Status.CONVERGED)).astype(jnp.int32),
@@ -340,10 +353,11 @@ class _Round:
         )
         new, norm = updated(state, mean, rounds.federation.server)
         status, solve_norm = worst.status, worst.grad_norm
-        if rounds.pool is not None and rounds.pool.pool is not None:
+        if rounds.pool is not None:
+            assert rounds.pool.pool is not None, "checked"
             head, solution = rounds.pool.pool(rounds.head_state(state.variables) or {}, sums.head)
             collection = rounds.pool.collection
-            new = new.replace(variables={**new.variables, collection: {**new.variables[collection], "head": head}})
+            new = new.replace(variables={**new.variables, collection: {**new.variables[collection], HEAD: head}})
             status = jnp.maximum(status, solution.status).astype(jnp.int32)
             solve_norm = jnp.maximum(solve_norm, solution.grad_norm)
         keeps = jnp.where(alive, numbers, len(states.counts))  # out of range, and so not written
@@ -351,7 +365,7 @@ class _Round:
             states.counts,
             states.dropped.at[jnp.where(failed, numbers, len(states.counts))].add(1, mode="drop"),
             jax.tree.map(lambda whole, part: whole.at[keeps].set(part, mode="drop"), states.kept, kept),
-            None if states.control is None else jax.tree.map(jnp.add, states.control, sums.control),
+            jax.tree.map(lambda old, change: (old + change).astype(old.dtype), states.control, sums.control),
         )
         new = new.replace(step=state.step + 1, clients=clients)
         leaves = [leaf for leaf in jax.tree.leaves((new.params, new.variables, new.opt_state, loss))]
