@@ -151,9 +151,11 @@ def continued(fresh: Any, kept: Any) -> Any:
         fresh: state that the optimiser has for the parameters at the begin of the round.
         kept: state at the end of the client's last round.
     """
-    if isinstance(fresh, ProximalState | CorrectedState | AlternatingState):
-        return fresh._replace(inner=continued(fresh.inner, kept.inner))
-    return kept
+
+    def one(new: Any, old: Any) -> Any:
+        return new._replace(inner=continued(new.inner, old.inner)) if _is_of_a_round(new) else old
+
+    return jax.tree.map(one, fresh, kept, is_leaf=_is_of_a_round)
 
 
 def scheduled(state: Any, step: Array) -> Any:
@@ -168,6 +170,10 @@ def scheduled(state: Any, step: Array) -> Any:
         return node._replace(count=step) if _is_schedule(node) else node
 
     return jax.tree.map(one, state, is_leaf=_is_schedule)
+
+
+def _is_of_a_round(node: Any) -> bool:
+    return isinstance(node, ProximalState | CorrectedState | AlternatingState)
 
 
 def _is_schedule(node: Any) -> bool:
