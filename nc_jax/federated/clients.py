@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Int
 
+from nc_jax.checks import is_traced
 from nc_jax.data.clients import ClientArrays
 from nc_jax.training import TrainState
 from nc_jax.training.extension import Client
@@ -92,7 +92,7 @@ def client_state(state: TrainState, number: int | Int[Array, ""]) -> TrainState:
     if states is None:
         raise ValueError("the state of a server has clients; got one without")
     total = len(states.counts)
-    if isinstance(number, int | np.integer) and not 0 <= number < total:
+    if not is_traced(number) and not 0 <= int(number) < total:
         raise ValueError(f"clients have numbers in 0..{total - 1}; got {number}")
     kept = jax.tree.map(lambda leaf: leaf[number], states.kept)
     return joined(state, kept).replace(

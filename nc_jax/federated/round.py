@@ -6,19 +6,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax import collective
 from nc_jax.arrays import at_least_float32
 from nc_jax.collective import all_rows, all_sum
-from nc_jax.data import Batch, ExampleSource
+from nc_jax.data import Batch, ClientArrays, ExampleSource
 from nc_jax.data.batch import rows_with
 from nc_jax.federated.aggregate import Federation, sent, updated
 from nc_jax.federated.clients import PREVIOUS, ClientStates, below, chosen, client_states, joined
 from nc_jax.federated.local import continued, corrected, scheduled
 from nc_jax.heads import Head
 from nc_jax.solvers import Status
+from nc_jax.streams import Clients, Stream
 from nc_jax.training import EpochTotals, StepMetrics, StepOptions, TrainState, make_train_step
 from nc_jax.training.extension import Client
 from nc_jax.training.state import Model
@@ -154,6 +156,27 @@ class Rounds:
         """Raise a ValueError unless the clients of a round can be divided equally among the devices."""
         if self.clients % devices:
             raise ValueError(f"the clients of a round must be a multiple of the {devices} devices; got {self.clients}")
+
+    def check_stream(self, stream: Stream, source: ExampleSource) -> None:
+        """Raise a ValueError unless a stream of clients has these rounds, of the clients to which the examples belong.
+
+        Args:
+            stream: which clients make which steps.
+            source: the training examples.
+        """
+        if not isinstance(stream, Clients):
+            return  # its batches must say by themselves to which clients they belong
+        if (stream.clients_per_round, stream.local_batch) != (self.clients, self.local_batch):
+            raise ValueError(
+                "rounds must have the clients and the local batch of their stream, "
+                f"{stream.clients_per_round} and {stream.local_batch}; got {self.clients} and {self.local_batch}"
+            )
+        owners = source.clients if isinstance(source, ClientArrays) else None
+        if owners is not None and not np.array_equal(owners, stream.source.clients):
+            raise ValueError(
+                "a stream of clients must be that of the training examples; got one in which other examples belong to "
+                "the clients"
+            )
 
     def _local(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
         return corrected(optimizer) if self.federation.controlled else optimizer
