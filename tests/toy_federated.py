@@ -38,6 +38,7 @@ def trainer_of(
     model: Any = None,
     devices: int = 1,
     resident: bool | None = None,
+    evaluate_every: int = 1,
     step: StepOptions = StepOptions(),
     **rounds: Any,
 ) -> Trainer:
@@ -45,7 +46,13 @@ def trainer_of(
     return Trainer(
         small_model() if model is None else model,
         optimizer,
-        LoopOptions(epochs=1, batch_size=stream.local_batch, checkpoint_every=1, resident=resident, devices=devices),
+        LoopOptions(
+            batch_size=stream.local_batch,
+            checkpoint_every=1,
+            evaluate_every=evaluate_every,
+            resident=resident,
+            devices=devices,
+        ),
         step=step,
         rounds=Rounds(clients=stream.clients_per_round, local_batch=stream.local_batch, **rounds),
     )
