@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from nc_jax.checks import is_traced
-from nc_jax.data.clients import ClientArrays
+from nc_jax.data import ClientArrays, ExampleSource
 from nc_jax.training import TrainState
 from nc_jax.training.extension import Client
 
@@ -34,7 +34,7 @@ class ClientStates(NamedTuple):
 
 def client_states(
     state: TrainState,
-    source: ClientArrays,
+    source: ExampleSource,
     *,
     personal: Sequence[str] = (),
     remembers: bool = False,

@@ -74,10 +74,10 @@ def corrected(optimizer: optax.GradientTransformation) -> optax.GradientTransfor
     r"""SCAFFOLD: correct the gradients of a client by what its data differ from those of all clients.
 
     Adds a constant :math:`c - c_k` to each gradient, where :math:`c_k` is the client's control variate and c the mean
-    of all, weighted by their numbers of examples as their models are. The mean of the gradients of the round, without the correction, is the client's next control variate. (With
-    plain gradient descent of rate :math:`\eta` it equals the paper's second option,
-    :math:`c_k - c + (w_0 - w_S) / (S \eta)`. With other optimisers it stays a mean of gradients. The paper's clients all
-    have the same weight. With unequal ones, only a weighted c leaves the minimum of the mean over all examples at rest.)
+    of all, weighted by their numbers of examples. The mean of the gradients of the round, without the correction, is
+    the client's next control variate. (With plain gradient descent of rate :math:`\eta` it equals the paper's second
+    option, :math:`c_k - c + (w_0 - w_S) / (S \eta)`. With other optimisers it stays a mean of gradients. The paper's
+    clients have equal weights. With others, only a weighted c lets the minimum of the mean over all examples rest.)
 
     Args:
         optimizer: any optimiser.

@@ -105,7 +105,7 @@ class Rounds:
                 )
         states = client_states(
             state,
-            source,  # pyright: ignore[reportArgumentType]
+            source,
             personal=self.federation.personal,
             remembers=self.federation.remembers,
             controlled=self.federation.controlled,

@@ -191,8 +191,8 @@ def _rounds(settings: Comparison, federation: Federation, head: Head, stream: Cl
     options = settings.federated
     if head.manifolds and HEAD not in federation.personal:
         raise ValueError(
-            f"the mean of clients' models must be a model; got the head {head.name!r}, whose {', '.join(head.manifolds)} "
-            "must stay on a manifold"
+            f"the mean of clients' models must be a model; got the head {head.name!r}, "
+            f"whose {', '.join(head.manifolds)} must stay on a manifold"
         )
     return Rounds(
         federation,
