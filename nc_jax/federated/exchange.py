@@ -17,7 +17,8 @@ from jaxtyping import Array
 from nc_jax.data import Batch, LabelledArrays
 from nc_jax.data.clients import ClientArrays
 from nc_jax.federated.aggregate import sent
-from nc_jax.federated.round import Round, Rounds, Sums, Worst, cut
+from nc_jax.federated.layout import cut
+from nc_jax.federated.round import Round, Rounds, Sums, Worst
 from nc_jax.streams import Clients, read
 from nc_jax.training import NonFiniteError, StepMetrics, Trainer, TrainState
 from nc_jax.training.checkpoint import leaves_by_name

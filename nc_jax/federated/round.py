@@ -15,6 +15,7 @@ from nc_jax.data import Batch, ExampleSource
 from nc_jax.data.batch import rows_with
 from nc_jax.federated.aggregate import Federation, sent, updated
 from nc_jax.federated.clients import PREVIOUS, ClientStates, below, chosen, client_states, joined
+from nc_jax.federated.layout import cut, filled, for_one, key_of
 from nc_jax.federated.local import continued, corrected, scheduled
 from nc_jax.heads import Head
 from nc_jax.solvers import Status
@@ -43,8 +44,9 @@ class Rounds:
         keep_optimizer: clients keep the state of their optimiser.
         schedule_steps: number of steps by which the clients' learning-rate schedule moves on in a round; None: as many
             as the client with the most steps makes.
-        at_once: number of clients that a device trains at the same time, as one batched program; None: all that it has.
-            Others wait, and save memory. Results are the same up to rounding.
+        at_once: number of clients that a device trains at the same time, as one batched program. The others wait, which
+            saves memory. None: all that the device has; on a CPU one, which is faster there, and clients with few steps
+            then take less time than others. Results are the same up to rounding.
         pool: head whose state the server updates after a round (`nc_jax.heads.Head.pool`); None: heads' states stay.
 
     Raises:
@@ -192,8 +194,9 @@ class Round:
         rounds.check(devices)
         here = rounds.clients // devices
         rows = cut(batch, here, rounds.local_batch)
-        at_once = min(rounds.at_once or here, here)
-        numbers, rows = (_filled(part, -here % at_once) for part in (rows.client[:, 0, 0], rows))
+        on_cpu = jax.default_backend() == "cpu"
+        at_once = min(rounds.at_once or (1 if on_cpu else here), here)
+        numbers, rows = (filled(part, -here % at_once) for part in (rows.client[:, 0, 0], rows))
         places = device * len(numbers) + jnp.arange(len(numbers))
         # A client of the filling has no number.
         numbers = jnp.where(jnp.arange(len(numbers)) < here, numbers, len(states.counts))
@@ -207,13 +210,9 @@ class Round:
             return self.added(sums, state, ends, alive, chunk[2]), (alive, self.keepsakes(ends))
 
         chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, at_once, *leaf.shape[1:]), (numbers, rows, shares))
-        first, others = (jax.tree.map(lambda leaf, part=part: leaf[part], chunks) for part in (0, slice(1, None)))
-        found, (alive, kept) = train(None, first)
-        alive, kept = jax.tree.map(lambda leaf: leaf[None], (alive, kept))
-        if len(numbers) > at_once:
-            found, more = jax.lax.scan(train, found, others)
-            alive, kept = jax.tree.map(lambda *parts: jnp.concatenate(parts), (alive, kept), more)
-        sums, worst = found
+        shapes = jax.eval_shape(lambda: train(None, jax.tree.map(lambda leaf: leaf[0], chunks))[0])
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        (sums, worst), (alive, kept) = jax.lax.scan(train, nothing, chunks)
         sums = all_sum(sums)
         worst = worst._replace(without_class=all_sum(worst.without_class))
         worst = worst._replace(status=_largest(worst.status), grad_norm=_largest(worst.grad_norm))
@@ -228,7 +227,7 @@ class Round:
         clients = jax.vmap(partial(self._begin, state, length))(numbers)
         steps = jnp.sum(jnp.any(rows.mask, axis=2), axis=1)
         # A single client is not a batch of one: its program is that of a plain step.
-        each = jax.vmap(self.step) if len(numbers) > 1 else _for_one(self.step)
+        each = jax.vmap(self.step) if len(numbers) > 1 else for_one(self.step)
 
         def one(number: Any, clients: TrainState) -> TrainState:
             part = jax.tree.map(lambda leaf: leaf[:, number], rows)
@@ -254,7 +253,7 @@ class Round:
         return own.replace(
             step=state.step * length,
             opt_state=opt_state,
-            key=_key_of(state.key, number),
+            key=key_of(state.key, number),
             totals=EpochTotals.zero(),
             extensions=kept.get("extensions", state.extensions),
             client=Client(number, states.counts[number], received, kept.get(PREVIOUS)),
@@ -373,46 +372,6 @@ class Round:
         )
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
         return new.replace(totals=state.totals.add(metrics)), metrics
-
-
-def cut(batch: Batch, clients: int, local_batch: int) -> Batch:
-    """Return a batch with axes for clients and their steps in front of that for examples.
-
-    Raises:
-        ValueError: if the batch has no clients, or not equally many rows for each of them and each step.
-    """
-    if batch.client is None:
-        raise ValueError("a round needs a batch whose rows belong to clients (nc_jax.streams.Clients); got one without")
-    rows = len(batch.labels)
-    if rows % (clients * local_batch):
-        raise ValueError(
-            f"a round of {clients} clients with batches of {local_batch} needs a multiple of {clients * local_batch} "
-            f"rows; got {rows}"
-        )
-    return jax.tree.map(lambda leaf: leaf.reshape(clients, -1, local_batch, *leaf.shape[1:]), batch)
-
-
-def _filled(tree: Any, more: int) -> Any:
-    """Return arrays with some more rows of zeros: for masks, rows of padding."""
-    if not more:
-        return tree
-    return jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, more), *[(0, 0)] * (leaf.ndim - 1))), tree)
-
-
-def _for_one(step: Step) -> Step:
-    """Return a step of one client whose arrays have a leading axis of length 1."""
-
-    def one(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        found = step(*jax.tree.map(lambda leaf: leaf[0], (state, batch)))
-        return jax.tree.map(lambda leaf: leaf[None], found)
-
-    return one
-
-
-def _key_of(key: Array, number: Int[Array, ""]) -> Array:
-    """Return the data of a client's random key. The first client has the server's, as training in one place has it."""
-    own = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), number)
-    return jnp.where(number == 0, key, jax.random.key_data(own))
 
 
 def _largest(value: Array) -> Array:

@@ -81,11 +81,20 @@ def setting_of(settings: Comparison, data: Data) -> Setting:
 def _epoch_steps(settings: Comparison, data: Data) -> int:
     """Return the optimiser steps per epoch, or per round of a client."""
     if isinstance(data.train, ClientArrays):
-        return _clients(settings, data.train).steps
+        return clients_stream(settings, data.train).steps
     return steps_per_epoch(-(-len(data.train) // settings.continual.tasks), settings.loop.batch_size)
 
 
-def _clients(settings: Comparison, source: ClientArrays) -> Clients:
+def clients_stream(settings: Comparison, source: ClientArrays) -> Clients:
+    """Return the rounds in which clients train apart, whatever the method makes of them.
+
+    Args:
+        settings: the settings of a group.
+        source: the training examples of one run.
+
+    Raises:
+        ValueError: if a setting cannot work.
+    """
     loop, options = settings.loop, settings.federated
     names = ("per_round", "local_epochs", "local_steps", "dropouts", "stragglers")
     return Clients(source, loop.batch_size, loop.epochs, **{name: getattr(options, name) for name in names})
@@ -132,7 +141,7 @@ def make_stream(group: Group, data: Data) -> Stream:
         if data.tasks is not None:
             raise ValueError("clients learn one task; got --continual.tasks and --federated.clients")
         assert isinstance(data.train, ClientArrays), "spread over clients"
-        stream = _clients(group.settings, data.train)
+        stream = clients_stream(group.settings, data.train)
     return method(group.method).stream(setting_of(group.settings, data), stream)
 
 
