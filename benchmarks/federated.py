@@ -7,10 +7,10 @@ Checked   clients that train at the same time and one after another end in the s
           those of Flower, which run the same client update.
 Writes    benchmarks/results/federated-<preset>-<device>-<time>.json and .png
 
-Both halves train on random inputs. The clients of a round train at the same time, as one batched program; "in turn" is
-the ratio if they train one after another (`Rounds.at_once`). "plain" is an epoch of as many batches as all clients of a
-round make local steps, through the same loop over a set on the device. Times are medians of calls in turns, and include
-the plans of the host.
+Both halves train on random inputs. Clients train as `Rounds` has it by default: on a CPU one after another. "together"
+is the ratio if they train at the same time, as one batched program (`Rounds.at_once`). "plain" is an epoch of as many
+batches as all clients of a round make local steps, through the same loop over a set on the device. Times are medians of
+calls in turns, and include the plans of the host.
 
 Flower's engine runs clients in processes of their own, one per core, through `nc_jax.federated.flower`. They keep their
 programs from round to round, and the first rounds, in which they compile, do not count. Messages and the waiting times
@@ -134,28 +134,28 @@ def make_case(config: Config, network: str, inputs: tuple[int, ...], width: int,
 
 
 def measure(config: Config, case: Case) -> dict[str, Any]:
-    """Time one case: rounds with all clients at once and one after another, and plain steps."""
+    """Time one case: rounds with clients as by default and all at once, and plain steps."""
     harness.progress(f"{case}: rounds and plain steps")
     source, rounds = flower_engine.source(case), flower_engine.stream(case)
     programs: dict[str, Callable[[], Any]] = {
-        "together": Program(case, flower_engine.trainer(case), rounds),
-        "in turn": Program(case, flower_engine.trainer(case, at_once=1), rounds),
+        "rounds": Program(case, flower_engine.trainer(case), rounds),
+        "together": Program(case, flower_engine.trainer(case, at_once=case.clients), rounds),
         "plain": Program(case, flower_engine.trainer(case, in_rounds=False), Epochs(source, case.batch, case.rounds)),
     }
     first: dict[str, Any] = {}
 
     def check(name: str, params: Any) -> bool:
         first[name] = jax.device_get(params)
-        if name == "in turn":
-            same(f"parameters of {case}", first[name], first["together"])
+        if name == "together":
+            same(f"parameters of {case}", first[name], first["rounds"])
         return True
 
     timings = harness.compare(programs, repeats=config.repeats, budget=config.budget, check=check)
     number = case.clients * case.steps
     seconds = {name: timing.median / number for name, timing in timings.items()}
-    return row_of(case, "a plain step", seconds["together"], seconds["plain"]) | {
-        "ratio": seconds["together"] / seconds["plain"],
-        "ratio_in_turn": seconds["in turn"] / seconds["plain"],
+    return row_of(case, "a plain step", seconds["rounds"], seconds["plain"]) | {
+        "ratio": seconds["rounds"] / seconds["plain"],
+        "ratio_together": seconds["together"] / seconds["plain"],
     }
 
 
@@ -219,11 +219,11 @@ def table(rows: list[dict[str, Any]]) -> harness.Table:
             harness.duration(row["seconds"]),
             harness.duration(row["other_seconds"]),
             harness.number(row["ratio"]),
-            harness.number(row["ratio_in_turn"]) if "ratio_in_turn" in row else "",
+            harness.number(row["ratio_together"]) if "ratio_together" in row else "",
         ]
         for row in rows
     ]
-    return harness.Table("local steps, and rounds", ("case", "beside", "ours", "the other", "ratio", "in turn"), lines)
+    return harness.Table("local steps, and rounds", ("case", "beside", "ours", "the other", "ratio", "together"), lines)
 
 
 def draw(rows: list[dict[str, Any]], figure: Figure) -> None:

@@ -73,7 +73,7 @@ def trainer(case: Case, *, at_once: int | None = None, in_rounds: bool = True) -
 
     Args:
         case: what is trained.
-        at_once: clients that are trained at the same time; None: all.
+        at_once: clients that are trained at the same time; None: the default of `Rounds`.
         in_rounds: train in rounds.
     """
     backbone: Any = MLP((case.width,), case.width)
