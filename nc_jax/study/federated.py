@@ -139,7 +139,7 @@ def _all_clients(trainer: Trainer, state: TrainState, data: Data, settings: Comp
     state = state.replace(totals=None)
     found = []
     for client in range(train.num_clients):
-        rows = _batch(train, plan[client])
+        rows = _batch(train, plan[client])._replace(client=np.full(plan.shape[1], client, np.int32))
         places = np.full(most, -1)
         places[: len(own[client])] = own[client]
         found.append(program(state, np.int32(client), rows, _batch(test, places)))
@@ -158,7 +158,7 @@ def _program(trainer: Trainer) -> Callable[..., Local]:
     @jax.jit
     def run(state: TrainState, number: Int[Array, ""], rows: Batch, test: Batch) -> Local:
         received = client_state(state, number)
-        ends, finite = halves.trained(state, number[None], cut(rows, 1, rounds.local_batch))
+        ends, finite = halves.trained(state, number[None], cut(rows, 1, rounds.local_batch)._replace(client=None))
         tuned = jax.tree.map(lambda leaf: leaf[0], ends)
         tuned = tuned.replace(client=Client(received.client.number, received.client.counts))
         existing = received.client.counts > 0

@@ -264,12 +264,13 @@ def check(config: Comparison) -> None:
         trainer.check_stream(stream_of(group))
         train_set = of_run(data, group.settings, seed=0).train
         jax.eval_shape(lambda trainer=trainer, train_set=train_set: trainer.init(train_set, 0))
-        if group.settings.rates and not isinstance(data.train, LabelledArrays):
+        chooses = bool(group.settings.candidates())
+        if chooses and not isinstance(data.train, LabelledArrays):
             raise ValueError(
                 f"learning rates are chosen on sets in memory; for {group.settings.data.name} give one, and --rates "
                 "without a value"
             )
-        if group.settings.rates:
+        if chooses:
             part = of_run(held_out_parts(data, group.settings)[0], group.settings, seed=0)
             trainer.check_stream(make_stream(group, part))
 
@@ -278,13 +279,16 @@ def plan(config: Comparison) -> Plan:
     """Say how many runs and steps a comparison takes."""
     groups = [group for case in expand(config).values() for group in case]
     runs = sum(group.settings.seeds for group in groups)
-    judged = sum(len(group.settings.rates) * SPLITS for group in groups)
+    judged = sum(len(group.settings.candidates()) * SPLITS for group in groups)
 
     def steps() -> float:
         total = 0.0
         for group in groups:
             # A learning rate is judged after training on three quarters of the training set.
-            total += stream_of(group).ends[-1] * (group.settings.seeds + len(group.settings.rates) * SPLITS * 3 / 4)
+            runs = group.settings.seeds + len(group.settings.candidates()) * SPLITS * 3 / 4
+            stream = stream_of(group)
+            steps = stream.clients_per_round * stream.steps if isinstance(stream, Clients) else 1
+            total += runs * stream.ends[-1] * steps
         return float(round(total))
 
     rates = f" and {judged} short ones to choose learning rates" if judged else ""
