@@ -51,7 +51,7 @@ lint: $(VENV)/.installed-dev  ## ruff (rules and format) and pyright
 
 .PHONY: bench
 bench: $(VENV)/.installed-bench  ## run every benchmark; results go to benchmarks/results
-	for name in nearest_frame implicit_gradient scaling train_step step_memory throughput replay orthogonal_logits hyperspherical collapse_metrics table; do \
+	for name in nearest_frame implicit_gradient scaling train_step step_memory throughput replay federated orthogonal_logits hyperspherical collapse_metrics table; do \
 	  $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 .PHONY: docs

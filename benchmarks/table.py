@@ -25,6 +25,7 @@ ORDER = (
     "many_classes",
     "throughput",
     "replay",
+    "federated",
     "orthogonal_logits",
     "hyperspherical",
     "collapse_metrics",

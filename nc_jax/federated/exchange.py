@@ -20,9 +20,11 @@ from nc_jax.federated.aggregate import sent
 from nc_jax.federated.layout import cut
 from nc_jax.federated.round import Round, Sums, Worst
 from nc_jax.federated.rounds import Rounds
+from nc_jax.federated.stepwise import Stepwise
 from nc_jax.streams import Clients, read
 from nc_jax.training import NonFiniteError, StepMetrics, Trainer, TrainState
 from nc_jax.training.checkpoint import leaves_by_name
+from nc_jax.training.resident import slow_in_loops
 
 Named = dict[str, np.ndarray]
 METRICS: tuple[str, ...] = ("loss", "accuracy", "solve_status", "solve_grad_norm", "without_class")
@@ -266,14 +268,34 @@ class Exchange:
     def _train(self) -> Any:
         """The local steps of one client: (state, batch, number) -> (sums, worst, alive, what it keeps)."""
 
+        @jax.jit
         def train(state: TrainState, batch: Batch, number: Array) -> tuple[Sums, Worst, Array, Any]:
-            rows = cut(batch, 1, self._rounds.local_batch)._replace(client=None)
-            ends, alive = self._round.trained(state, number[None], rows)
+            ends, alive = self._round.trained(state, number[None], self._rows(batch))
             sums, worst = self._round.added(None, state, ends, alive, jnp.ones(1))
             kept = jax.tree.map(lambda leaf: leaf[0], self._round.keepsakes(ends))
             return sums, worst, alive[0], kept
 
-        return jax.jit(train)
+        def in_pieces(state: TrainState, batch: Batch, number: Any) -> tuple[Sums, Worst, Array, Any]:
+            own = jax.tree.map(lambda leaf: leaf[0], self._rows(batch))
+            (sums, worst), alive, kept = self._pieces.client(None, state, number, own, 1.0)
+            return sums, worst, alive, kept
+
+        faster: list[Any] = []  # decided at the first call
+
+        def run(*arguments: Any) -> tuple[Sums, Worst, Array, Any]:
+            if not faster:
+                faster.append(in_pieces if slow_in_loops(None, train, *arguments) else train)
+            return faster[0](*arguments)
+
+        return run
+
+    @cached_property
+    def _pieces(self) -> Stepwise:
+        return Stepwise(self._round)
+
+    def _rows(self, batch: Batch) -> Batch:
+        """Return the batch of one client with axes for clients, steps and examples."""
+        return cut(batch, 1, self._rounds.local_batch)._replace(client=None)
 
     @cached_property
     def _finish(self) -> Any:

@@ -97,7 +97,7 @@ class Round:
     def trained(self, state: TrainState, numbers: Array, rows: Batch) -> tuple[TrainState, Bool[Array, " clients"]]:
         """Return the states at the end of some clients' local steps, and which of them made steps that were finite."""
         length = rows.mask.shape[1]
-        clients = jax.vmap(partial(self._begin, state, length))(numbers)
+        clients = jax.vmap(partial(self.begin, state, length))(numbers)
         steps = jnp.sum(jnp.any(rows.mask, axis=2), axis=1)
         # A single client is not a batch of one: its program is that of a plain step.
         each = jax.vmap(self.step) if len(numbers) > 1 else for_one(self.step)
@@ -111,7 +111,7 @@ class Round:
         ends = jax.lax.fori_loop(0, jnp.max(steps), one, clients)
         return ends, ends.totals.finite & (steps > 0)
 
-    def _begin(self, state: TrainState, length: int, number: Int[Array, ""]) -> TrainState:
+    def begin(self, state: TrainState, length: int, number: Int[Array, ""]) -> TrainState:
         """Return a client's state before its first step in a round."""
         federation, states = self.rounds.federation, state.clients
         kept = jax.tree.map(lambda leaf: leaf[jnp.minimum(number, len(states.counts) - 1)], states.kept)

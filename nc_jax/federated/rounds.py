@@ -12,6 +12,7 @@ from nc_jax.federated.aggregate import Federation
 from nc_jax.federated.clients import client_states
 from nc_jax.federated.local import corrected
 from nc_jax.federated.round import HEAD, Round
+from nc_jax.federated.stepwise import Stepwise
 from nc_jax.heads import Head
 from nc_jax.streams import Clients, Stream
 from nc_jax.training import StepMetrics, StepOptions, TrainState, make_train_step
@@ -134,6 +135,13 @@ class Rounds:
                 return round_of(state, batch)
 
         return step
+
+    def make_pieces(self, model: Model, optimizer: optax.GradientTransformation, *, options: StepOptions) -> Step:
+        """Make the round for one device as a function of the host, which starts the local steps of clients one by one.
+
+        It is faster than that of `make_step` where loops are slow. The arguments are those of `make_step`.
+        """
+        return Stepwise(self.halves(model, optimizer, options))
 
     def halves(self, model: Model, optimizer: optax.GradientTransformation, options: StepOptions) -> "Round":
         """Return the parts of a round, for one device. The arguments are those of `make_step`."""

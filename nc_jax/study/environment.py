@@ -27,7 +27,7 @@ SETTINGS = (
 def environment() -> dict[str, Any]:
     """Return what a number depends on besides the settings: machine, load, versions, commit, command, time."""
     packages = ("nc_jax", "jax", "jaxlib", "jaxopt", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
-    peers = ("torch", "pymanopt", "geojax")  # of benchmarks
+    peers = ("torch", "pymanopt", "geojax", "flwr", "ray")  # of benchmarks
     devices = jax.devices()
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -24,7 +24,7 @@ from nc_jax.training.logging import MetricsLog
 from nc_jax.training.outputs import make_outputs
 from nc_jax.training.parallel import AXIS, Devices, check_divisible, data_parallel, replicate
 from nc_jax.training.preemption import Preemption
-from nc_jax.training.resident import ResidentSet, fits, resident_steps
+from nc_jax.training.resident import ResidentSet, fits, resident_steps, without_loops
 from nc_jax.training.running import Running, Watch, unreported, watch_nothing
 from nc_jax.training.runs import (
     Facts,
@@ -146,8 +146,16 @@ class Trainer:
         make_step = make_train_step if rounds is None else rounds.make_step
         pure_step = make_step(model, optimizer, axis_name=AXIS, options=step)
         self.step = data_parallel(pure_step, devices=self.devices, donate=True, parts=parts)
+        pieces = None
+        if rounds is not None and self._all_devices == 1:  # a round has a loop, over the local steps of clients
+            pieces = rounds.make_pieces(model, optimizer, options=step)
+            self.step = without_loops(self.step, pieces, self.devices)
         self.segment = resident_steps(
-            lambda state, _, batch: pure_step(state, batch), devices=self.devices, donate=True, parts=parts
+            lambda state, _, batch: pure_step(state, batch),
+            devices=self.devices,
+            donate=True,
+            parts=parts,
+            pieces=pieces,
         )
         self._output_of = Evaluated(model, step)
         self.evaluate = make_evaluator(self._output_of, devices=self.devices, slow=options.slow_metrics)

@@ -49,7 +49,12 @@ class ResidentSet:
 
 
 def resident_steps(
-    step: Callable[[Any, Any, Batch], tuple[Any, Any]], *, devices: Devices = None, donate: bool = False, parts: int = 1
+    step: Callable[[Any, Any, Batch], tuple[Any, Any]],
+    *,
+    devices: Devices = None,
+    donate: bool = False,
+    parts: int = 1,
+    pieces: Callable[[Any, Batch], tuple[Any, Any]] | None = None,
 ) -> Callable[[Any, Any, dict, Plan, int, int], Any]:
     """Compile a sequence of steps, as one program where that is faster. The program serves any part of the sequence.
 
@@ -64,6 +69,8 @@ def resident_steps(
         devices: local devices to use; None takes all of them.
         donate: let the steps reuse the memory of the carry; the caller must not use the old carry again.
         parts: number of equal parts of a batch; every device gets an equal share of each part.
+        pieces: (carry, batch) -> (carry, report), the same step for steps that are started one by one, if `step` itself
+            has a loop. None: it has none.
 
     Returns:
         A function (carry, constant, content of a `ResidentSet`, plan of the steps, first, last) -> carry, which runs
@@ -86,21 +93,37 @@ def resident_steps(
 
     def run(carry: Any, constant: Any, content: dict, plan: Plan, first: int, last: int) -> Any:
         if not in_one_program:
-            on_cpu = (devices or jax.local_devices())[0].platform == "cpu"
-            slow = on_cpu and _convolves(mapped_one, carry, constant, take(content, local_rows(plan, 0)))
+            slow = slow_in_loops(devices, mapped_one, carry, constant, take(content, local_rows(plan, 0)))
             in_one_program.append(not slow)
         if in_one_program[0]:
             return mapped_loop(carry, constant, content, np.int32(first), np.int32(last), plan)
         for row in range(first, last):
-            carry, _ = mapped_one(carry, constant, take(content, local_rows(plan, row)))
+            batch = take(content, local_rows(plan, row))
+            carry, _ = mapped_one(carry, constant, batch) if pieces is None else pieces(carry, batch)
         return carry
 
     return run
 
 
-def _convolves(function: Callable[..., Any], *arguments: Any) -> bool:
-    """Return whether a function contains a convolution. JAX caches this trace, so the call does not trace again."""
-    return "conv_general_dilated" in str(jax.make_jaxpr(function)(*arguments))
+def slow_in_loops(devices: Devices, function: Callable[..., Any], *arguments: Any) -> bool:
+    """Return whether a function would be slow inside a compiled loop: one with convolutions, on a CPU."""
+    on_cpu = (devices or jax.local_devices())[0].platform == "cpu"
+    # JAX caches this trace, so a call does not trace again.
+    return on_cpu and "conv_general_dilated" in str(jax.make_jaxpr(function)(*arguments))
+
+
+def without_loops(
+    step: Callable[[Any, Batch], tuple[Any, Any]], pieces: Callable[[Any, Batch], tuple[Any, Any]], devices: Devices
+) -> Callable[[Any, Batch], tuple[Any, Any]]:
+    """Return one of two equal steps, the compiled one or the one in pieces: that which is faster on the devices."""
+    faster: list[Callable[[Any, Batch], tuple[Any, Any]]] = []  # decided at the first call
+
+    def run(state: Any, batch: Batch) -> tuple[Any, Any]:
+        if not faster:
+            faster.append(pieces if slow_in_loops(devices, step, state, batch) else step)
+        return faster[0](state, batch)
+
+    return run
 
 
 def _take(content: dict, chosen: Plan) -> Batch:

@@ -110,6 +110,10 @@ class StepMaker(Protocol):
         """Make the step, a pure function."""
         ...
 
+    def make_pieces(self, model: Model, optimizer: optax.GradientTransformation, *, options: StepOptions) -> Step:
+        """Make the step for one device as a function of the host, which has no compiled loop."""
+        ...
+
     def check(self, devices: int) -> None:
         """Raise a ValueError unless so many devices can share a step."""
         ...

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import (
     collapse_metrics,
+    federated,
     harness,
     many_classes,
     networks,
@@ -176,6 +177,27 @@ def test_replay_is_checked_before_it_is_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(Replay, "memory", lambda stream, seed, step: np.zeros(0, int))
     with pytest.raises(harness.WrongAnswerError, match="replayed examples must be in the memory"):
         replay.run(config)
+
+
+def test_rounds_are_checked_before_they_are_timed(tmp_path, monkeypatch):
+    smoke = federated.PRESETS["smoke"]
+    monkeypatch.setattr(harness, "available", lambda *packages: False)
+    document = federated.run(dataclasses.replace(smoke, results=tmp_path, preset="smoke"))
+    (row,) = document["rows"]
+    assert row["ratio"] == row["seconds"] / row["other_seconds"]
+    assert [claim["at_most"] for claim in document["claims"]] == [federated.LIMIT]
+    assert document["path"].with_suffix(".png").stat().st_size > 0
+    monkeypatch.setattr(federated, "TOLERANCE", -1.0)
+    with pytest.raises(harness.WrongAnswerError, match="the relative error of parameters of mlp 8-12, batch 5 must be"):
+        federated.run(dataclasses.replace(smoke, results=tmp_path / "again", preset="smoke"))
+
+
+def test_flowers_engine_trains_what_our_rounds_train():
+    pytest.importorskip("ray")
+    smoke = federated.PRESETS["smoke"]
+    row = federated.compare(federated.make_case(smoke, *smoke.flower_cases[0]))
+    assert row["ratio"] == row["other_seconds"] / row["seconds"]
+    assert row["beside"] == "Flower's engine"
 
 
 def test_steps_with_many_classes_are_checked_before_they_are_timed(tmp_path, monkeypatch):
