@@ -142,9 +142,7 @@ def test_methods_of_federated_learning_need_clients(name):
 def test_methods_that_choose_their_examples_have_no_rounds(name):
     assert name in METHODS
     settings = dataclasses.replace(SETTINGS, continual=ContinualOptions(memory=12))
-    with pytest.raises(
-        ValueError, match=r"visit their examples by themselves|a sampler of classes needs epochs"
-    ):
+    with pytest.raises(ValueError, match=r"visit their examples by themselves|a sampler of classes needs epochs"):
         make_trainer(Group("", "", name, settings), DATA)
 
 
