@@ -214,6 +214,9 @@ def test_only_schedules_stand_at_a_step():
     state = scheduled(optimizer.init(jnp.zeros(2)), jnp.int32(7))
     assert int(state.inner[0].count) == 0
     assert int(state.inner[1].count) == 7
+    injected = optax.inject_hyperparams(optax.adam)(optax.linear_schedule(1.0, 0.0, 10), b1=0.0, b2=0.0)
+    update, _ = injected.update(jnp.ones(2), scheduled(injected.init(jnp.zeros(2)), jnp.int32(7)))
+    np.testing.assert_allclose(update, -0.3, rtol=1e-5)
 
 
 def test_the_schedule_goes_on_from_round_to_round():
