@@ -112,13 +112,13 @@ def load(
         _refuse_size(image_size, name)
         if in_memory is False:
             raise ValueError(f"a table is read into memory; got in_memory=False for {name}")
-        return tables.load(name, split, _root(data_dir), test_share=test_share)
+        return tables.load(name, split, root_of(data_dir), test_share=test_share)
     if name.startswith(IDX):
         _refuse_share(test_share, name)
         _refuse_size(image_size, name)
         if in_memory is False:
             raise ValueError(f"IDX files are read into memory; got in_memory=False for {name}")
-        return idx.load(_below_or_here(name.removeprefix(IDX), _root(data_dir)), split)
+        return idx.load(_below_or_here(name.removeprefix(IDX), root_of(data_dir)), split)
     if not _is_named(name):
         found = _folder(name, data_dir)
         source = folders.load(found, split, test_share=test_share)
@@ -134,7 +134,7 @@ def load(
         raise ValueError(f"split of {base} must be one of {_listed(SPLITS[base])}; got {split!r}")
     if base == "digits" and in_memory is not False:
         return digits.load(split, data_dir)
-    root = _root(data_dir)
+    root = root_of(data_dir)
     if base in EMBEDDED:
         _prepare_embedded(base, config, root)
     folder = _newest_version(base, config, root)
@@ -246,7 +246,7 @@ def prepare(name: str, data_dir: str | Path | None = None) -> Path:
         '1.0.0'
     """
     base, config = _parse(name)
-    root = _root(data_dir)
+    root = root_of(data_dir)
     if base in EMBEDDED:
         _prepare_embedded(base, config, root)
     folder = _newest_version(base, config, root)
@@ -312,7 +312,7 @@ def _is_named(name: str) -> bool:
 
 
 def _folder(name: str, data_dir: str | Path | None) -> Path:
-    root = _root(data_dir)
+    root = root_of(data_dir)
     folder = _below_or_here(name, root)
     if not folder.is_dir():
         raise ValueError(
@@ -343,7 +343,8 @@ def _listed(names: Iterable[Any]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _root(data_dir: str | Path | None) -> Path:
+def root_of(data_dir: str | Path | None) -> Path:
+    """Return the folder in which data sets are looked for; None takes that of TFDS."""
     return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 

@@ -1,188 +1,32 @@
-"""A round of federated learning as one step: clients train with the one training step, and the server joins them."""
+"""The parts of a round: clients train with the one training step, and the server joins what they send."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax import collective
 from nc_jax.arrays import at_least_float32
 from nc_jax.collective import all_rows, all_sum
-from nc_jax.data import Batch, ClientArrays, ExampleSource
+from nc_jax.data import Batch
 from nc_jax.data.batch import rows_with
-from nc_jax.federated.aggregate import Federation, sent, updated
-from nc_jax.federated.clients import PREVIOUS, ClientStates, below, chosen, client_states, joined
-from nc_jax.federated.local import continued, corrected, scheduled
-from nc_jax.heads import Head
+from nc_jax.federated.aggregate import sent, updated
+from nc_jax.federated.clients import PREVIOUS, ClientStates, below, chosen, joined
+from nc_jax.federated.layout import cut, filled, for_one, key_of
+from nc_jax.federated.local import continued, scheduled
 from nc_jax.solvers import Status
-from nc_jax.streams import Clients, Stream
-from nc_jax.training import EpochTotals, StepMetrics, StepOptions, TrainState, make_train_step
+from nc_jax.training import EpochTotals, StepMetrics, TrainState
 from nc_jax.training.extension import Client
-from nc_jax.training.state import Model
 from nc_jax.training.step import Step
 
 HEAD = "head"  # name of the head among the parts of a model
-NO_STEP = 2**32 - 1  # a number that is that of no step, which are int32
 
 
-@dataclass(frozen=True)
-class Rounds:
-    """Makes of a trainer one that trains in rounds: `Trainer(..., rounds=Rounds(...))`, with a stream of `Clients`.
-
-    The optimiser of the trainer is then that of the clients. In every round a client begins with the server's model and
-    a new state of its optimiser, whose learning-rate schedule goes on from round to round, and with a random key of its
-    own. It makes its local steps, and its model counts in proportion to its number of training examples. A client of
-    which a step was not finite is left out. If none is left, the round changes nothing and is reported as not finite.
-
-    One client that has all the examples trains as without federation, bit for bit, if its optimiser has no other state
-    than that of its schedule, or if it keeps that state.
-
-    Attributes:
-        federation: what clients keep, and how the server joins what they send.
-        clients: number M of clients in a round, on all devices together (`Clients.clients_per_round`).
-        local_batch: examples per local step of a client, B.
-        keep_optimizer: clients keep the state of their optimiser.
-        schedule_steps: number of steps by which the clients' learning-rate schedule moves on in a round; None: as many
-            as the client with the most steps makes.
-        at_once: number of clients that a device trains at the same time, as one batched program; None: all that it has.
-            Others wait, and save memory. Results are the same up to rounding.
-        pool: head whose state the server updates after a round (`nc_jax.heads.Head.pool`); None: heads' states stay.
-
-    Raises:
-        ValueError: if a number is below 1, or clients do not share the head that the server pools.
-    """
-
-    federation: Federation = field(default_factory=Federation)
-    clients: int = 1
-    local_batch: int = 1
-    keep_optimizer: bool = False
-    schedule_steps: int | None = None
-    at_once: int | None = None
-    pool: Head | None = None
-
-    def __post_init__(self):
-        for name in ("clients", "local_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        for name in ("schedule_steps", "at_once"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, or None; got {value}")
-        if self.pool is not None and (self.pool.pool is None or HEAD in self.federation.personal):
-            kind = "one that clients keep" if HEAD in self.federation.personal else f"the head {self.pool.name!r}"
-            raise ValueError(
-                "the server pools a head that clients share and that has a pool, such as nc_jax.heads.pooled; "
-                f"got {kind}"
-            )
-
-    def server(self) -> optax.GradientTransformation:
-        """Return the server's optimiser, whose state is in the server's state; one without state for a mean."""
-        return optax.identity() if self.federation.server is None else self.federation.server
-
-    def begin(self, state: TrainState, source: ExampleSource, optimizer: optax.GradientTransformation) -> TrainState:
-        """Return the server's initial state, with what its clients keep.
-
-        Args:
-            state: initial state of the model, with the state of the server's optimiser.
-            source: the training examples, a `nc_jax.data.ClientArrays`.
-            optimizer: optimiser of the clients.
-
-        Raises:
-            ValueError: if the examples do not belong to clients, or the model has no part that clients are to keep.
-        """
-        pooled = set() if self.pool is None else {self.pool.collection}
-        for collection, parts in state.variables.items():
-            alone = [name for name in parts if name not in self.federation.personal]
-            if alone and collection not in {"batch_stats", "frame"} | pooled:
-                raise ValueError(
-                    "the server needs a way to join the states of heads that clients update (nc_jax.heads.pooled has "
-                    f"one for nearest frames); got the collection {collection!r} of {alone[0]}"
-                )
-        states = client_states(
-            state,
-            source,
-            personal=self.federation.personal,
-            remembers=self.federation.remembers,
-            controlled=self.federation.controlled,
-            opt_state=self._local(optimizer).init(state.params) if self.keep_optimizer else None,
-        )
-        return state.replace(clients=states)
-
-    def make_step(
-        self,
-        model: Model,
-        optimizer: optax.GradientTransformation,
-        *,
-        axis_name: str | None = None,
-        options: StepOptions = StepOptions(),
-    ) -> Step:
-        """Make the round (server's state, batch of all its clients) -> (server's state, metrics), a pure function.
-
-        A batch has a row for each place of a plan of `nc_jax.streams.Clients`. Several devices have equally many of its
-        clients. The metrics are means over the clients, weighted like their models; "grad_norm" is the norm of the
-        difference between the server's parameters and the clients' mean.
-
-        Args:
-            model: maps (inputs, labels, train=..., mask=...) to a `HeadOutput`.
-            optimizer: optimiser of the clients.
-            axis_name: name of the mapped axis over which clients are split; None for one device.
-            options: what a local step does besides gradient and optimiser.
-
-        Raises:
-            ValueError: if `options` ask for a moving average of the parameters, which rounds do not have; from the
-                round, when it is traced, if the clients cannot be divided among the devices.
-        """
-        if options.average_decay is not None:
-            raise ValueError(f"rounds keep no moving average of parameters; got average_decay={options.average_decay}")
-        optimizer = self._local(optimizer)
-        round_of = _Round(self, optimizer, make_train_step(model, optimizer, options=options))
-
-        def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-            with collective.over(*([axis_name] if axis_name else [])):
-                return round_of(state, batch)
-
-        return step
-
-    def head_state(self, variables: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the state of the pooled head among a model's variables; None without such a head."""
-        return None if self.pool is None else variables[self.pool.collection][HEAD]
-
-    def check(self, devices: int) -> None:
-        """Raise a ValueError unless the clients of a round can be divided equally among the devices."""
-        if self.clients % devices:
-            raise ValueError(f"the clients of a round must be a multiple of the {devices} devices; got {self.clients}")
-
-    def check_stream(self, stream: Stream, source: ExampleSource) -> None:
-        """Raise a ValueError unless a stream of clients has these rounds, of the clients to which the examples belong.
-
-        Args:
-            stream: which clients make which steps.
-            source: the training examples.
-        """
-        if not isinstance(stream, Clients):
-            return  # its batches must say by themselves to which clients they belong
-        if (stream.clients_per_round, stream.local_batch) != (self.clients, self.local_batch):
-            raise ValueError(
-                "rounds must have the clients and the local batch of their stream, "
-                f"{stream.clients_per_round} and {stream.local_batch}; got {self.clients} and {self.local_batch}"
-            )
-        owners = source.clients if isinstance(source, ClientArrays) else None
-        if owners is not None and not np.array_equal(owners, stream.source.clients):
-            raise ValueError(
-                "a stream of clients must be that of the training examples; got one in which other examples belong to "
-                "the clients"
-            )
-
-    def _local(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-        return corrected(optimizer) if self.federation.controlled else optimizer
-
-
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """Sums over clients.
 
     Attributes:
@@ -200,7 +44,7 @@ class _Sums(NamedTuple):
     control: Any
 
 
-class _Worst(NamedTuple):
+class Worst(NamedTuple):
     """The worst of what steps report, and a count."""
 
     status: Int[Array, ""]
@@ -209,21 +53,23 @@ class _Worst(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Round:
+class Round:
     """The round as a function of the server's state and the batch of all clients."""
 
-    rounds: Rounds
+    rounds: Any  # a `nc_jax.federated.Rounds`, which imports this module
     optimizer: optax.GradientTransformation
     step: Step
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        """Train the clients, and return the server's state after the round, with its metrics."""
         rounds, states = self.rounds, state.clients
         device, devices = collective.device()
         rounds.check(devices)
         here = rounds.clients // devices
-        rows = _cut(batch, here, rounds.local_batch)
-        at_once = min(rounds.at_once or here, here)
-        numbers, rows = (_filled(part, -here % at_once) for part in (rows.client[:, 0, 0], rows))
+        rows = cut(batch, here, rounds.local_batch)
+        on_cpu = jax.default_backend() == "cpu"
+        at_once = min(rounds.at_once or (1 if on_cpu else here), here)
+        numbers, rows = (filled(part, -here % at_once) for part in (rows.client[:, 0, 0], rows))
         places = device * len(numbers) + jnp.arange(len(numbers))
         # A client of the filling has no number.
         numbers = jnp.where(jnp.arange(len(numbers)) < here, numbers, len(states.counts))
@@ -233,32 +79,28 @@ class _Round:
         shares = sizes / jnp.maximum(all_sum(jnp.sum(sizes)), 1)
 
         def train(sums: Any, chunk: Any) -> tuple[Any, Any]:
-            ends, alive = self._trained(state, chunk[0], chunk[1])
-            return self._added(sums, state, ends, alive, chunk[2]), (alive, self._keepsakes(ends))
+            ends, alive = self.trained(state, chunk[0], chunk[1])
+            return self.added(sums, state, ends, alive, chunk[2]), (alive, self.keepsakes(ends))
 
         chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, at_once, *leaf.shape[1:]), (numbers, rows, shares))
-        first, others = (jax.tree.map(lambda leaf, part=part: leaf[part], chunks) for part in (0, slice(1, None)))
-        found, (alive, kept) = train(None, first)
-        alive, kept = jax.tree.map(lambda leaf: leaf[None], (alive, kept))
-        if len(numbers) > at_once:
-            found, more = jax.lax.scan(train, found, others)
-            alive, kept = jax.tree.map(lambda *parts: jnp.concatenate(parts), (alive, kept), more)
-        sums, worst = found
+        shapes = jax.eval_shape(lambda: train(None, jax.tree.map(lambda leaf: leaf[0], chunks))[0])
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        (sums, worst), (alive, kept) = jax.lax.scan(train, nothing, chunks)
         sums = all_sum(sums)
         worst = worst._replace(without_class=all_sum(worst.without_class))
         worst = worst._replace(status=_largest(worst.status), grad_norm=_largest(worst.grad_norm))
         one_row = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (alive, kept))
         took_part = jnp.any(rows.mask, axis=(1, 2))
         alive, kept, took_part, numbers = jax.tree.map(partial(all_rows, places=places), (*one_row, took_part, numbers))
-        return self._finished(state, sums, worst, alive, took_part & ~alive, numbers, kept)
+        return self.finished(state, sums, worst, alive, took_part & ~alive, numbers, kept)
 
-    def _trained(self, state: TrainState, numbers: Array, rows: Batch) -> tuple[TrainState, Bool[Array, " clients"]]:
+    def trained(self, state: TrainState, numbers: Array, rows: Batch) -> tuple[TrainState, Bool[Array, " clients"]]:
         """Return the states at the end of some clients' local steps, and which of them made steps that were finite."""
         length = rows.mask.shape[1]
         clients = jax.vmap(partial(self._begin, state, length))(numbers)
         steps = jnp.sum(jnp.any(rows.mask, axis=2), axis=1)
         # A single client is not a batch of one: its program is that of a plain step.
-        each = jax.vmap(self.step) if len(numbers) > 1 else _for_one(self.step)
+        each = jax.vmap(self.step) if len(numbers) > 1 else for_one(self.step)
 
         def one(number: Any, clients: TrainState) -> TrainState:
             part = jax.tree.map(lambda leaf: leaf[:, number], rows)
@@ -284,14 +126,14 @@ class _Round:
         return own.replace(
             step=state.step * length,
             opt_state=opt_state,
-            key=_key_of(state.key, number),
+            key=key_of(state.key, number),
             totals=EpochTotals.zero(),
             extensions=kept.get("extensions", state.extensions),
             client=Client(number, states.counts[number], received, kept.get(PREVIOUS)),
             clients=None,
         )
 
-    def _added(self, sums: Any, state: TrainState, ends: TrainState, alive: Array, shares: Array) -> Any:
+    def added(self, sums: Any, state: TrainState, ends: TrainState, alive: Array, shares: Array) -> Any:
         """Add what some clients send. Without sums so far, return sums of these alone."""
         shares = jnp.where(alive, shares, 0)
 
@@ -322,8 +164,8 @@ class _Round:
             # Weighted like models, among all clients: else the corrections would pull to the minimum of another mean.
             parts = jnp.sum(counts, axis=1)[places] / jnp.sum(counts)
             control = total(changes, jnp.where(alive, parts, 0))
-        found = _Sums(jnp.sum(shares), total(sent(ends), shares), numbers, head, control)
-        worst = _Worst(
+        found = Sums(jnp.sum(shares), total(sent(ends), shares), numbers, head, control)
+        worst = Worst(
             jnp.max(jnp.where(alive, totals.solve_status, Status.CONVERGED)).astype(jnp.int32),
             jnp.max(jnp.where(alive, totals.solve_grad_norm, 0)),
             jnp.sum(totals.without_class, dtype=jnp.int32),
@@ -332,7 +174,7 @@ class _Round:
             return found, worst
         return (
             jax.tree.map(jnp.add, sums[0], found),
-            _Worst(
+            Worst(
                 jnp.maximum(sums[1].status, worst.status),
                 jnp.maximum(sums[1].grad_norm, worst.grad_norm),
                 sums[1].without_class + worst.without_class,
@@ -344,7 +186,7 @@ class _Round:
         steps = jnp.maximum(ends.opt_state.steps, 1)
         return jax.tree.map(lambda leaf: leaf / rows_with(steps, leaf), ends.opt_state.gradients)
 
-    def _keepsakes(self, ends: TrainState) -> dict[str, Any]:
+    def keepsakes(self, ends: TrainState) -> dict[str, Any]:
         """Return what some clients keep of their states at the end of a round."""
         rounds, federation = self.rounds, self.rounds.federation
         found = {
@@ -357,11 +199,11 @@ class _Round:
         }
         return {name: part for name, part in found.items() if jax.tree.leaves(part)}
 
-    def _finished(
+    def finished(
         self,
         state: TrainState,
-        sums: _Sums,
-        worst: _Worst,
+        sums: Sums,
+        worst: Worst,
         alive: Bool[Array, " clients"],
         failed: Bool[Array, " clients"],
         numbers: Int[Array, " clients"],
@@ -407,48 +249,6 @@ class _Round:
         )
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
         return new.replace(totals=state.totals.add(metrics)), metrics
-
-
-def _cut(batch: Batch, clients: int, local_batch: int) -> Batch:
-    """Return a batch with axes for clients and their steps in front of that for examples.
-
-    Raises:
-        ValueError: if the batch has no clients, or not equally many rows for each of them and each step.
-    """
-    if batch.client is None:
-        raise ValueError("a round needs a batch whose rows belong to clients (nc_jax.streams.Clients); got one without")
-    rows = len(batch.labels)
-    if rows % (clients * local_batch):
-        raise ValueError(
-            f"a round of {clients} clients with batches of {local_batch} needs a multiple of {clients * local_batch} "
-            f"rows; got {rows}"
-        )
-    return jax.tree.map(lambda leaf: leaf.reshape(clients, -1, local_batch, *leaf.shape[1:]), batch)
-
-
-def _filled(tree: Any, more: int) -> Any:
-    """Return arrays with some more rows of zeros: for masks, rows of padding."""
-    if not more:
-        return tree
-    return jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, more), *[(0, 0)] * (leaf.ndim - 1))), tree)
-
-
-def _for_one(step: Step) -> Step:
-    """Return a step of one client whose arrays have a leading axis of length 1."""
-
-    def one(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        found = step(*jax.tree.map(lambda leaf: leaf[0], (state, batch)))
-        return jax.tree.map(lambda leaf: leaf[None], found)
-
-    return one
-
-
-def _key_of(key: Array, number: Int[Array, ""]) -> Array:
-    """Return the data of a client's random key. The first client has the server's, as training in one place has it."""
-    # No step has the number between the two. Without it, the key of client n would be that of the server's step n.
-    apart = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), NO_STEP)
-    own = jax.random.fold_in(apart, number)
-    return jnp.where(number == 0, key, jax.random.key_data(own))
 
 
 def _largest(value: Array) -> Array:

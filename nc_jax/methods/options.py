@@ -214,7 +214,7 @@ class FederatedOptions:
         keep_optimizer: every client keeps the state of its optimiser from round to round, momentum for instance; else
             it begins each round with a new one.
         at_once: number of clients that are trained at the same time on a device, which takes memory for as many
-            models; None: all.
+            models; None: all, but on a CPU one.
         mu: weight >= 0 of the distance from the server's model in the method fedprox.
         contrast: weight >= 0 of the contrastive loss in the method moon.
         contrast_temperature: temperature > 0 of the contrastive loss.

@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,11 +65,14 @@ class Results(NamedTuple):
         rows: what each seed reached, in the order of the seeds, by case and row of the table.
         groups: the runs behind each row, by case.
         rates: the learning rate of each group, by the name of its run without the seed.
+        chosen: what each group has chosen on held-out examples, by the same name: settings by dotted name, none if
+            nothing is chosen.
     """
 
     rows: dict[str, dict[str, list[Found]]]
     groups: dict[str, list[Group]]
     rates: dict[str, float]
+    chosen: dict[str, dict[str, float]]
 
     def values(self, case: str) -> dict[str, dict[str, list[float]]]:
         """Return the numbers of a case, by row and metric, one per seed; NaN where a run diverged."""
@@ -130,16 +133,16 @@ def compare(
     groups = expand(config)
     every = list(itertools.chain(*groups.values()))
     epochs = {group.name: epochs_of(group) for group in every}
-    total = sum((g.settings.seeds + len(g.settings.rates) * SPLITS) * epochs[g.name] for g in every)
+    total = sum((g.settings.seeds + len(g.settings.candidates()) * SPLITS) * epochs[g.name] for g in every)
     found: dict[str, list[Found]] = {}
     rates: dict[str, float] = {}
+    chosen: dict[str, dict[str, float]] = {}
     with shared_programs(), Session(directory, total, measure, watching) as session:
         for number, group in enumerate(every, start=1):
             data, settings = data_of(group.settings), group.settings
-            rates[group.name] = settings.optimizer.learning_rate
-            if settings.rates:
-                rates[group.name] = session.choose_rate(group, data, score, epochs[group.name])
-            trained = group.at(rates[group.name])
+            chosen[group.name] = session.choose(group, data, score, epochs[group.name])
+            trained = group.at(chosen[group.name])
+            rates[group.name] = trained.settings.optimizer.learning_rate
             build = functools.cache(functools.partial(make_trainer, trained, data))
             found[group.name] = [
                 session.train(trained, data, build, seed, group.run(seed), epochs[group.name])
@@ -158,7 +161,7 @@ def compare(
         rows[group.case][group.label] = runs
         for label in dict.fromkeys(label for run in runs for label in run.get("also", {})):
             rows[group.case][label] = [run.get("also", {}).get(label, {}) for run in runs]
-    return Results(rows, groups, rates)
+    return Results(rows, groups, rates, chosen)
 
 
 class Session:
@@ -226,41 +229,42 @@ class Session:
         self.bar.advance(epochs - seen, name)
         return found
 
-    def choose_rate(self, group: Group, data: Data, score: str, epochs: int) -> float:
-        """Return the learning rate with the best score on examples held out of the training set.
+    def choose(self, group: Group, data: Data, score: str, epochs: int) -> dict[str, float]:
+        """Return the candidate settings with the best score on examples held out of the training set.
 
-        Each rate trains on three quarters of the training set and is judged on the last one, for `SPLITS` draws of it.
-        A rate at which training diverges is the worst.
+        Each candidate trains on three quarters of the training set and is judged on the last one, for `SPLITS` draws of
+        it. A candidate with which training diverges is the worst.
 
         Args:
-            group: the group whose learning rates are tried.
+            group: the group whose candidates are tried.
             data: the data set; only its training set is used.
             score: name of the number that decides; less is better.
             epochs: epochs of a run, for the progress.
 
         Raises:
-            NonFiniteError: if training diverges at every rate.
+            NonFiniteError: if training diverges with every candidate.
         """
+        candidates, scores = group.settings.candidates(), []
+        if not candidates:
+            return {}
         parts = held_out_parts(data, group.settings)
-        rates, scores = group.settings.rates, {}
-        for rate in rates:
-            tried, name = group.at(rate), f"{group.name}-rate{rate:g}"
+        for candidate in candidates:
+            tried, name = group.at(candidate), f"{group.name}-{told(candidate, '', '-')}"
             build = functools.cache(functools.partial(make_trainer, tried, parts[0]))
             found = [
                 self.train(tried, part, build, split, f"{name}-split{split}", epochs)
                 for split, part in enumerate(parts)
             ]
             values = [math.inf if run["diverged"] or math.isnan(run[score]) else run[score] for run in found]
-            scores[rate] = statistics.fmean(values)
+            scores.append(statistics.fmean(values))
             # A process cannot hold the programs of all rates of all methods: LLVM runs out of memory maps.
             build.cache_clear()
             jax.clear_caches()
-        best = min(rates, key=lambda rate: scores[rate])
+        best = int(np.argmin(scores))
         if not math.isfinite(scores[best]):
-            raise NonFiniteError(
-                f"training of {group.label} must converge at one of the learning rates {rates}; got none"
-            )
-        return best
+            tried = "; ".join(told(candidate) for candidate in candidates)
+            raise NonFiniteError(f"training of {group.label} must converge with one of the settings {tried}; got none")
+        return candidates[best]
 
 
 def decides(settings: Comparison, data: Data) -> str:
@@ -272,7 +276,7 @@ def decides(settings: Comparison, data: Data) -> str:
     tree = None if data.tree is None else (data.tree.nodes, data.tree.parents)
     content = (data.class_names, len(data.train), len(data.test), tree)
     settings = dataclasses.replace(settings, data=of_data)
-    return fingerprint(settings.fingerprint("methods", "seeds", "rates", "cases", "grid"), content)
+    return fingerprint(settings.fingerprint("methods", "seeds", "rates", "radii", "cases", "grid"), content)
 
 
 def usual(run: Run) -> Found:
@@ -312,3 +316,10 @@ def mean_confusion(runs: Sequence[Found]) -> np.ndarray | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def told(candidate: Mapping[str, float], space: str = " ", between: str = ", ") -> str:
+    """Return candidate settings in words, such as "rate 0.1, radius 2"."""
+    return between.join(
+        f"{name.rpartition('_')[2].rpartition('.')[2]}{space}{value:g}" for name, value in candidate.items()
+    )

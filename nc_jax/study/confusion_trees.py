@@ -38,10 +38,10 @@ def make(config: Comparison, directory: Path, *, measure: Measure = nothing, sco
         settings = changed(config, {"data.tree": "flat"})
         # Named apart from the comparison's own runs of the method, which know the tree.
         group, data = Group("", "for the tree", "ce", settings), data_of(settings)
-        if settings.rates:
-            total = len(settings.rates) * SPLITS * settings.loop.epochs
+        if settings.candidates():
+            total = len(settings.candidates()) * SPLITS * settings.loop.epochs
             with Session(directory, total, measure) as session:
-                group = group.at(session.choose_rate(group, data, score, settings.loop.epochs))
+                group = group.at(session.choose(group, data, score, settings.loop.epochs))
         write_atomically(path, _lines(confusion_tree(group, data)))
     return path
 

@@ -60,6 +60,9 @@ class DataOptions:
             images lie in the folder that is the name of the data set. None takes the images as they lie in folders.
         test_list: file with a line "path label" for each image to test on, which goes with a list to train on. None
             takes the images as they lie in folders.
+        groups: column of a table that says to which group, such as a speaker, a row belongs. It is then no feature,
+            every group is a client of federated learning, and the test share is taken of each class within each group.
+            None: no groups.
         data_dir: folder in which TFDS keeps prepared data and in which folders of images are looked for. None is the
             default folder of TFDS.
     """
@@ -78,6 +81,7 @@ class DataOptions:
     test_share: float | None = None
     train_list: str | None = None
     test_list: str | None = None
+    groups: str | None = None
     data_dir: str | None = None
 
 
@@ -197,6 +201,8 @@ def load(options: DataOptions, *, flat: bool = False, seed: int = 0) -> Data:
             "a table has vectors for the MLP (--backbone.name mlp, flat=True), and no images for another network; got "
             f"{name}"
         )
+    if options.groups is not None and not table:
+        raise ValueError(f"groups are a column of a table; got groups={options.groups!r} for {name}")
     if table and options.augmentation != "none":
         raise ValueError(f"tables have no augmentation: they are vectors; got {options.augmentation!r} for {name}")
     train: Any
@@ -273,6 +279,13 @@ def _prepared(options: DataOptions, seed: int) -> tuple[Any, Any]:
 
 
 def _in_splits(options: DataOptions) -> tuple[Any, Any]:
+    if options.groups is not None:
+        root, share = sources.root_of(options.data_dir), options.test_share
+        train, test = (
+            tables.load_clients(options.name, split, root, groups=options.groups, test_share=share)
+            for split in ("train", "test")
+        )
+        return train, test
     splits = sources.splits(options.name, options.data_dir, test_share=options.test_share)
     if len(splits) < 2:
         raise ValueError(

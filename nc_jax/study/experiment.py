@@ -19,6 +19,7 @@ from nc_jax.study.comparison import (
     mean_confusion,
     nothing,
     silent,
+    told,
     watch_nothing_of,
 )
 from nc_jax.study.data import Data
@@ -265,7 +266,8 @@ def _rivals(experiment: Experiment, scene: Scene) -> list[str]:
 def _what(scene: Scene) -> str:
     settings = scene.groups[0].settings
     parts = (settings.data.name, settings.data.tree and f"tree {settings.data.tree}", settings.backbone.name)
-    return ", ".join([*filter(None, parts), f"{settings.loop.epochs} epochs"])
+    unit = "epochs" if settings.federated.clients is None else "rounds"
+    return ", ".join([*filter(None, parts), f"{settings.loop.epochs} {unit}"])
 
 
 def _methods(groups: Sequence[Group]) -> list[Method]:
@@ -283,10 +285,10 @@ def _usual_notes(scene: Scene) -> list[str]:
         if diverged:
             notes.append(f"{label}: {diverged} of {len(runs)} runs diverged and are left out.")
     notes += [f"{one.title}: {one.caution}." for one in _methods(scene.groups) if one.caution]
-    rates = {group.label: scene.results.rates[group.name] for group in scene.groups if group.settings.rates}
-    if rates:
-        chosen = ", ".join(f"{label} {rate:g}" for label, rate in rates.items())
-        notes.append(f"Learning rates, chosen on held-out quarters of the training set: {chosen}.")
+    chosen = {group.label: scene.results.chosen[group.name] for group in scene.groups}
+    if any(chosen.values()):
+        words = "; ".join(f"{label} {told(one)}" for label, one in chosen.items() if one)
+        notes.append(f"Chosen on held-out quarters of the training set: {words}.")
     absent = scene.data.absent_classes
     if absent:
         notes.append(f"Classes without a training example, left out of all NC metrics: {list(absent)}.")

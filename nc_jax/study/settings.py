@@ -37,6 +37,8 @@ class Comparison(RunOptions):
         seeds: number of runs of each method. A seed sets the initial state and the order of the examples.
         rates: candidate learning rates. Every method uses the one with the best score on quarters of the training set
             that are held out. Empty: every method uses --optimizer.learning-rate.
+        radii: candidate lengths of features, for heads that have one, chosen in the same way and together with the
+            rate. Empty: every method uses --head.radius.
         cases: names of the preset's cases (data sets, networks) to run. Empty runs all of them.
         target_accuracy: a table shows the first epoch in which the test accuracy is at least this.
         data: what to train on.
@@ -56,6 +58,7 @@ class Comparison(RunOptions):
     methods: tuple[str, ...] = ("learned", "fixed", "nearest")
     seeds: int = 8  # enough for a paired test; five at least
     rates: tuple[float, ...] = ()
+    radii: tuple[float, ...] = ()
     cases: tuple[str, ...] = ()
     target_accuracy: float = 0.95
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
@@ -71,6 +74,12 @@ class Comparison(RunOptions):
     grid: tyro.conf.Suppress[Mapping[str, Mapping[str, Changes]]] = dataclasses.field(
         default_factory=lambda: {"": {"": {}}}
     )
+
+    def candidates(self) -> list[dict[str, float]]:
+        """Return the settings among which every method chooses, by dotted name; none if nothing is chosen."""
+        names = {"optimizer.learning_rate": self.rates, "head.radius": self.radii}
+        varied = {name: values for name, values in names.items() if values}
+        return [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values()) if varied]
 
 
 class Group(NamedTuple):
@@ -105,9 +114,9 @@ class Group(NamedTuple):
         """Return the name of a run."""
         return f"{self.name}-seed{seed}"
 
-    def at(self, rate: float) -> "Group":
-        """Return the same runs at another learning rate."""
-        return self._replace(settings=changed(self.settings, {"optimizer.learning_rate": rate}))
+    def at(self, changes: Changes) -> "Group":
+        """Return the same runs with changes of their settings, by dotted name."""
+        return self._replace(settings=changed(self.settings, changes))
 
 
 def expand(config: Comparison) -> dict[str, list[Group]]:
@@ -137,6 +146,7 @@ def expand(config: Comparison) -> dict[str, list[Group]]:
     for group in itertools.chain(*groups.values()):
         method(group.method)
         refuse_twice("rates, to six digits,", [f"{rate:g}" for rate in group.settings.rates])
+        refuse_twice("radii, to six digits,", [f"{radius:g}" for radius in group.settings.radii])
     refuse_twice("names of rows", [group.name for group in itertools.chain(*groups.values())])
     for rows in groups.values():
         refuse_twice("rows of a table", [group.label for group in rows])

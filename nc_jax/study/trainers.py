@@ -82,11 +82,20 @@ def setting_of(settings: Comparison, data: Data) -> Setting:
 def _epoch_steps(settings: Comparison, data: Data) -> int:
     """Return the optimiser steps per epoch, or per round of a client."""
     if settings.federated.clients is not None and isinstance(data.train, ClientArrays):
-        return _clients(settings, data.train).steps
+        return clients_stream(settings, data.train).steps
     return steps_per_epoch(-(-len(data.train) // settings.continual.tasks), settings.loop.batch_size)
 
 
-def _clients(settings: Comparison, source: ClientArrays) -> Clients:
+def clients_stream(settings: Comparison, source: ClientArrays) -> Clients:
+    """Return the rounds in which clients train apart, whatever the method makes of them.
+
+    Args:
+        settings: the settings of a group.
+        source: the training examples of one run.
+
+    Raises:
+        ValueError: if a setting cannot work.
+    """
     loop, options = settings.loop, settings.federated
     names = ("per_round", "local_epochs", "local_steps", "dropouts", "stragglers")
     return Clients(source, loop.batch_size, loop.epochs, **{name: getattr(options, name) for name in names})
@@ -133,7 +142,7 @@ def make_stream(group: Group, data: Data) -> Stream:
         if data.tasks is not None:
             raise ValueError("clients learn one task; got --continual.tasks and --federated.clients")
         assert isinstance(data.train, ClientArrays), "spread over clients"
-        stream = _clients(group.settings, data.train)
+        stream = clients_stream(group.settings, data.train)
     found = method(group.method).stream(setting_of(group.settings, data), stream)
     if isinstance(stream, Clients) and not isinstance(found, Clients):
         raise ValueError(
@@ -267,12 +276,13 @@ def check(config: Comparison) -> None:
         trainer.check_stream(stream_of(group))
         train_set = of_run(data, group.settings, seed=0).train
         jax.eval_shape(lambda trainer=trainer, train_set=train_set: trainer.init(train_set, 0))
-        if group.settings.rates and not isinstance(data.train, LabelledArrays):
+        chooses = bool(group.settings.candidates())
+        if chooses and not isinstance(data.train, LabelledArrays):
             raise ValueError(
                 f"learning rates are chosen on sets in memory; for {group.settings.data.name} give one, and --rates "
                 "without a value"
             )
-        if group.settings.rates:
+        if chooses:
             part = of_run(held_out_parts(data, group.settings)[0], group.settings, seed=0)
             trainer.check_stream(make_stream(group, part))
 
@@ -281,13 +291,16 @@ def plan(config: Comparison) -> Plan:
     """Say how many runs and steps a comparison takes."""
     groups = [group for case in expand(config).values() for group in case]
     runs = sum(group.settings.seeds for group in groups)
-    judged = sum(len(group.settings.rates) * SPLITS for group in groups)
+    judged = sum(len(group.settings.candidates()) * SPLITS for group in groups)
 
     def steps() -> float:
         total = 0.0
         for group in groups:
             # A learning rate is judged after training on three quarters of the training set.
-            total += stream_of(group).ends[-1] * (group.settings.seeds + len(group.settings.rates) * SPLITS * 3 / 4)
+            runs = group.settings.seeds + len(group.settings.candidates()) * SPLITS * 3 / 4
+            stream = stream_of(group)
+            steps = stream.clients_per_round * stream.steps if isinstance(stream, Clients) else 1
+            total += runs * stream.ends[-1] * steps
         return float(round(total))
 
     rates = f" and {judged} short ones to choose learning rates" if judged else ""

@@ -84,9 +84,7 @@ class Running:
     _batches: Iterator[Batch] | None = None
     _pace: int = FIRST_PACE
     _checked: bool = False
-    _dropped: Any = (
-        None  # in how many rounds each client has been left out, as of the last warning; None without clients
-    )
+    _dropped: Any = None  # in how many rounds each client was left out, as of the last warning; None without clients
 
     def to_the_end(self, *, resumed: bool) -> tuple[Evaluation, Evaluation]:
         """Train the rest of the stream, and return the last evaluations on the training set and on the test set.

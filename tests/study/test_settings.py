@@ -85,7 +85,7 @@ CHANGES = {
     "data.per_class": 2,
     "target_accuracy": 0.5,
 }
-NOT_DECIDING = {"seeds": 3, "methods": ("fixed",), "cases": ("a",), "workdir": "b", "rates": (0.1,)}
+NOT_DECIDING = {"seeds": 3, "methods": ("fixed",), "cases": ("a",), "workdir": "b", "rates": (0.1,), "radii": (2.0,)}
 
 
 def test_a_result_belongs_to_every_setting_that_decides_it():
