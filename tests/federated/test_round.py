@@ -89,7 +89,7 @@ def by_hand():
     return learned(ByHand(small_model(), OPTIMIZER).rounds(STREAM))
 
 
-@pytest.mark.parametrize("at_once", [None, 1, 2, 3])
+@pytest.mark.parametrize("at_once", [None, 1, 2, 3, 5])
 def test_a_round_is_the_mean_of_clients_that_train_by_themselves(by_hand, at_once):
     found, _ = after_rounds(trainer_of(STREAM, OPTIMIZER, at_once=at_once), STREAM)
     chex.assert_trees_all_close(learned(found), by_hand, rtol=0, atol=F32_SUMS)
