@@ -16,6 +16,7 @@ from nc_jax.federated import Federation, Rounds
 from nc_jax.models import NearestHead
 from nc_jax.streams import Clients, Epochs, read
 from nc_jax.training import LoopOptions, StepOptions, Trainer
+from nc_jax.training.extensions import AlignmentSlerp
 
 F32_SUMS = 2e-6  # sums over clients in another order, in float32
 DATA = spread()
@@ -223,6 +224,13 @@ def test_a_batch_of_another_size_is_refused():
 def test_a_moving_average_is_refused():
     with pytest.raises(ValueError, match=r"rounds keep no moving average of parameters; got average_decay=0\.9"):
         trainer_of(STREAM, OPTIMIZER, step=StepOptions(average_decay=0.9))
+
+
+def test_an_extension_whose_state_the_server_would_need_is_refused():
+    step = StepOptions(extensions=(AlignmentSlerp(strength=0.5),))
+    told = "outputs in rounds must not depend on the state of an extension; got that of AlignmentSlerp"
+    with pytest.raises(ValueError, match=told):
+        trainer_of(STREAM, OPTIMIZER, step=step)
 
 
 def test_a_nearest_head_without_a_pool_is_refused_unless_clients_keep_it():
