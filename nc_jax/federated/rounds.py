@@ -165,8 +165,10 @@ class Rounds:
             stream: which clients make which steps.
             source: the training examples.
         """
+        if stream.plan(0, 0).client is None:
+            raise ValueError(f"rounds need a stream of clients (nc_jax.streams.Clients); got {type(stream).__name__}")
         if not isinstance(stream, Clients):
-            return  # its batches must say by themselves to which clients they belong
+            return  # it must know by itself which rounds it has
         if (stream.clients_per_round, stream.local_batch) != (self.clients, self.local_batch):
             raise ValueError(
                 "rounds must have the clients and the local batch of their stream, "

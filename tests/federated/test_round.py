@@ -190,9 +190,13 @@ def test_a_set_without_clients_is_refused(tmp_path):
         fit(trainer_of(STREAM, OPTIMIZER), LabelledArrays(DATA.inputs, DATA.labels, 4), TEST, tmp_path, stream=STREAM)
 
 
-def test_a_batch_without_clients_is_refused(tmp_path):
+def test_a_stream_or_a_batch_without_clients_is_refused(tmp_path):
+    trainer = trainer_of(STREAM, OPTIMIZER)
+    with pytest.raises(ValueError, match=r"rounds need a stream of clients \(nc_jax\.streams\.Clients\); got Epochs"):
+        fit(trainer, DATA, TEST, tmp_path)
+    batch = next(iter(read(DATA, STREAM, seed=0)))._replace(client=None)
     with pytest.raises(ValueError, match=r"a round needs a batch whose rows belong to clients .* got one without"):
-        fit(trainer_of(STREAM, OPTIMIZER), DATA, TEST, tmp_path)
+        trainer.step(trainer.init(DATA, seed=0), batch)
 
 
 @pytest.mark.parametrize("changed", [{"per_round": 4}, {"local_batch": 2}])
