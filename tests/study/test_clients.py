@@ -146,6 +146,13 @@ def test_methods_that_choose_their_examples_have_no_rounds(name):
         make_trainer(Group("", "", name, settings), DATA)
 
 
+def test_fedrep_needs_steps_for_the_body():
+    few, enough = (Group("", "", "fedrep", with_options(local_steps=steps, head_steps=3)) for steps in (3, 4))
+    with pytest.raises(ValueError, match="fedrep needs more local steps in a round than its head_steps, 3; got 3"):
+        make_trainer(few, DATA)
+    assert make_trainer(enough, DATA).rounds is not None
+
+
 def test_means_of_rotations_are_refused():
     told = "the mean of clients' models must be a model; got the head 'rotated', whose rotation must stay on a manifold"
     with pytest.raises(ValueError, match=told):
