@@ -91,19 +91,23 @@ class ByHand:
             state, _ = self.compiled(state, batch)
         return state
 
-    def rounds(self, stream: Clients, *, joined: Any = None) -> TrainState:
-        """Return the server's state after all rounds; `joined` makes the next parameters of the clients' mean."""
+    def one_round(self, state: TrainState, stream: Clients, segment: int) -> TrainState:
+        """Return the server's state after a round: the mean of its clients."""
+        ends, sizes = [], []
+        for number, batches in batches_of(stream, segment).items():
+            if batches:
+                ends.append(self.client(state, batches))
+                sizes.append(np.sum(stream.source.clients == number))
+        return state.replace(
+            params=mean_of([end.params for end in ends], sizes),
+            variables=mean_of([end.variables for end in ends], sizes),
+        )
+
+    def rounds(self, stream: Clients) -> TrainState:
+        """Return the server's state after all rounds."""
         state = self.initial(stream.source)
         for segment in range(stream.rounds):
-            ends, sizes = [], []
-            for number, batches in batches_of(stream, segment).items():
-                if batches:
-                    ends.append(self.client(state, batches))
-                    sizes.append(np.sum(stream.source.clients == number))
-            state = state.replace(
-                params=mean_of([end.params for end in ends], sizes),
-                variables=mean_of([end.variables for end in ends], sizes),
-            )
+            state = self.one_round(state, stream, segment)
         return state
 
 

@@ -159,7 +159,7 @@ def continued(fresh: Any, kept: Any) -> Any:
 
 
 def scheduled(state: Any, step: Array) -> Any:
-    """Return an optimiser's state whose learning-rate schedule stands at a step. Other counts, as Adam's, stay.
+    """Return an optimiser's state whose schedules stand at a step. Other counts, as Adam's, stay.
 
     Args:
         state: state of an optimiser.
@@ -167,6 +167,13 @@ def scheduled(state: Any, step: Array) -> Any:
     """
 
     def one(node: Any) -> Any:
+        if isinstance(node, optax.InjectStatefulHyperparamsState):
+            # optax does not export the type of these states, which hold a count and nothing else.
+            own = {
+                name: part._replace(count=step) if getattr(part, "_fields", None) == ("count",) else part
+                for name, part in node.hyperparams_states.items()
+            }
+            return node._replace(count=step, hyperparams_states=own, inner_state=scheduled(node.inner_state, step))
         return node._replace(count=step) if _is_schedule(node) else node
 
     return jax.tree.map(one, state, is_leaf=_is_schedule)
@@ -177,4 +184,4 @@ def _is_of_a_round(node: Any) -> bool:
 
 
 def _is_schedule(node: Any) -> bool:
-    return isinstance(node, optax.ScaleByScheduleState)
+    return isinstance(node, optax.ScaleByScheduleState | optax.InjectStatefulHyperparamsState)

@@ -15,7 +15,7 @@ from nc_jax.federated.round import HEAD, Round
 from nc_jax.federated.stepwise import Stepwise
 from nc_jax.heads import Head
 from nc_jax.streams import Clients, Stream
-from nc_jax.training import StepMetrics, StepOptions, TrainState, make_train_step
+from nc_jax.training import Extension, StepMetrics, StepOptions, TrainState, make_train_step
 from nc_jax.training.state import Model
 from nc_jax.training.step import Step
 
@@ -125,8 +125,9 @@ class Rounds:
             options: what a local step does besides gradient and optimiser.
 
         Raises:
-            ValueError: if `options` ask for a moving average of the parameters, which rounds do not have; from the
-                round, when it is traced, if the clients cannot be divided among the devices.
+            ValueError: if `options` ask for a moving average of the parameters, which rounds do not have, or have an
+                extension whose state changes outputs; from the round, when it is traced, if the clients cannot be
+                divided among the devices.
         """
         round_of = self.halves(model, optimizer, options)
 
@@ -147,6 +148,12 @@ class Rounds:
         """Return the parts of a round, for one device. The arguments are those of `make_step`."""
         if options.average_decay is not None:
             raise ValueError(f"rounds keep no moving average of parameters; got average_decay={options.average_decay}")
+        for one in options.extensions:
+            # The states of extensions belong to clients, so the server's model would be another one than theirs.
+            if type(one).init is not Extension.init and type(one).on_output is not Extension.on_output:
+                raise ValueError(
+                    f"outputs in rounds must not depend on the state of an extension; got that of {one.name}"
+                )
         optimizer = self._local(optimizer)
         return Round(self, optimizer, make_train_step(model, optimizer, options=options))
 
@@ -166,8 +173,10 @@ class Rounds:
             stream: which clients make which steps.
             source: the training examples.
         """
+        if stream.plan(0, 0).client is None:
+            raise ValueError(f"rounds need a stream of clients (nc_jax.streams.Clients); got {type(stream).__name__}")
         if not isinstance(stream, Clients):
-            return  # its batches must say by themselves to which clients they belong
+            return  # it must know by itself which rounds it has
         if (stream.clients_per_round, stream.local_batch) != (self.clients, self.local_batch):
             raise ValueError(
                 "rounds must have the clients and the local batch of their stream, "

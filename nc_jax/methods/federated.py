@@ -67,6 +67,17 @@ def _contrast(setting: Setting) -> tuple[ModelContrast]:
     return (ModelContrast(setting.federated.contrast, setting.federated.contrast_temperature),)
 
 
+def _head_first(setting: Setting, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Train the head in the first steps of a round, and then the rest, which needs a step at least."""
+    steps = setting.federated.head_steps
+    if steps >= setting.epoch_steps:
+        raise ValueError(
+            f"fedrep needs more local steps in a round than its head_steps, {steps}; got {setting.epoch_steps} (the "
+            "client with the most steps), so nothing but heads would be trained"
+        )
+    return alternating(optimizer, HEAD, steps)
+
+
 def _together(setting: Setting, stream: Stream) -> Stream:
     """One client has all examples. Without clients, the stream is that of training in one place already."""
     return replace(stream, together=True) if isinstance(stream, Clients) else stream
@@ -108,7 +119,7 @@ METHODS = {
     "fedrep": _method(
         "FedRep",
         "Collins et al. (2021), algorithm 1",
-        optimizer=lambda setting, optimizer: alternating(optimizer, HEAD, setting.federated.head_steps),
+        optimizer=_head_first,
         federation=_always(Federation(personal=(HEAD,))),
     ),
     # Not from a paper: the server finds the nearest frame from class sums, which are additive over clients.

@@ -110,7 +110,8 @@ class Trainer:
         devices: local devices to use; None takes the first `options.devices` of them.
         initialise: (params, key) -> params, replaces the initial parameters that the model has drawn; None keeps them.
         rounds: makes every step a round of federated learning (`nc_jax.federated.Rounds`), with `optimizer` and `step`
-            for the local steps of clients, and `options.batch_size` for their batches. None: plain steps.
+            for the local steps of clients. Their batches are those of the stream, so `options.batch_size` counts in
+            evaluation only. None: plain steps.
 
     Raises:
         ValueError: if `options.devices` exceeds the number of local devices, or if the batch size is not a multiple of

@@ -45,7 +45,7 @@ def test_a_killed_run_resumes_bit_for_bit(name, tmp_path, digits_dir):
         loop=LoopOptions(epochs=3, batch_size=64, checkpoint_every=1, devices=2),
     )
     if name in federated.METHODS:
-        options = FederatedOptions(clients=4, local_steps=2, per_round=1 if name == "centralised" else 2)
+        options = FederatedOptions(clients=4, local_steps=2, head_steps=1, per_round=1 if name == "centralised" else 2)
         loop = LoopOptions(epochs=3, batch_size=20, checkpoint_every=1, devices=1 if name == "centralised" else 2)
         settings = dataclasses.replace(settings, federated=options, loop=loop)
     group = Group("", "", name, settings)

@@ -16,6 +16,7 @@ from nc_jax.federated import Federation, Rounds
 from nc_jax.models import NearestHead
 from nc_jax.streams import Clients, Epochs, read
 from nc_jax.training import LoopOptions, StepOptions, Trainer
+from nc_jax.training.extensions import AlignmentSlerp
 
 F32_SUMS = 2e-6  # sums over clients in another order, in float32
 DATA = spread()
@@ -89,7 +90,7 @@ def by_hand():
     return learned(ByHand(small_model(), OPTIMIZER).rounds(STREAM))
 
 
-@pytest.mark.parametrize("at_once", [None, 1, 2, 3])
+@pytest.mark.parametrize("at_once", [None, 1, 2, 3, 5])
 def test_a_round_is_the_mean_of_clients_that_train_by_themselves(by_hand, at_once):
     found, _ = after_rounds(trainer_of(STREAM, OPTIMIZER, at_once=at_once), STREAM)
     chex.assert_trees_all_close(learned(found), by_hand, rtol=0, atol=F32_SUMS)
@@ -189,9 +190,13 @@ def test_a_set_without_clients_is_refused(tmp_path):
         fit(trainer_of(STREAM, OPTIMIZER), LabelledArrays(DATA.inputs, DATA.labels, 4), TEST, tmp_path, stream=STREAM)
 
 
-def test_a_batch_without_clients_is_refused(tmp_path):
+def test_a_stream_or_a_batch_without_clients_is_refused(tmp_path):
+    trainer = trainer_of(STREAM, OPTIMIZER)
+    with pytest.raises(ValueError, match=r"rounds need a stream of clients \(nc_jax\.streams\.Clients\); got Epochs"):
+        fit(trainer, DATA, TEST, tmp_path)
+    batch = next(iter(read(DATA, STREAM, seed=0)))._replace(client=None)
     with pytest.raises(ValueError, match=r"a round needs a batch whose rows belong to clients .* got one without"):
-        fit(trainer_of(STREAM, OPTIMIZER), DATA, TEST, tmp_path)
+        trainer.step(trainer.init(DATA, seed=0), batch)
 
 
 @pytest.mark.parametrize("changed", [{"per_round": 4}, {"local_batch": 2}])
@@ -223,6 +228,13 @@ def test_a_batch_of_another_size_is_refused():
 def test_a_moving_average_is_refused():
     with pytest.raises(ValueError, match=r"rounds keep no moving average of parameters; got average_decay=0\.9"):
         trainer_of(STREAM, OPTIMIZER, step=StepOptions(average_decay=0.9))
+
+
+def test_an_extension_whose_state_the_server_would_need_is_refused():
+    step = StepOptions(extensions=(AlignmentSlerp(strength=0.5),))
+    told = "outputs in rounds must not depend on the state of an extension; got that of AlignmentSlerp"
+    with pytest.raises(ValueError, match=told):
+        trainer_of(STREAM, OPTIMIZER, step=step)
 
 
 def test_a_nearest_head_without_a_pool_is_refused_unless_clients_keep_it():
