@@ -5,7 +5,7 @@ Claim     Fan et al., Federated learning with bilateral curation for partially c
 Command   python -m experiments.federated
 Expected
 Writes    runs/federated/<time>-<preset>/: config.json, results.jsonl, metrics.jsonl, tensorboard/, checkpoints/,
-          summary.md, summary.json, and for each case convergence.png, summary.png, partition.png, communication.png,
+          summary.md, summary.json, and for each case summary.png, partition.png, communication.png,
           angles.png, clients.png
 Data      scikit-learn's handwritten digits and rendered characters. The preset vowel needs Debian's r-cran-mlbench, the
           preset fashion the files of Fashion-MNIST; the presets paper-... need the sets that they name.
@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from nc_jax.methods import FederatedOptions
-from nc_jax.study import About, Column, Comparison, Experiment, curves, dotted, main, plan, run, summary_picture
+from nc_jax.study import About, Column, Comparison, Experiment, dotted, main, plan, run, summary_picture
 from nc_jax.study.backbones import BackboneOptions
 from nc_jax.study.data import DataOptions
 from nc_jax.study.federated import check_clients, measure, watching
@@ -26,7 +26,7 @@ from nc_jax.study.settings import expand, refuse_overridden
 from nc_jax.training import LoopOptions, OptimizerOptions
 
 COLUMNS = (
-    Column("test/accuracy", "generic accuracy", 4, words=("less accurate", "more accurate"), panel="generic accuracy"),
+    Column("test/accuracy", "generic accuracy", 4, words=("less accurate", "more accurate")),
     Column("balanced_accuracy", "balanced accuracy", 4, test="none"),
     Column("personal", "personal accuracy", 4),
     Column("personal_masked", "personal, masked", 4),
@@ -176,7 +176,7 @@ EXPERIMENT = Experiment(
     ),
     measure=measure,
     watching=watching,
-    pictures=(curves, summary_picture, partition_picture, accuracy_by_bytes, angles_picture, clients_picture),
+    pictures=(summary_picture, partition_picture, accuracy_by_bytes, angles_picture, clients_picture),
 )
 
 

@@ -7,7 +7,7 @@ from nc_jax.federated.aggregate import Federation
 from nc_jax.federated.clients import ClientStates, client_state, client_states
 from nc_jax.federated.exchange import Answer, Exchange, NoAnswerError, alone
 from nc_jax.federated.local import alternating, corrected, proximal
-from nc_jax.federated.round import Rounds
+from nc_jax.federated.rounds import Rounds
 from nc_jax.federated.traffic import Traffic, traffic
 
 __all__ = [

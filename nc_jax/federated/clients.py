@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Int
 
-from nc_jax.data.clients import ClientArrays
+from nc_jax.checks import is_traced
+from nc_jax.data import ClientArrays, ExampleSource
 from nc_jax.training import TrainState
 from nc_jax.training.extension import Client
 
@@ -23,7 +23,7 @@ class ClientStates(NamedTuple):
         dropped: number of rounds in which a client was left out because it sent a NaN or an infinity, shape (C,).
         kept: what clients keep from round to round, by name: "params" and "variables" of parts that they do not share,
             "opt_state", "extensions", "control" (the control variates of SCAFFOLD) and "previous" (their last models).
-        control: mean of the control variates of all clients; None without any.
+        control: mean of the control variates of all clients, weighted by their numbers of examples; None without any.
     """
 
     counts: Int[Array, "clients classes"]
@@ -34,7 +34,7 @@ class ClientStates(NamedTuple):
 
 def client_states(
     state: TrainState,
-    source: ClientArrays,
+    source: ExampleSource,
     *,
     personal: Sequence[str] = (),
     remembers: bool = False,
@@ -92,7 +92,7 @@ def client_state(state: TrainState, number: int | Int[Array, ""]) -> TrainState:
     if states is None:
         raise ValueError("the state of a server has clients; got one without")
     total = len(states.counts)
-    if isinstance(number, int | np.integer) and not 0 <= number < total:
+    if not is_traced(number) and not 0 <= int(number) < total:
         raise ValueError(f"clients have numbers in 0..{total - 1}; got {number}")
     kept = jax.tree.map(lambda leaf: leaf[number], states.kept)
     return joined(state, kept).replace(

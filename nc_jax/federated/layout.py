@@ -10,6 +10,8 @@ from nc_jax.data import Batch
 from nc_jax.training import StepMetrics, TrainState
 from nc_jax.training.step import Step
 
+NO_STEP = 2**32 - 1  # a number that is that of no step, which are int32
+
 
 def cut(batch: Batch, clients: int, local_batch: int) -> Batch:
     """Return a batch with axes for clients and their steps in front of that for examples.
@@ -47,5 +49,7 @@ def for_one(step: Step) -> Step:
 
 def key_of(key: Array, number: Int[Array, ""]) -> Array:
     """Return the data of a client's random key. The first client has the server's, as training in one place has it."""
-    own = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), number)
+    # No step has the number between the two. Without it, the key of client n would be that of the server's step n.
+    apart = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), NO_STEP)
+    own = jax.random.fold_in(apart, number)
     return jnp.where(number == 0, key, jax.random.key_data(own))

@@ -74,9 +74,10 @@ def corrected(optimizer: optax.GradientTransformation) -> optax.GradientTransfor
     r"""SCAFFOLD: correct the gradients of a client by what its data differ from those of all clients.
 
     Adds a constant :math:`c - c_k` to each gradient, where :math:`c_k` is the client's control variate and c the mean
-    of all. The mean of the gradients of the round, without the correction, is the client's next control variate. (With
-    plain gradient descent of rate :math:`\eta` it equals the paper's second option,
-    :math:`c_k - c + (w_0 - w_S) / (S \eta)`. With other optimisers it stays a mean of gradients.)
+    of all, weighted by their numbers of examples. The mean of the gradients of the round, without the correction, is
+    the client's next control variate. (With plain gradient descent of rate :math:`\eta` it equals the paper's second
+    option, :math:`c_k - c + (w_0 - w_S) / (S \eta)`. With other optimisers it stays a mean of gradients. The paper's
+    clients have equal weights. With others, only a weighted c lets the minimum of the mean over all examples rest.)
 
     Args:
         optimizer: any optimiser.
@@ -150,9 +151,11 @@ def continued(fresh: Any, kept: Any) -> Any:
         fresh: state that the optimiser has for the parameters at the begin of the round.
         kept: state at the end of the client's last round.
     """
-    if isinstance(fresh, ProximalState | CorrectedState | AlternatingState):
-        return fresh._replace(inner=continued(fresh.inner, kept.inner))
-    return kept
+
+    def one(new: Any, old: Any) -> Any:
+        return new._replace(inner=continued(new.inner, old.inner)) if _is_of_a_round(new) else old
+
+    return jax.tree.map(one, fresh, kept, is_leaf=_is_of_a_round)
 
 
 def scheduled(state: Any, step: Array) -> Any:
@@ -167,6 +170,10 @@ def scheduled(state: Any, step: Array) -> Any:
         return node._replace(count=step) if _is_schedule(node) else node
 
     return jax.tree.map(one, state, is_leaf=_is_schedule)
+
+
+def _is_of_a_round(node: Any) -> bool:
+    return isinstance(node, ProximalState | CorrectedState | AlternatingState)
 
 
 def _is_schedule(node: Any) -> bool:

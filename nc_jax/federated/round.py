@@ -1,6 +1,6 @@
-"""A round of federated learning as one step: clients train with the one training step, and the server joins them."""
+"""The parts of a round: clients train with the one training step, and the server joins what they send."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,156 +10,20 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax import collective
+from nc_jax.arrays import at_least_float32
 from nc_jax.collective import all_rows, all_sum
-from nc_jax.data import Batch, ExampleSource
+from nc_jax.data import Batch
 from nc_jax.data.batch import rows_with
-from nc_jax.federated.aggregate import Federation, sent, updated
-from nc_jax.federated.clients import PREVIOUS, ClientStates, below, chosen, client_states, joined
+from nc_jax.federated.aggregate import sent, updated
+from nc_jax.federated.clients import PREVIOUS, ClientStates, below, chosen, joined
 from nc_jax.federated.layout import cut, filled, for_one, key_of
-from nc_jax.federated.local import continued, corrected, scheduled
-from nc_jax.heads import Head
+from nc_jax.federated.local import continued, scheduled
 from nc_jax.solvers import Status
-from nc_jax.training import EpochTotals, StepMetrics, StepOptions, TrainState, make_train_step
+from nc_jax.training import EpochTotals, StepMetrics, TrainState
 from nc_jax.training.extension import Client
-from nc_jax.training.state import Model
 from nc_jax.training.step import Step
 
-
-@dataclass(frozen=True)
-class Rounds:
-    """Makes of a trainer one that trains in rounds: `Trainer(..., rounds=Rounds(...))`, with a stream of `Clients`.
-
-    The optimiser of the trainer is then that of the clients. In every round a client begins with the server's model and
-    a new state of its optimiser, whose learning-rate schedule goes on from round to round, and with a random key of its
-    own. It makes its local steps, and its model counts in proportion to its number of training examples. A client of
-    which a step was not finite is left out. If none is left, the round changes nothing and is reported as not finite.
-
-    One client that has all the examples trains as without federation, bit for bit, if its optimiser has no other state
-    than that of its schedule, or if it keeps that state.
-
-    Attributes:
-        federation: what clients keep, and how the server joins what they send.
-        clients: number M of clients in a round, on all devices together (`Clients.clients_per_round`).
-        local_batch: examples per local step of a client, B.
-        keep_optimizer: clients keep the state of their optimiser.
-        schedule_steps: number of steps by which the clients' learning-rate schedule moves on in a round; None: as many
-            as the client with the most steps makes.
-        at_once: number of clients that a device trains at the same time, as one batched program. The others wait, which
-            saves memory. None: all that the device has; on a CPU one, which is faster there, and clients with few steps
-            then take less time than others. Results are the same up to rounding.
-        pool: head whose state the server updates after a round (`nc_jax.heads.Head.pool`); None: heads' states stay.
-
-    Raises:
-        ValueError: if a number is below 1.
-    """
-
-    federation: Federation = field(default_factory=Federation)
-    clients: int = 1
-    local_batch: int = 1
-    keep_optimizer: bool = False
-    schedule_steps: int | None = None
-    at_once: int | None = None
-    pool: Head | None = None
-
-    def __post_init__(self):
-        for name in ("clients", "local_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if self.at_once is not None and self.at_once < 1:
-            raise ValueError(f"at_once must be at least 1, or None; got {self.at_once}")
-
-    def server(self) -> optax.GradientTransformation:
-        """Return the server's optimiser, whose state is in the server's state; one without state for a mean."""
-        return optax.identity() if self.federation.server is None else self.federation.server
-
-    def begin(self, state: TrainState, source: ExampleSource, optimizer: optax.GradientTransformation) -> TrainState:
-        """Return the server's initial state, with what its clients keep.
-
-        Args:
-            state: initial state of the model, with the state of the server's optimiser.
-            source: the training examples, a `nc_jax.data.ClientArrays`.
-            optimizer: optimiser of the clients.
-
-        Raises:
-            ValueError: if the examples do not belong to clients, or the model has no part that clients are to keep.
-        """
-        pooled = set() if self.pool is None else {self.pool.collection}
-        for collection, parts in state.variables.items():
-            alone = [name for name in parts if name not in self.federation.personal]
-            if alone and collection not in {"batch_stats", "frame"} | pooled:
-                raise ValueError(
-                    "the server needs a way to join the states of heads that clients update (nc_jax.heads.pooled has "
-                    f"one for nearest frames); got the collection {collection!r} of {alone[0]}"
-                )
-        states = client_states(
-            state,
-            source,  # pyright: ignore[reportArgumentType]
-            personal=self.federation.personal,
-            remembers=self.federation.remembers,
-            controlled=self.federation.controlled,
-            opt_state=self._local(optimizer).init(state.params) if self.keep_optimizer else None,
-        )
-        return state.replace(clients=states)
-
-    def make_step(
-        self,
-        model: Model,
-        optimizer: optax.GradientTransformation,
-        *,
-        axis_name: str | None = None,
-        options: StepOptions = StepOptions(),
-    ) -> Step:
-        """Make the round (server's state, batch of all its clients) -> (server's state, metrics), a pure function.
-
-        A batch has a row for each place of a plan of `nc_jax.streams.Clients`. Several devices have equally many of its
-        clients. The metrics are means over the clients, weighted like their models; "grad_norm" is the norm of the
-        difference between the server's parameters and the clients' mean.
-
-        Args:
-            model: maps (inputs, labels, train=..., mask=...) to a `HeadOutput`.
-            optimizer: optimiser of the clients.
-            axis_name: name of the mapped axis over which clients are split; None for one device.
-            options: what a local step does besides gradient and optimiser.
-
-        Raises:
-            ValueError: if `options` ask for a moving average of the parameters, which rounds do not have; from the
-                round, when it is traced, if the clients cannot be divided among the devices.
-        """
-        round_of = self.halves(model, optimizer, options)
-
-        def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-            with collective.over(*([axis_name] if axis_name else [])):
-                return round_of(state, batch)
-
-        return step
-
-    def make_pieces(self, model: Model, optimizer: optax.GradientTransformation, *, options: StepOptions) -> Step:
-        """Make the round for one device as a function of the host, which starts the local steps of clients one by one.
-
-        It is faster than that of `make_step` where loops are slow. The arguments are those of `make_step`.
-        """
-        from nc_jax.federated.stepwise import Stepwise  # it is made of the parts below
-
-        return Stepwise(self.halves(model, optimizer, options))
-
-    def halves(self, model: Model, optimizer: optax.GradientTransformation, options: StepOptions) -> "Round":
-        """Return the parts of a round, for one device. The arguments are those of `make_step`."""
-        if options.average_decay is not None:
-            raise ValueError(f"rounds keep no moving average of parameters; got average_decay={options.average_decay}")
-        optimizer = self._local(optimizer)
-        return Round(self, optimizer, make_train_step(model, optimizer, options=options))
-
-    def head_state(self, variables: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the state of the pooled head among a model's variables; None without such a head."""
-        return None if self.pool is None else variables[self.pool.collection]["head"]
-
-    def check(self, devices: int) -> None:
-        """Raise a ValueError unless the clients of a round can be divided equally among the devices."""
-        if self.clients % devices:
-            raise ValueError(f"the clients of a round must be a multiple of the {devices} devices; got {self.clients}")
-
-    def _local(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-        return corrected(optimizer) if self.federation.controlled else optimizer
+HEAD = "head"  # name of the head among the parts of a model
 
 
 class Sums(NamedTuple):
@@ -192,7 +56,7 @@ class Worst(NamedTuple):
 class Round:
     """The round as a function of the server's state and the batch of all clients."""
 
-    rounds: Rounds
+    rounds: Any  # a `nc_jax.federated.Rounds`, which imports this module
     optimizer: optax.GradientTransformation
     step: Step
 
@@ -277,7 +141,8 @@ class Round:
             # Zero times a NaN is a NaN, so the numbers of a client that is left out are replaced, too.
             def one(leaf: Array) -> Array:
                 used = jnp.where(rows_with(alive, leaf), leaf, 0)
-                return jnp.tensordot(weights.astype(leaf.dtype), used, axes=1, precision="highest")
+                wide = at_least_float32(used)
+                return jnp.tensordot(weights.astype(wide.dtype), wide, axes=1, precision="highest")
 
             return jax.tree.map(one, tree)
 
@@ -292,11 +157,13 @@ class Round:
                 lambda leaf: jnp.sum(jnp.where(rows_with(alive, leaf), leaf, 0), axis=0, dtype=leaf.dtype), changes
             )
         if self.rounds.federation.controlled:
-            number = len(state.clients.counts)
-            places = jnp.minimum(ends.client.number, number - 1)
+            counts = state.clients.counts
+            places = jnp.minimum(ends.client.number, len(counts) - 1)
             old = jax.tree.map(lambda leaf: leaf[places], state.clients.kept["control"])
             changes = jax.tree.map(jnp.subtract, self._control(ends), old)
-            control = total(changes, jnp.where(alive, 1 / number, 0))
+            # Weighted like models, among all clients: else the corrections would pull to the minimum of another mean.
+            parts = jnp.sum(counts, axis=1)[places] / jnp.sum(counts)
+            control = total(changes, jnp.where(alive, parts, 0))
         found = Sums(jnp.sum(shares), total(sent(ends), shares), numbers, head, control)
         worst = Worst(
             jnp.max(jnp.where(alive, totals.solve_status, Status.CONVERGED)).astype(jnp.int32),
@@ -351,10 +218,11 @@ class Round:
         )
         new, norm = updated(state, mean, rounds.federation.server)
         status, solve_norm = worst.status, worst.grad_norm
-        if rounds.pool is not None and rounds.pool.pool is not None:
+        if rounds.pool is not None:
+            assert rounds.pool.pool is not None, "checked"
             head, solution = rounds.pool.pool(rounds.head_state(state.variables) or {}, sums.head)
             collection = rounds.pool.collection
-            new = new.replace(variables={**new.variables, collection: {**new.variables[collection], "head": head}})
+            new = new.replace(variables={**new.variables, collection: {**new.variables[collection], HEAD: head}})
             status = jnp.maximum(status, solution.status).astype(jnp.int32)
             solve_norm = jnp.maximum(solve_norm, solution.grad_norm)
         keeps = jnp.where(alive, numbers, len(states.counts))  # out of range, and so not written
@@ -362,7 +230,7 @@ class Round:
             states.counts,
             states.dropped.at[jnp.where(failed, numbers, len(states.counts))].add(1, mode="drop"),
             jax.tree.map(lambda whole, part: whole.at[keeps].set(part, mode="drop"), states.kept, kept),
-            None if states.control is None else jax.tree.map(jnp.add, states.control, sums.control),
+            jax.tree.map(lambda old, change: (old + change).astype(old.dtype), states.control, sums.control),
         )
         new = new.replace(step=state.step + 1, clients=clients)
         leaves = [leaf for leaf in jax.tree.leaves((new.params, new.variables, new.opt_state, loss))]

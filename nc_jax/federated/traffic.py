@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from nc_jax.federated.aggregate import bytes_of, shared_bytes
-from nc_jax.federated.round import Rounds
+from nc_jax.federated.rounds import Rounds
 from nc_jax.training import TrainState
 
 

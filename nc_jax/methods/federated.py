@@ -12,12 +12,12 @@ import optax
 
 from nc_jax import heads
 from nc_jax.federated import Federation, alternating, proximal
+from nc_jax.federated.round import HEAD
 from nc_jax.heads import Head
 from nc_jax.methods.method import Method, Setting
 from nc_jax.streams import Clients, Stream
 from nc_jax.training.extensions import LocalLengths, ModelContrast
 
-HEAD = "head"  # name of the head among the parts of a model
 ALL = ("backbone", HEAD)
 
 

@@ -14,6 +14,7 @@ from nc_jax.data import LabelledArrays, labels_of
 from nc_jax.data.clients import ClientArrays
 from nc_jax.data.parts import share_of_each_class
 from nc_jax.federated import Federation, Rounds
+from nc_jax.federated.round import HEAD
 from nc_jax.heads import Head
 from nc_jax.methods import Setting, method
 from nc_jax.models import Classifier, HeadModule
@@ -80,7 +81,7 @@ def setting_of(settings: Comparison, data: Data) -> Setting:
 
 def _epoch_steps(settings: Comparison, data: Data) -> int:
     """Return the optimiser steps per epoch, or per round of a client."""
-    if isinstance(data.train, ClientArrays):
+    if settings.federated.clients is not None and isinstance(data.train, ClientArrays):
         return clients_stream(settings, data.train).steps
     return steps_per_epoch(-(-len(data.train) // settings.continual.tasks), settings.loop.batch_size)
 
@@ -142,7 +143,13 @@ def make_stream(group: Group, data: Data) -> Stream:
             raise ValueError("clients learn one task; got --continual.tasks and --federated.clients")
         assert isinstance(data.train, ClientArrays), "spread over clients"
         stream = clients_stream(group.settings, data.train)
-    return method(group.method).stream(setting_of(group.settings, data), stream)
+    found = method(group.method).stream(setting_of(group.settings, data), stream)
+    if isinstance(stream, Clients) and not isinstance(found, Clients):
+        raise ValueError(
+            f"clients visit their examples by themselves (--federated.clients); got the method {group.method}, which "
+            "chooses the examples of all steps"
+        )
+    return found
 
 
 def make_trainer(group: Group, data: Data) -> Trainer:
@@ -191,6 +198,11 @@ def make_trainer(group: Group, data: Data) -> Trainer:
 
 def _rounds(settings: Comparison, federation: Federation, head: Head, stream: Clients) -> Rounds:
     options = settings.federated
+    if head.manifolds and HEAD not in federation.personal:
+        raise ValueError(
+            f"the mean of clients' models must be a model; got the head {head.name!r}, "
+            f"whose {', '.join(head.manifolds)} must stay on a manifold"
+        )
     return Rounds(
         federation,
         clients=stream.clients_per_round,

@@ -230,15 +230,17 @@ class Trainer:
             NonFiniteError: if a step produced a NaN or an infinity. The last finite state is saved first.
             PreemptedError: if the process received SIGTERM. The state after the current step is saved first; for a
                 resident set, the state after at most about half a second of steps.
-            ValueError: if the devices cannot share the stream's batches equally; if the run was begun with other
-                settings or has been trained for more steps than are asked for; if the two sets or the model do not fit
-                each other; if the seed is out of its range; if `options.resident` is True but a set is not in memory or
-                there are several processes.
+            ValueError: if the devices cannot share the stream's batches equally; if the rounds of clients are not those
+                of the stream; if the run was begun with other settings or has been trained for more steps than are
+                asked for; if the two sets or the model do not fit each other; if the seed is out of its range; if
+                `options.resident` is True but a set is not in memory or there are several processes.
             UnequalDevicesError: if the devices hold different states after the first step.
         """
         options, folder = self.options, directory / "checkpoints" / run
         stream = self.stream(train_set) if stream is None else stream
         self.check_stream(stream)
+        if self.rounds is not None:
+            self.rounds.check_stream(stream, train_set)
         state = self.init(train_set, seed)
         facts, program = self._facts(state, train_set, test_set, stream, seed)
         sources = self._source(train_set), self._source(test_set)

@@ -1,5 +1,6 @@
 """One call of `Trainer.fit`: the steps between two reports, what is saved when, and how a run ends early."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from nc_jax.data import Batch
 from nc_jax.streams import Plan, Stream, locate
@@ -23,6 +25,10 @@ from nc_jax.training.summary import EpochTotals
 # many steps, which is a whole epoch of a small set; the next ones as many as take half a second. Schedulers give 30 s.
 FIRST_PACE = 8
 PACE_SECONDS = 0.5
+
+MOST_NAMED = 10  # clients in a warning
+
+_log = logging.getLogger(__name__)
 
 
 # (state, evaluation on the training set, evaluation on the test set) -> further numbers for the log, by name.
@@ -78,6 +84,7 @@ class Running:
     _batches: Iterator[Batch] | None = None
     _pace: int = FIRST_PACE
     _checked: bool = False
+    _dropped: Any = None  # in how many rounds each client was left out, as of the last warning; None without clients
 
     def to_the_end(self, *, resumed: bool) -> tuple[Evaluation, Evaluation]:
         """Train the rest of the stream, and return the last evaluations on the training set and on the test set.
@@ -90,6 +97,7 @@ class Running:
             PreemptedError: if the process was asked to stop.
         """
         evaluations, began, segments = None, time.perf_counter(), len(self.stream.ends)
+        self._warn_of_clients()  # of none, because it counts from here
         try:
             if self.step == 0 or (self.step == self.stream.ends[-1] and not self.unreported):
                 # A finished run is evaluated for its result, not for its log.
@@ -109,9 +117,11 @@ class Running:
                     return evaluations
                 self.preemption.check()
                 began = time.perf_counter()
+                segment, _ = locate(self.stream, self.step)
                 self._train_segment()
-                if self.step not in self.stream.ends:  # a step that is not finite keeps the old state, its number too
-                    self._summary(locate(self.stream, self.step)[0] + 1)
+                # A step that is not finite keeps the old state, its number too.
+                if self.step != self.stream.ends[segment]:
+                    self._summary(segment + 1)
         except StopRequestedError:
             segment, _ = locate(self.stream, max(self.step - 1, 0))
             self._summary(segment + 1)
@@ -170,14 +180,37 @@ class Running:
             self._save()
             lacking = trained["without_class"]
             met = f"{lacking} labels that are no class" if lacking else "a NaN or an infinity"
+            # One finite client is enough for a round; the step of the server's optimiser must be finite, too.
+            where = f"epoch {epoch}"
+            if self._dropped is not None:
+                where = f"round {epoch}, from all of its clients or in the step of the server"
             raise NonFiniteError(
-                f"training needs finite numbers and labels that are classes; {self.run} met {met} in epoch {epoch}, "
+                f"training needs finite numbers and labels that are classes; {self.run} met {met} in {where}, "
                 f"and the last good state (step {self.step}) is in {self.folder}"
             )
         return trained
 
+    def _warn_of_clients(self) -> None:
+        """Say which clients were left out of rounds since the last time, or since the run began to train."""
+        if self.state.clients is None:
+            return
+        dropped = np.array(jax.device_get(self.state.clients.dropped))  # a copy, because steps donate their state
+        new = dropped - (dropped if self._dropped is None else self._dropped)
+        self._dropped = dropped
+        clients = np.flatnonzero(new).tolist()
+        said = [f"client {one} in {new[one]} round{'s' * int(new[one] > 1)}" for one in clients[:MOST_NAMED]]
+        if len(clients) > MOST_NAMED:
+            said.append(f"{len(clients) - MOST_NAMED} more")
+        if said:
+            _log.warning(
+                "%s left out clients that sent a NaN or an infinity, or had labels that are no class: %s",
+                self.run,
+                ", ".join(said),
+            )
+
     def _report(self, trained: dict[str, float], epoch: int, *, write: bool = True) -> tuple[Evaluation, Evaluation]:
         """Evaluate on both sets, write a line to the log and call `on_epoch`."""
+        self._warn_of_clients()
         train, test = (_interruptible(source, self.preemption) for source in self.sources)
         evaluation = self.trainer.evaluate(self.state, train, collapse=True)
         tested = self.trainer.evaluate(self.state, test, collapse=True, centres=evaluation.statistics)

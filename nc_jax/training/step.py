@@ -13,9 +13,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from nc_jax import collective, losses
 from nc_jax.checks import check_label_shape, checked_mask, without_class
 from nc_jax.collective import all_sum
-from nc_jax.data import Batch
+from nc_jax.data import Batch, ExampleSource
 from nc_jax.heads import HeadOutput
 from nc_jax.solvers import Status
+from nc_jax.streams import Stream
 from nc_jax.training.extension import Chain, Context, Extension
 from nc_jax.training.state import Model, TrainState, forward, random_key
 from nc_jax.training.summary import StepMetrics
@@ -99,7 +100,7 @@ class StepMaker(Protocol):
         """Return the optimiser whose state is in `TrainState.opt_state`."""
         ...
 
-    def begin(self, state: TrainState, source: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    def begin(self, state: TrainState, source: ExampleSource, optimizer: optax.GradientTransformation) -> TrainState:
         """Return the initial state, given that of the model, the training set and the trainer's optimiser."""
         ...
 
@@ -115,6 +116,10 @@ class StepMaker(Protocol):
 
     def check(self, devices: int) -> None:
         """Raise a ValueError unless so many devices can share a step."""
+        ...
+
+    def check_stream(self, stream: Stream, source: ExampleSource) -> None:
+        """Raise a ValueError unless the steps can be those of this stream, on these training examples."""
         ...
 
 

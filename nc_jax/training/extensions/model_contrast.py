@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nc_jax.arrays import safe_norm
+from nc_jax.arrays import normalized
 from nc_jax.data import Batch
 from nc_jax.heads import HeadOutput
 from nc_jax.training.extension import Context, Extension
@@ -63,5 +63,4 @@ class ModelContrast(Extension):
 
 def _cosines(one: Float[Array, "batch dim"], other: Float[Array, "batch dim"]) -> Float[Array, " batch"]:
     """Return the cosine of each row with the same row of the other matrix; 0 for a row of zeros."""
-    norms = safe_norm(one, axis=1) * safe_norm(other, axis=1)
-    return jnp.sum(one * other, axis=1) / jnp.where(norms > 0, norms, 1)
+    return jnp.sum(normalized(one, axis=1)[0] * normalized(other, axis=1)[0], axis=1)
