@@ -1,8 +1,10 @@
-"""Rounds in Flower's own simulation engine, for `benchmarks.federated`: a program that times them and saves the model.
+"""Rounds in Flower's own simulation engine, or ours, for `benchmarks.federated`: a program that times them.
 
-    python -m benchmarks.flower_engine OUTPUT
+    python -m benchmarks.flower_engine engine OUTPUT
+    python -m benchmarks.flower_engine ours OUTPUT
 
-The case is in the environment, because the engine starts processes that must know it, too.
+It saves the parameters after the first round, and the times at which rounds ended. The case is in the environment,
+because Flower's engine starts processes that must know it, too. Our rounds use all devices.
 """
 
 import functools
@@ -12,6 +14,7 @@ import sys
 import time
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
 
@@ -22,8 +25,9 @@ from nc_jax.federated.flower import Problem, client_app, server_app
 from nc_jax.heads import fixed
 from nc_jax.models import MLP, Classifier, HeadModule, ResNet
 from nc_jax.streams import Clients
-from nc_jax.training import LoopOptions, Trainer, TrainState
+from nc_jax.training import LoopOptions, ResidentSet, Trainer, TrainState
 from nc_jax.training.checkpoint import leaves_by_name
+from nc_jax.training.resident import padded
 
 CASE = "NC_JAX_BENCHMARK_CASE"
 NUM_CLASSES = 10
@@ -68,19 +72,20 @@ def source(case: Case) -> ClientArrays:
 
 
 @functools.cache
-def trainer(case: Case, *, at_once: int | None = None, in_rounds: bool = True) -> Trainer:
+def trainer(case: Case, *, at_once: int | None = None, in_rounds: bool = True, devices: int = 1) -> Trainer:
     """Return a trainer of a case, whose steps are rounds or plain steps.
 
     Args:
         case: what is trained.
         at_once: clients that are trained at the same time; None: the default of `Rounds`.
         in_rounds: train in rounds.
+        devices: number of devices, of which each trains equally many clients.
     """
     backbone: Any = MLP((case.width,), case.width)
     if case.network == "resnet18":
         backbone = ResNet(18, stem="cifar", width_multiplier=case.width / 64)
     rounds = Rounds(clients=case.clients, local_batch=case.batch, at_once=at_once) if in_rounds else None
-    options = LoopOptions(batch_size=case.batch, devices=1)
+    options = LoopOptions(batch_size=case.batch, devices=devices)
     return Trainer(Classifier(backbone, HeadModule(fixed(NUM_CLASSES))), optax.sgd(0.01, 0.9), options, rounds=rounds)
 
 
@@ -92,9 +97,13 @@ def stream(case: Case) -> Clients:
 def problem(client: int) -> Problem:
     """Return what a machine trains: the case in the environment."""
     del client
+    return Problem(trainer(case_here()), stream(case_here()), seed=0)
+
+
+def case_here() -> Case:
+    """Return the case in the environment."""
     values = json.loads(os.environ[CASE])
-    case = Case(**(values | {"inputs": tuple(values["inputs"])}))
-    return Problem(trainer(case), stream(case), seed=0)
+    return Case(**(values | {"inputs": tuple(values["inputs"])}))
 
 
 def named(state: TrainState) -> dict[str, np.ndarray]:
@@ -102,36 +111,64 @@ def named(state: TrainState) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in leaves_by_name(state.params).items()}
 
 
-def main(output: str) -> None:
-    """Run all rounds, and save the parameters and the times at which rounds ended.
+class Watch:
+    """What is seen of a run: called after every round."""
 
-    Args:
-        output: file that is written.
-    """
+    def __init__(self):
+        self.ends: list[float] = []
+        self.first: dict[str, np.ndarray] = {}
+
+    def __call__(self, done: int, state: TrainState, metrics: Any) -> None:
+        """See the end of a round."""
+        del metrics
+        jax.block_until_ready(state.params)
+        self.ends.append(time.perf_counter())
+        if done == 1:
+            self.first = named(state)
+
+
+def engine(watch: Watch) -> None:
+    """Run all rounds in Flower's engine."""
     from flwr.simulation import run_simulation  # deprecated, and the only door to the engine within a process
 
     from benchmarks import flower_engine  # under this name, the processes of the engine can import it
 
-    ends, models = [], []
-
-    def on_round(done: int, state: TrainState, metrics: Any) -> None:
-        del done, metrics
-        models[:] = [named(state)]
-        ends.append(time.perf_counter())
-
-    made = flower_engine.problem(-1)
     run_simulation(
-        server_app(flower_engine.problem, on_round=on_round),
+        server_app(flower_engine.problem, on_round=watch),
         client_app(flower_engine.problem),
-        num_supernodes=made.stream.source.num_clients,
+        num_supernodes=problem(-1).stream.source.num_clients,
         # One client per core, as many at once as the machine has cores: the engine's default takes two cores for each.
         backend_config={
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
             "init_args": {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0))},
         },
     )
-    np.savez(output, ends=np.array(ends), **models[0])
+
+
+def ours(watch: Watch) -> None:
+    """Run all rounds on all devices."""
+    case = case_here()
+    made, rounds = trainer(case, devices=jax.local_device_count()), stream(case)
+    content = ResidentSet(source(case), case.batch, devices=made.devices).content
+    state = made.init(source(case), 0)
+    for number in range(case.rounds):
+        plan = rounds.plan(0, number)
+        state = made.segment(state, None, content, padded(plan), 0, 1)
+        watch(number + 1, state, None)
+
+
+def main(what: str, output: str) -> None:
+    """Run all rounds of one kind.
+
+    Args:
+        what: "engine" or "ours".
+        output: file that is written.
+    """
+    watch = Watch()
+    {"engine": engine, "ours": ours}[what](watch)
+    arrays: dict[str, Any] = watch.first | {"ends": np.array(watch.ends)}
+    np.savez(output, **arrays)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

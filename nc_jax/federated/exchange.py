@@ -147,7 +147,7 @@ class Exchange:
 
     def offer(self, state: TrainState) -> Named:
         """Return what the server sends: what it shares of its model, by name. Answers have the same names."""
-        return leaves_by_name(jax.device_get(self._shared(state)))
+        return _named(self._shared(state))
 
     def answer(
         self, begin: TrainState, offer: Named, stream: Clients, seed: int, number: int, client: int, kept: Named
@@ -190,9 +190,9 @@ class Exchange:
         loss, accuracy = sums.numbers
         values = (loss, accuracy, worst.status, worst.grad_norm, worst.without_class)
         examples = int(state.clients.counts[client].sum())
-        arrays = leaves_by_name(_without(sums, self._rounds))
+        arrays = _named(_without(sums, self._rounds))
         metrics = dict(zip(METRICS, map(float, values), strict=True))
-        return Answer(client, examples, arrays, metrics), leaves_by_name(keeps)
+        return Answer(client, examples, arrays, metrics), _named(keeps)
 
     def check(self, state: TrainState, answer: Answer) -> None:
         """Raise a ValueError if the server cannot use an answer.
@@ -234,7 +234,7 @@ class Exchange:
             for name in ("loss", "accuracy")
         }
         shared = self._shared(state)
-        shared = jax.tree.unflatten(jax.tree.structure(shared), [total[name] for name in leaves_by_name(shared)])
+        shared = _unnamed(total, shared)
         sums = Sums(
             share=jnp.ones(()),
             models=_merged(sent(state), shared["model"]),
@@ -324,7 +324,7 @@ class Exchange:
         """Return the server's state as a client knows it: with what was sent, and what the client has kept."""
         rounds, shared = self._rounds, self._shared(begin)
         check_arrays(offer, self.offer(begin))
-        shared = jax.tree.unflatten(jax.tree.structure(shared), [offer[name] for name in leaves_by_name(shared)])
+        shared = _unnamed(offer, shared)
         model = _merged(sent(begin), shared["model"])
         variables = {**begin.variables, **{name: part for name, part in model.items() if name != "params"}}
         if rounds.pool is not None:
@@ -332,12 +332,27 @@ class Exchange:
             variables[collection] = {**variables[collection], "head": shared["head"]}
         states = begin.clients._replace(control=shared["control"])
         if kept:
-            leaves = leaves_by_name(states.kept)
-            own = [leaf.at[client].set(kept[name]) for name, leaf in leaves.items()]
-            states = states._replace(kept=jax.tree.unflatten(jax.tree.structure(states.kept), own))
+            own = _unnamed(kept, states.kept)
+            states = states._replace(kept=jax.tree.map(lambda leaf, new: leaf.at[client].set(new), states.kept, own))
         return begin.replace(
             step=jnp.asarray(number, jnp.int32), params=model["params"], variables=variables, clients=states
         )
+
+
+def _named(tree: Any) -> Named:
+    """Return the arrays of a tree by name, numbers of 16 bits as 32 bits: NumPy's files do not know bfloat16."""
+    arrays = leaves_by_name(jax.device_get(tree))
+    narrow = {name for name, array in arrays.items() if jnp.issubdtype(array.dtype, jnp.floating)}
+    return {
+        name: array.astype(np.float32) if name in narrow and array.dtype.itemsize < 4 else np.asarray(array)
+        for name, array in arrays.items()
+    }
+
+
+def _unnamed(arrays: Named, like: Any) -> Any:
+    """Return a tree of named arrays with the structure and the dtypes of another tree."""
+    leaves = [arrays[name].astype(leaf.dtype) for name, leaf in leaves_by_name(like).items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _weighted(arrays: Sequence[np.ndarray], shares: Sequence[float] | None) -> np.ndarray:

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -31,10 +34,10 @@ FEDERATIONS = {
 }
 
 
-def make_trainer(federation: Federation = Federation(), **options) -> Trainer:
+def make_trainer(federation: Federation = Federation(), backbone=NormalisedMLP(), **options) -> Trainer:
     head = options.get("pool") or learned(NUM_CLASSES)
     rounds = Rounds(federation, clients=2, local_batch=toy.BATCH, **options)
-    model = Classifier(NormalisedMLP(), HeadModule(head))
+    model = Classifier(backbone, HeadModule(head))
     return Trainer(model, optax.sgd(0.05, 0.9), LoopOptions(batch_size=toy.BATCH, devices=1), rounds=rounds)
 
 
@@ -140,6 +143,35 @@ def test_a_client_with_a_step_that_is_not_finite_sends_nothing():
     name = "model/params/backbone/Dense_0/kernel"
     with pytest.raises(NonFiniteError, match="every local step must be finite; got a NaN or an infinity at client 0"):
         exchange.answer(begin, offer | {name: offer[name] + np.float32(3e38)}, stream, toy.SEED, 0, 0, {})
+
+
+class Half(nn.Module):
+    """A layer whose parameters have 16 bits."""
+
+    @nn.compact
+    def __call__(self, inputs, *, train=False, mask=None):
+        return nn.relu(nn.Dense(8, param_dtype=jnp.bfloat16)(inputs)).astype(jnp.float32)
+
+
+def test_numbers_of_16_bits_travel_as_32():
+    trainer, source = make_trainer(backbone=Half(), keep_optimizer=True), toy.everything()
+    stream, exchange = toy.stream_of(source, rounds=2), Exchange(trainer)
+    simulated = server = exchange.begin(source, toy.SEED)
+    kept = [{}, {}]
+    for number, batch in enumerate(read(source, stream, seed=toy.SEED)):
+        simulated, _ = jax.jit(trainer.rounds.make_step(trainer.model, trainer.optimizer))(simulated, batch)
+        offer = exchange.offer(server)
+        assert {array.dtype for array in offer.values()} == {np.dtype(np.float32)}
+        answers = []
+        for client in range(2):
+            answer, kept[client] = exchange.answer(server, offer, stream, toy.SEED, number, client, kept[client])
+            exchange.check(server, answer)
+            answers.append(answer)
+        server, _ = exchange.join(server, [0, 1], answers)
+    found, wanted = (jax.tree.leaves(state.params) for state in (server, simulated))
+    assert [leaf.dtype for leaf in found] == [leaf.dtype for leaf in wanted]
+    for one, other in zip(found, wanted, strict=True):  # 8 bits of precision, and sums in another order
+        np.testing.assert_allclose(one.astype(np.float32), other.astype(np.float32), rtol=0.02, atol=1e-5)
 
 
 def test_participants_are_the_clients_with_examples():
