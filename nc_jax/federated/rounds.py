@@ -30,7 +30,8 @@ class Rounds:
     which a step was not finite is left out. If none is left, the round changes nothing and is reported as not finite.
 
     One client that has all the examples trains as without federation, bit for bit, if its optimiser has no other state
-    than that of its schedule, or if it keeps that state.
+    than that of its schedule, or if it keeps that state. (With convolutions it does so up to rounding: XLA chooses
+    their kernels by the program around them.)
 
     Attributes:
         federation: what clients keep, and how the server joins what they send.

@@ -98,7 +98,7 @@ METHODS = {
     "fedadam": _method(
         "FedAdam",
         "Reddi et al. (2021), algorithm 2",
-        # The moments and the adaptivity are those of section 5.
+        # The moments and the adaptivity are those of section 5. (Their algorithm does not correct the moments' bias.)
         federation=_serving(lambda setting: optax.adam(setting.federated.server_rate, 0.9, 0.99, eps=1e-3)),
     ),
     "scaffold": _method(

@@ -132,11 +132,12 @@ def _all_clients(trainer: Trainer, state: TrainState, data: Data, settings: Comp
     train, test = data.train, data.test
     assert isinstance(train, ClientArrays) and isinstance(test, ClientArrays), "spread over clients"  # noqa: PT018
     everyone = replace(clients_stream(settings, train), per_round=None, dropouts=0.0, stragglers=0.0, together=False)
+    # The round that has just ended once more: the learning-rate schedule may end with it.
+    state = state.replace(totals=None, step=jnp.maximum(state.step - 1, 0))
     plan = everyone.plan(0, int(state.step)).index.reshape(train.num_clients, -1)
     own = [np.flatnonzero(test.clients == client) for client in range(test.num_clients)]
     most = max(1, max(map(len, own)))
     program = _program(trainer)
-    state = state.replace(totals=None)
     found = []
     for client in range(train.num_clients):
         rows = _batch(train, plan[client])._replace(client=np.full(plan.shape[1], client, np.int32))
