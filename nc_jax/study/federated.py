@@ -144,8 +144,12 @@ def _all_clients(trainer: Trainer, state: TrainState, data: Data, settings: Comp
         places = np.full(most, -1)
         places[: len(own[client])] = own[client]
         found.append(program(state, np.int32(client), rows, _batch(test, places)))
-    local = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *found)
-    return local, (jax.device_get(state.params), train.client_counts().sum(axis=1))
+    # Models of all clients wait on the host.
+    params = jax.tree.map(
+        lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *[one.params for one in found]
+    )
+    local = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[one._replace(params=None) for one in found])
+    return local._replace(params=params), (jax.device_get(state.params), train.client_counts().sum(axis=1))
 
 
 @functools.lru_cache(maxsize=1)  # all seeds of a group share a trainer

@@ -85,7 +85,7 @@ def test_a_tree_of_confusions_is_made_first_at_a_rate_chosen_within_the_run(tmp_
     flags += ["--rates", "0.01", "0.8", "--data.tree", "confusion", "--loop.epochs", "1", "--loop.devices", "1"]
     summary = haframe.run_comparison(config_of(*flags))
     assert summary["learning_rates"] == {"ce": 0.8}  # one epoch at 0.01 learns little
-    assert "chosen on held-out quarters of the training set: cross-entropy 0.8." in " ".join(summary["notes"][""])
+    assert "Chosen on held-out quarters of the training set: cross-entropy rate 0.8." in " ".join(summary["notes"][""])
     tree = read_parent_child(tmp_path / "run" / "tree.parent_child.txt")
     assert sorted(tree.classes) == [str(digit) for digit in range(10)]
     assert tree.height >= 2
