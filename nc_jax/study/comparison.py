@@ -64,15 +64,19 @@ class Results(NamedTuple):
     Attributes:
         rows: what each seed reached, in the order of the seeds, by case and row of the table.
         groups: the runs behind each row, by case.
-        rates: the learning rate of each group, by the name of its run without the seed.
-        chosen: what each group has chosen on held-out examples, by the same name: settings by dotted name, none if
-            nothing is chosen.
+        chosen: what each group has chosen on held-out examples, by the name of its run without the seed: settings by
+            dotted name, none if nothing is chosen.
     """
 
     rows: dict[str, dict[str, list[Found]]]
     groups: dict[str, list[Group]]
-    rates: dict[str, float]
     chosen: dict[str, dict[str, float]]
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The learning rate of each group, by the same name."""
+        every = itertools.chain(*self.groups.values())
+        return {one.name: one.at(self.chosen[one.name]).settings.optimizer.learning_rate for one in every}
 
     def values(self, case: str) -> dict[str, dict[str, list[float]]]:
         """Return the numbers of a case, by row and metric, one per seed; NaN where a run diverged."""
@@ -135,14 +139,12 @@ def compare(
     epochs = {group.name: epochs_of(group) for group in every}
     total = sum((g.settings.seeds + len(g.settings.candidates()) * SPLITS) * epochs[g.name] for g in every)
     found: dict[str, list[Found]] = {}
-    rates: dict[str, float] = {}
     chosen: dict[str, dict[str, float]] = {}
     with shared_programs(), Session(directory, total, measure, watching) as session:
         for number, group in enumerate(every, start=1):
             data, settings = data_of(group.settings), group.settings
             chosen[group.name] = session.choose(group, data, score, epochs[group.name])
             trained = group.at(chosen[group.name])
-            rates[group.name] = trained.settings.optimizer.learning_rate
             build = functools.cache(functools.partial(make_trainer, trained, data))
             found[group.name] = [
                 session.train(trained, data, build, seed, group.run(seed), epochs[group.name])
@@ -161,7 +163,7 @@ def compare(
         rows[group.case][group.label] = runs
         for label in dict.fromkeys(label for run in runs for label in run.get("also", {})):
             rows[group.case][label] = [run.get("also", {}).get(label, {}) for run in runs]
-    return Results(rows, groups, rates, chosen)
+    return Results(rows, groups, chosen)
 
 
 class Session:

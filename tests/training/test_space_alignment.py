@@ -218,9 +218,10 @@ def test_zero_class_vectors_have_finite_gradients(kind):
 
 def test_the_penalty_and_its_gradients(x64):
     """From the second batch on, so that old means take part; one class is in none, and one row is padding."""
-    labels, features, frame = [0, 1, 1, 2, -1], RNG.normal(size=(5, DIM)), RNG.normal(size=(DIM, K))
+    rng = np.random.default_rng(0)  # of its own: some draws have a slope near zero
+    labels, features, frame = [0, 1, 1, 2, -1], rng.normal(size=(5, DIM)), rng.normal(size=(DIM, K))
     extension = AlignmentPenalty(0.7)
-    first = output_of(RNG.normal(size=(5, DIM)), frame)
+    first = output_of(rng.normal(size=(5, DIM)), frame)
     state = extension.update(context(0), extension.init(KEY, first), first, batch_of([0, 1, -1, -1, 0]))
 
     def value(step, ways):
@@ -244,7 +245,7 @@ def test_the_penalty_and_its_gradients(x64):
         ]
         return 0.7 * np.mean(1 - np.array(cosines))
 
-    ways = RNG.normal(size=(5, DIM)), RNG.normal(size=(DIM, K))
+    ways = rng.normal(size=(5, DIM)), rng.normal(size=(DIM, K))
     np.testing.assert_allclose(value(0.0, ways), by_hand(), rtol=1e-12)
     for here in (ways, (0 * ways[0], ways[1]), (ways[0], 0 * ways[1])):
         slope = jax.jit(jax.grad(partial(value, ways=here)))(0.0)
