@@ -11,6 +11,11 @@ Writes    runs/federated/<time>-<preset>/: config.json, results.jsonl, metrics.j
           angles.png, clients.png
 Data      scikit-learn's handwritten digits and rendered characters. The preset vowel needs Debian's r-cran-mlbench, the
           preset fashion the files of Fashion-MNIST; the presets paper-... need the sets that they name.
+
+All methods have the same clients in the same rounds. Each chooses its learning rate and the length of its features, an
+inverse temperature, by the accuracy of the server's model on held-out quarters of the training set. Personal accuracy
+is that of all clients after the last round, as they get the model and after the local steps of a round; once among all
+classes, and once among those that exist at the client. A fixed frame without local lengths is the control.
 """
 
 import dataclasses
@@ -164,9 +169,15 @@ PRESETS = {
     "paper-fmnist": _paper("fashion_mnist", 50, 100, (0.1, 0.2, 0.5, 100_000.0)),
 }
 ABOUT = {
-    "default": About("digits with 2 and 3 classes a client and by a Dirichlet law; 100 glyphs with 50 clients"),
+    "default": About(
+        "digits with 2 and 3 classes a client and by a Dirichlet law; 100 glyphs with 50 clients",
+        expect="generic accuracy with 2 classes: FedAvg 0.957, FedGELA 0.956; personal, masked: 0.993, 0.992",
+    ),
     "smoke": About("three methods in two rounds of a small network, for the tests", 0.5),
-    "vowel": About("UCI Vowel, whose 15 speakers are the clients"),
+    "vowel": About(
+        "UCI Vowel, whose 15 speakers are the clients",
+        expect="generic accuracy at the rate 0.2: FedAvg 0.835, fixed ETF and FedGELA 0.771, nearest ETF 0.777",
+    ),
     "fashion": About("Fashion-MNIST with 10 and with 100 clients of 2 classes"),
     **{name: About("the paper's settings; the images are yours to bring") for name in PRESETS if "paper" in name},
 }
