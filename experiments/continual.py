@@ -22,7 +22,6 @@ accuracies count every test example once, and its learning rates are chosen by t
 """
 
 import dataclasses
-import itertools
 from functools import partial
 from typing import Any
 
@@ -32,7 +31,7 @@ from nc_jax.study.backbones import BackboneOptions
 from nc_jax.study.continual import check_tasks, measure, watching
 from nc_jax.study.data import DataOptions
 from nc_jax.study.occupancy import occupancy_picture
-from nc_jax.study.settings import expand, refuse_overridden
+from nc_jax.study.settings import refuse_overridden
 from nc_jax.training import LoopOptions, OptimizerOptions
 
 COLUMNS = (
@@ -273,6 +272,7 @@ EXPERIMENT = Experiment(
     ),
     measure=measure,
     watching=watching,
+    check=check_tasks,
     score="rate_error",
     pictures=(
         summary_picture,
@@ -286,9 +286,6 @@ EXPERIMENT = Experiment(
 
 def run_comparison(config: Comparison) -> dict[str, Any]:
     """Train every method with every seed; write and show the comparison."""
-    if config.resume is None:
-        for group in itertools.chain(*expand(config).values()):
-            check_tasks(group.settings)
     return run(EXPERIMENT, config)
 
 

@@ -19,7 +19,6 @@ classes, and once among those that exist at the client. A fixed frame without lo
 """
 
 import dataclasses
-import itertools
 from functools import partial
 from typing import Any
 
@@ -29,7 +28,7 @@ from nc_jax.study.backbones import BackboneOptions
 from nc_jax.study.data import DataOptions
 from nc_jax.study.federated import check_clients, measure, watching
 from nc_jax.study.federated_plots import accuracy_by_bytes, angles_picture, clients_picture, partition_picture
-from nc_jax.study.settings import expand, refuse_overridden
+from nc_jax.study.settings import refuse_overridden
 from nc_jax.training import LoopOptions, OptimizerOptions
 
 COLUMNS = (
@@ -194,15 +193,13 @@ EXPERIMENT = Experiment(
     ),
     measure=measure,
     watching=watching,
+    check=check_clients,
     pictures=(summary_picture, partition_picture, accuracy_by_bytes, angles_picture, clients_picture),
 )
 
 
 def run_comparison(config: Comparison) -> dict[str, Any]:
     """Train every method with every seed; write and show the comparison."""
-    if config.resume is None:
-        for group in itertools.chain(*expand(config).values()):
-            check_clients(group.settings)
     return run(EXPERIMENT, config)
 
 

@@ -1,5 +1,6 @@
 """What a server makes of what clients send: weighted means, and a step of the server's own optimiser."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from nc_jax.federated.clients import below, chosen
 from nc_jax.training import TrainState
 
 # Statistics of the features are averaged like parameters. The state of a head is the server's; see `Head.pool`.
@@ -64,13 +64,12 @@ def updated(
     return state.replace(params=params, variables=variables, opt_state=opt_state), optax.tree.norm(gradient)
 
 
-def shared_bytes(state: TrainState, personal: tuple[str, ...]) -> int:
-    """Return how many bytes the averaged arrays take, without the parts that clients keep."""
-    tree = sent(state)
-    own = {"params": chosen(tree["params"], personal)}
-    if AVERAGED in tree:
-        own |= below({AVERAGED: tree[AVERAGED]}, personal)
-    return bytes_of(tree) - bytes_of(own)
+def shared_parts(model: dict[str, Any], personal: Sequence[str]) -> dict[str, Any]:
+    """Return the parts of what `sent` returns that clients do not keep for themselves."""
+    return {
+        collection: {name: part for name, part in parts.items() if name not in personal}
+        for collection, parts in model.items()
+    }
 
 
 def bytes_of(tree: Any) -> int:

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from nc_jax.data import Batch, LabelledArrays
 from nc_jax.data.clients import ClientArrays
-from nc_jax.federated.aggregate import sent
+from nc_jax.federated.aggregate import sent, shared_parts
 from nc_jax.federated.layout import cut
 from nc_jax.federated.round import Round, Sums, Worst
 from nc_jax.federated.rounds import Rounds
@@ -315,7 +315,7 @@ class Exchange:
         """Return what goes over the network, as a tree."""
         rounds = self._rounds
         return {
-            "model": _shared_parts(sent(state), rounds.federation.personal),
+            "model": shared_parts(sent(state), rounds.federation.personal),
             "head": rounds.head_state(state.variables),
             "control": state.clients.control,
         }
@@ -367,17 +367,9 @@ def _weighted(arrays: Sequence[np.ndarray], shares: Sequence[float] | None) -> n
     return found.astype(dtype)
 
 
-def _shared_parts(model: dict[str, Any], personal: Sequence[str]) -> dict[str, Any]:
-    """Return the parts of a model that clients do not keep for themselves."""
-    return {
-        collection: {name: part for name, part in parts.items() if name not in personal}
-        for collection, parts in model.items()
-    }
-
-
 def _without(sums: Sums, rounds: Rounds) -> dict[str, Any]:
     """Return what of a client's sums goes over the network."""
-    model = _shared_parts(sums.models, rounds.federation.personal)
+    model = shared_parts(sums.models, rounds.federation.personal)
     return {"model": model, "head": sums.head, "control": sums.control}
 
 

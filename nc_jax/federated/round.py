@@ -75,7 +75,8 @@ class Round:
         numbers = jnp.where(jnp.arange(len(numbers)) < here, numbers, len(states.counts))
         rows = rows._replace(client=None)
         sizes = jnp.sum(states.counts, axis=1)[jnp.minimum(numbers, len(states.counts) - 1)]
-        sizes = jnp.where(jnp.any(rows.mask, axis=(1, 2)), sizes, 0).astype(jnp.float32)
+        took_part = jnp.any(rows.mask, axis=(1, 2))
+        sizes = jnp.where(took_part, sizes, 0).astype(jnp.float32)
         shares = sizes / jnp.maximum(all_sum(jnp.sum(sizes)), 1)
 
         def train(sums: Any, chunk: Any) -> tuple[Any, Any]:
@@ -90,7 +91,6 @@ class Round:
         worst = worst._replace(without_class=all_sum(worst.without_class))
         worst = worst._replace(status=_largest(worst.status), grad_norm=_largest(worst.grad_norm))
         one_row = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (alive, kept))
-        took_part = jnp.any(rows.mask, axis=(1, 2))
         alive, kept, took_part, numbers = jax.tree.map(partial(all_rows, places=places), (*one_row, took_part, numbers))
         return self.finished(state, sums, worst, alive, took_part & ~alive, numbers, kept)
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from nc_jax.federated.aggregate import bytes_of, shared_bytes
+from nc_jax.federated.aggregate import bytes_of, sent, shared_parts
 from nc_jax.federated.rounds import Rounds
 from nc_jax.training import TrainState
 
@@ -31,7 +31,7 @@ def traffic(state: TrainState, rounds: Rounds) -> Traffic:
         rounds: what the rounds are.
     """
     federation = rounds.federation
-    both = shared_bytes(state, federation.personal)
+    both = bytes_of(shared_parts(sent(state), federation.personal))
     if federation.controlled:
         both += bytes_of(state.params)
     head = rounds.head_state(state.variables) if rounds.pool is not None else None

@@ -8,7 +8,7 @@ from nc_jax.streams.balanced import Staged, Weighted
 from nc_jax.streams.clients import Clients
 from nc_jax.streams.epochs import Epochs, epoch_indices, epoch_order, steps_per_epoch
 from nc_jax.streams.exemplars import Exemplars
-from nc_jax.streams.reader import batches, eval_batches, read
+from nc_jax.streams.reader import batches, eval_batches, gather, read
 from nc_jax.streams.replay import Replay
 from nc_jax.streams.stream import Plan, Stream, local_rows, locate
 from nc_jax.streams.subset import BalancedSubset
@@ -29,6 +29,7 @@ __all__ = [
     "epoch_indices",
     "epoch_order",
     "eval_batches",
+    "gather",
     "local_rows",
     "locate",
     "read",

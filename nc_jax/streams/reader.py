@@ -80,7 +80,7 @@ def read(
         num_threads=threads if prefetch else 0, prefetch_buffer_size=max(prefetch, threads) if prefetch else 0
     )
     steps: Any = grain.MapDataset.source(_Steps(stream, seed, columns))[start_step:stop]
-    return iter(steps.map(lambda chosen: _gather(source, *chosen)).to_iter_dataset(options))
+    return iter(steps.map(lambda chosen: gather(source, *chosen)).to_iter_dataset(options))
 
 
 def batches(
@@ -212,8 +212,14 @@ class _Steps:
             return self._plans[segment]
 
 
-def _gather(source: ExampleSource, chosen: Plan, seed: int) -> Batch:
-    """Read a batch; rows without an example are zero."""
+def gather(source: ExampleSource, chosen: Plan, seed: int = 0) -> Batch:
+    """Read a batch; rows without an example are zero, and padding.
+
+    Args:
+        source: the examples.
+        chosen: one row of a plan, arrays of shape (B,).
+        seed: seed of random crops.
+    """
     index = chosen.index
     mask = index >= 0
     extras: dict[str, Any] = chosen._asdict()

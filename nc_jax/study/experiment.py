@@ -119,6 +119,10 @@ def confusions(scene: Scene) -> Path | None:
     return path
 
 
+def _any(settings: Comparison) -> None:
+    del settings
+
+
 def _no_notes(scene: Scene) -> list[str]:
     del scene
     return []
@@ -142,6 +146,7 @@ class Experiment:
         pictures: what is drawn of each case.
         notes: sentences about a case.
         after: called when all seeds of a group are done.
+        check: raises a ValueError for settings of a group that this experiment cannot measure.
     """
 
     name: str
@@ -156,6 +161,7 @@ class Experiment:
     pictures: tuple[Picture, ...] = (curves, summary_picture, confusions)
     notes: Callable[[Scene], list[str]] = _no_notes
     after: Callable[[Group, list[Found]], None] = silent
+    check: Callable[[Comparison], None] = _any
 
 
 def run(experiment: Experiment, config: Comparison) -> dict[str, Any]:
@@ -175,8 +181,11 @@ def run(experiment: Experiment, config: Comparison) -> dict[str, Any]:
         NonFiniteError: if all training diverges.
     """
     if config.resume is None:
+        groups = [group for case in expand(config).values() for group in case]
+        for group in groups:
+            experiment.check(group.settings)
         check(config)
-        for one in _methods([group for case in expand(config).values() for group in case]):
+        for one in _methods(groups):
             if one.caution:
                 say(f"{one.title}: {one.caution}")
     with open_run(experiment.name, config) as (directory, config):

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from nc_jax.checks import PADDING_LABEL
 from nc_jax.data import Batch
 from nc_jax.data.clients import ClientArrays, partition_statistics
 from nc_jax.federated import Rounds, client_state, traffic
 from nc_jax.federated.layout import cut
 from nc_jax.metrics import Answers, GroupAngles, answers, balanced_accuracy, client_drift, client_summary, group_angles
+from nc_jax.streams import Plan, gather, local_rows
 from nc_jax.study.comparison import Found, Run
 from nc_jax.study.data import Data
 from nc_jax.study.settings import Comparison
@@ -134,16 +134,16 @@ def _all_clients(trainer: Trainer, state: TrainState, data: Data, settings: Comp
     everyone = replace(clients_stream(settings, train), per_round=None, dropouts=0.0, stragglers=0.0, together=False)
     # The round that has just ended once more: the learning-rate schedule may end with it.
     state = state.replace(totals=None, step=jnp.maximum(state.step - 1, 0))
-    plan = everyone.plan(0, int(state.step)).index.reshape(train.num_clients, -1)
+    plan = jax.tree.map(lambda part: part.reshape(train.num_clients, -1), everyone.plan(0, int(state.step)))
     own = [np.flatnonzero(test.clients == client) for client in range(test.num_clients)]
     most = max(1, max(map(len, own)))
     program = _program(trainer)
     found = []
     for client in range(train.num_clients):
-        rows = _batch(train, plan[client])._replace(client=np.full(plan.shape[1], client, np.int32))
-        places = np.full(most, -1)
+        rows = gather(train, local_rows(plan, client))
+        places = np.full(most, -1, np.int32)
         places[: len(own[client])] = own[client]
-        found.append(program(state, np.int32(client), rows, _batch(test, places)))
+        found.append(program(state, np.int32(client), rows, gather(test, Plan(places))))
     # Models of all clients wait on the host.
     params = jax.tree.map(
         lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *[one.params for one in found]
@@ -172,12 +172,3 @@ def _program(trainer: Trainer) -> Callable[..., Local]:
         return Local(given[0], given[1], group_angles(frame, existing), tuned.params, finite[0])
 
     return run
-
-
-def _batch(source: ClientArrays, index: np.ndarray) -> Batch:
-    """Return examples by their numbers; -1 is padding."""
-    mask = index >= 0
-    found = source.take(np.maximum(index, 0))
-    labels = jnp.where(mask, found.labels, PADDING_LABEL)
-    inputs = np.where(mask.reshape(-1, *[1] * (found.inputs.ndim - 1)), found.inputs, 0).astype(found.inputs.dtype)
-    return Batch(inputs, labels, mask, index=index.astype(np.int32))

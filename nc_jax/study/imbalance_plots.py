@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from nc_jax.study.plots import FIXED, LEARNED, NEAREST, ROTATED, Look, colour_of, grid, save
+from nc_jax.study.colours import FIXED, LEARNED, NEAREST, ROTATED
+from nc_jax.study.plots import Look, colour_of, grid, save
 
 # Rows of `experiments.minority_collapse`: hues for heads, shades for weights, dashes with decay, dots if cut.
 LOOKS = {

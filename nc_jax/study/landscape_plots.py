@@ -9,7 +9,8 @@ from matplotlib import colormaps
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from nc_jax.study.plots import LEARNED, plain_ticks, save
+from nc_jax.study.colours import LEARNED
+from nc_jax.study.plots import plain_ticks, save
 
 
 def slice_of_a_landscape(

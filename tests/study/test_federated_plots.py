@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nc_jax.methods import METHODS
-from nc_jax.study import Comparison, federated_plots, plots
+from nc_jax.study import Comparison, colours, federated_plots, plots
 from nc_jax.study.comparison import Results
 from nc_jax.study.experiment import Scene
 from nc_jax.study.settings import Group
@@ -113,7 +113,7 @@ def test_many_bytes_are_gigabytes(scene, drawn):
         run["bytes_per_round"] = 5e9
     federated_plots.accuracy_by_bytes(made)
     assert drawn[0].axes[1].get_xlabel() == "communicated gigabytes"
-    assert max(curves_of(drawn[0].axes[1])[plots.FIXED].get_xdata()) == 5 * ROUNDS
+    assert max(curves_of(drawn[0].axes[1])[colours.FIXED].get_xdata()) == 5 * ROUNDS
     assert "dotted" not in drawn[0].get_suptitle()
 
 
@@ -132,7 +132,7 @@ def test_angles_have_the_angle_of_the_simplex_as_a_line(scene, drawn):
     federated_plots.angles_picture(scene(classes=4))
     assert [axis.get_title() for axis in drawn[0].axes] == ["existing classes", "missing classes"]
     for axis, wanted in zip(drawn[0].axes, (np.full(ROUNDS + 1, 100.5), 90 / np.arange(1, ROUNDS + 2)), strict=True):
-        np.testing.assert_allclose(curves_of(axis)[plots.FIXED].get_ydata(), wanted)
+        np.testing.assert_allclose(curves_of(axis)[colours.FIXED].get_ydata(), wanted)
         (line,) = [line for line in axis.lines if line.get_label() == "simplex ETF"]
         np.testing.assert_allclose(line.get_ydata(), math.degrees(math.acos(-1 / 3)))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nc_jax.methods import METHODS
-from nc_jax.study import heat_maps, landscape_plots, plots
+from nc_jax.study import colours, heat_maps, landscape_plots, plots
 
 RNG = np.random.default_rng(0)
 ROWS = [
@@ -23,7 +23,7 @@ def texts(figure):
 def test_curves_have_a_panel_per_metric_and_a_colour_per_method(tmp_path, drawn):
     plots.curves(tmp_path / "a.png", ROWS, GROUPS, [("a", "accuracy", "linear"), ("b", "loss", "log")])
     axis = drawn[0].axes[0]
-    assert [line.get_color() for line in axis.lines] == [plots.LEARNED, plots.NEAREST]
+    assert [line.get_color() for line in axis.lines] == [colours.LEARNED, colours.NEAREST]
     mean = [
         np.mean([row["a"] for row in ROWS if row["run"] in GROUPS["learned"] and row["epoch"] == e]) for e in range(3)
     ]
@@ -33,17 +33,17 @@ def test_curves_have_a_panel_per_metric_and_a_colour_per_method(tmp_path, drawn)
 
 def test_every_method_has_a_colour_of_its_own():
     titles = [method.title for method in METHODS.values()]
-    assert set(titles) <= plots.COLOURS.keys()
-    assert len(set(plots.COLOURS.values())) == len(plots.COLOURS)
+    assert set(titles) <= colours.COLOURS.keys()
+    assert len(set(colours.COLOURS.values())) == len(colours.COLOURS)
 
 
 def test_variants_are_shades_of_one_method_and_dashes_of_several():
     one = plots.looks({"weight 1": ("weight 1", "nearest"), "weight 2": ("weight 2", "nearest")})
     assert one["weight 1"] == plots.Look("#000000")
-    assert one["weight 2"].colour not in plots.COLOURS.values()
+    assert one["weight 2"].colour not in colours.COLOURS.values()
     several = plots.looks({f"{v}, {m}": (v, m) for v in ("d = K", "d = 64") for m in ("fixed", "nearest")})
-    assert several["d = 64, nearest"] == plots.Look(plots.NEAREST, "--")
-    assert several["d = K, nearest"] == plots.Look(plots.NEAREST, "-")
+    assert several["d = 64, nearest"] == plots.Look(colours.NEAREST, "--")
+    assert several["d = K, nearest"] == plots.Look(colours.NEAREST, "-")
 
 
 def test_an_axis_of_few_decades_has_plain_numbers(tmp_path, drawn):
@@ -103,7 +103,7 @@ def test_points_have_a_row_per_name_and_an_interval_of_the_mean(tmp_path, drawn)
     assert [label.get_text() for label in axis.get_yticklabels()] == list(values)
     faint, mean = axis.lines[0], axis.lines[1]
     assert faint.get_xdata().tolist() == [1, 2, 3]
-    assert (mean.get_xdata()[0], mean.get_color()) == (2, plots.HAFRAME)
+    assert (mean.get_xdata()[0], mean.get_color()) == (2, colours.HAFRAME)
     (bar,) = axis.collections[0].get_segments()
     np.testing.assert_allclose(bar[:, 0], [2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5], rtol=1e-6)
 
