@@ -15,6 +15,8 @@ LAYERS = (
         "nc_jax.checks",
         "nc_jax.collective",
         "nc_jax.energies",
+        "nc_jax.extras",
+        "nc_jax.files",
         "nc_jax.pairs",
         "nc_jax.frames.properties",
         "nc_jax.manifolds",
@@ -39,7 +41,7 @@ LAYERS = (
     ("nc_jax.training",),
     ("nc_jax.federated", "nc_jax.methods"),
     ("nc_jax.study",),
-    ("experiments", "benchmarks"),
+    ("nc_jax.commands", "nc_jax.__main__", "experiments", "benchmarks"),
 )
 LAYER_OF = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 LAST_PURE_LAYER = LAYER_OF["nc_jax.heads"]

@@ -9,6 +9,7 @@ import scipy.spatial.distance
 
 from nc_jax import hierarchy
 from nc_jax.data import LabelledArrays
+from nc_jax.files import write_atomically
 from nc_jax.hierarchy import LabelTree
 from nc_jax.study.comparison import Measure, Session, nothing
 from nc_jax.study.config import changed
@@ -16,7 +17,6 @@ from nc_jax.study.data import Data
 from nc_jax.study.settings import Comparison, Group
 from nc_jax.study.trainers import SPLITS, data_of, make_stream, make_trainer
 from nc_jax.training import ResidentSet
-from nc_jax.training.files import write_atomically
 
 SEED = 1000  # of the classifiers whose confusions are counted: none that a comparison uses
 

@@ -31,7 +31,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path):
-        from nc_jax.training.files import read_lines  # with all that training imports
+        from nc_jax.files import read_lines  # with all that training imports
 
         self.path = path
         self._found: dict[str, Any] = {}
@@ -65,7 +65,7 @@ class Ledger:
         if name not in self._found:
             found = json.loads(json.dumps(compute()))
             if write:
-                from nc_jax.training.files import append_line, sync
+                from nc_jax.files import append_line, sync
 
                 append_line(self.path, {"key": dict(key), "found": found})
                 sync(self.path)

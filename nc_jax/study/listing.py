@@ -18,14 +18,11 @@ def describe_experiments(folder: Path) -> str:
         folder: folder of a package that can be imported by its name.
     """
     package, entries = folder.name, []
-    for path in sorted(folder.glob("*.py")):
-        header = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        if path.stem.startswith("_") or "Command" not in header:
-            continue
-        lines = [f"python -m {package}.{path.stem}"]
+    for name, header in experiments_in(folder).items():
+        lines = [f"python -m {package}.{name}"]
         for sentence in (header.splitlines()[0], f"Claim: {_part(header, 'Claim')}"):
             lines += textwrap.wrap(sentence, WIDTH, initial_indent="    ", subsequent_indent="    ")
-        module = importlib.import_module(f"{package}.{path.stem}")
+        module = importlib.import_module(f"{package}.{name}")
         if hasattr(module, "PRESETS"):
             lines.append(describe_presets(module.PRESETS, module.ABOUT, module.plan, indent="    "))
         entries.append("\n".join(lines))
@@ -34,6 +31,16 @@ def describe_experiments(folder: Path) -> str:
         "--dry-run how much work it is."
     )
     return "\n\n".join([*entries, ending])
+
+
+def experiments_in(folder: Path) -> dict[str, str]:
+    """Return the headers of the experiments in a folder by the experiments' names."""
+    headers = {
+        path.stem: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        for path in sorted(folder.glob("*.py"))
+        if not path.stem.startswith("_")
+    }
+    return {name: header for name, header in headers.items() if "Command" in header}
 
 
 def _part(header: str, name: str) -> str:

@@ -224,7 +224,7 @@ def grid(
 
 def save(figure: Figure, path: Path) -> None:
     """Write a picture, all of it or nothing; the suffix of its path says in which format."""
-    from nc_jax.training.files import write_atomically  # with all that training imports
+    from nc_jax.files import write_atomically  # with all that training imports
 
     content = io.BytesIO()
     figure.savefig(content, dpi=DPI, format=path.suffix[1:])

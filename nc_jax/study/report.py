@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nc_jax.files import write_atomically
 from nc_jax.study.planning import WIDTH
 from nc_jax.study.tables import Table, markdown_table, show_table
 
@@ -51,8 +52,6 @@ class Report:
         Args:
             summary: the numbers, as JSON can hold them.
         """
-        from nc_jax.training.files import write_atomically  # with all that training imports
-
         write_atomically(self.directory / "summary.json", json.dumps(summary, indent=2) + "\n")
         write_atomically(self.directory / "summary.md", self._text)
         _show(print, f"tables, pictures and logs are in {self.directory}")

@@ -40,7 +40,7 @@ def open_run(experiment: str, config: Any) -> Iterator[tuple[Path, Any]]:
         ValueError: if the directory is another experiment's, or its settings cannot be read or do not exist any more.
         BusyError: if another process works in the directory.
     """
-    from nc_jax.training.files import exclusive  # with all that training imports
+    from nc_jax.files import exclusive  # with all that training imports
 
     first = jax.process_index() == 0
     if config.resume is not None:
@@ -70,7 +70,7 @@ def new_directory(experiment: str, name: str, config: Any) -> Path:
     Raises:
         FileExistsError: if the directory exists, even if it is empty.
     """
-    from nc_jax.training.files import write_atomically  # with all that training imports
+    from nc_jax.files import write_atomically  # with all that training imports
 
     path = config.workdir or Path("runs") / experiment / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     if os.path.lexists(path):

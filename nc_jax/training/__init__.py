@@ -1,5 +1,6 @@
 """Training: state, pure steps, data parallelism, evaluation, checkpoints, logs, and the loop that joins them."""
 
+from nc_jax.files import BusyError
 from nc_jax.training.checkpoint import CheckpointError, Checkpoints, read_checkpoint
 from nc_jax.training.evaluate import (
     Evaluated,
@@ -22,7 +23,6 @@ from nc_jax.training.extensions import (
     ModelContrast,
     TaskSoftmax,
 )
-from nc_jax.training.files import BusyError
 from nc_jax.training.logging import MetricsLog, read_metrics
 from nc_jax.training.loop import LoopOptions, Trained, Trainer
 from nc_jax.training.optimizers import (

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from nc_jax.training.files import free_name
+from nc_jax.files import free_name
 from nc_jax.training.fingerprint import content_of
 
 Tree = TypeVar("Tree")

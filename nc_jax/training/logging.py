@@ -7,7 +7,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
-from nc_jax.training.files import append_line, read_lines, sync
+from nc_jax.files import append_line, read_lines, sync
 
 FILE = "metrics.jsonl"
 

@@ -13,12 +13,12 @@ import optax
 from jax.experimental import multihost_utils
 
 from nc_jax.data import Batch, ExampleSource, LabelledArrays, check_fit, class_names_of
+from nc_jax.files import exclusive
 from nc_jax.heads import HeadOutput
 from nc_jax.metrics import ClassStatistics
 from nc_jax.streams import Epochs, Stream, eval_batches, read
 from nc_jax.training.checkpoint import Checkpoints, leaves_by_name
 from nc_jax.training.evaluate import Evaluated, Evaluation, Source, make_evaluator
-from nc_jax.training.files import exclusive
 from nc_jax.training.fingerprint import describe
 from nc_jax.training.logging import MetricsLog
 from nc_jax.training.outputs import make_outputs

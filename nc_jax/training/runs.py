@@ -18,9 +18,9 @@ from jax import export
 from jaxtyping import Float, Int
 
 from nc_jax.data import Batch
+from nc_jax.files import free_name, write_atomically
 from nc_jax.training.checkpoint import leaves_by_name, read_checkpoint, steps_in
 from nc_jax.training.evaluate import Evaluated
-from nc_jax.training.files import free_name, write_atomically
 from nc_jax.training.fingerprint import Fingerprint, difference
 from nc_jax.training.state import TrainState
 

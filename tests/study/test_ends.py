@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from nc_jax.files import BusyError
 from nc_jax.study.ends import WORK, one_sentence, sentence_of, way_to_go_on
-from nc_jax.training.files import BusyError
 
 
 def full_disk_in_a_thread() -> BaseException:

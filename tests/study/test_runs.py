@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from nc_jax.files import BusyError
 from nc_jax.study import RunOptions
 from nc_jax.study.runs import new_directory, open_run, read_config
-from nc_jax.training.files import BusyError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ import pytest
 from toy_training import blobs, fit, make_trainer, rows_of
 
 from nc_jax.data import LabelledArrays
+from nc_jax.files import exclusive
 from nc_jax.models import Classifier, NearestHead
 from nc_jax.training import BusyError, LoopOptions, StepOptions, Trainer, load_run
-from nc_jax.training.files import exclusive
 
 
 def files_of(directory):

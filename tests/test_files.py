@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from nc_jax.training.files import BusyError, append_line, exclusive, read_lines, write_atomically
+from nc_jax.files import BusyError, append_line, exclusive, read_lines, write_atomically
 
 ROWS = [{"run": "a", "step": 1}, {"run": "b", "also": {"x": [1, 2]}}]
 
@@ -37,7 +37,7 @@ def test_no_file_has_no_lines(tmp_path):
 def test_a_lock_is_held_once_and_freed_by_the_end_of_its_process(tmp_path):
     path = tmp_path / ".lock"
     program = (
-        "import pathlib, sys, os; from nc_jax.training.files import exclusive\n"
+        "import pathlib, sys, os; from nc_jax.files import exclusive\n"
         "with exclusive(pathlib.Path(sys.argv[1]), 'the run r'):\n"
         "    print('held', flush=True); sys.stdin.read(); os.abort()"
     )
@@ -60,7 +60,7 @@ def test_a_lock_is_held_once_and_freed_by_the_end_of_its_process(tmp_path):
 def test_processes_append_to_one_file_without_loss(tmp_path):
     path = tmp_path / "rows.jsonl"
     program = (
-        "import pathlib, sys; from nc_jax.training.files import append_line\n"
+        "import pathlib, sys; from nc_jax.files import append_line\n"
         "for i in range(200): append_line(pathlib.Path(sys.argv[1]), {'who': sys.argv[2], 'i': i, 'long': 'x' * 5000})"
     )
     both = [subprocess.Popen([sys.executable, "-c", program, str(path), who]) for who in "ab"]

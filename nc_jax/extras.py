@@ -1,0 +1,32 @@
+"""Packages that only parts of nc_jax need, and the sentence for those who lack one.
+
+The mathematics needs jax, jaxopt, jaxtyping and numpy. Every other package belongs to an extra of the distribution,
+such as nc_jax[plots].
+"""
+
+from importlib.util import find_spec
+
+
+class MissingExtraError(ModuleNotFoundError):
+    """A package is not installed that this part of nc_jax needs. The message names the extra that brings it."""
+
+
+def require(package: str, extra: str, what: str) -> None:
+    """Raise an error that says what to install, unless a package is there.
+
+    Args:
+        package: name under which the package is imported.
+        extra: the extra of nc_jax that brings it.
+        what: what needs it, as the sentence's subject.
+
+    Raises:
+        MissingExtraError: if the package is not installed.
+
+    Example:
+        >>> require("jax", "flax", "nc_jax.models")
+        >>> require("no_such_package", "plots", "a picture")
+        Traceback (most recent call last):
+        nc_jax.extras.MissingExtraError: a picture needs no_such_package; install it by: pip install 'nc_jax[plots]'
+    """
+    if find_spec(package) is None:
+        raise MissingExtraError(f"{what} needs {package}; install it by: pip install 'nc_jax[{extra}]'", name=package)
