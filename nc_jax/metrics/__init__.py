@@ -27,6 +27,7 @@ from nc_jax.metrics.collapse import (
     nearest_centre_agreement,
     within_class_collapse,
 )
+from nc_jax.metrics.detection import auroc, false_positive_rate
 from nc_jax.metrics.duality import self_duality, uniform_duality
 from nc_jax.metrics.forgetting import average_accuracy, backward_transfer, forgetting, forward_transfer
 from nc_jax.metrics.generalized import generalized_collapse_metrics
@@ -73,6 +74,7 @@ __all__ = [
     "OneVsRestMargin",
     "UniformityGap",
     "answers",
+    "auroc",
     "average_accuracy",
     "backward_transfer",
     "balanced_accuracy",
@@ -92,6 +94,7 @@ __all__ = [
     "etf_distance_floor",
     "etf_error_exponent",
     "expected_calibration_error",
+    "false_positive_rate",
     "forgetting",
     "forward_transfer",
     "generalized_collapse_metrics",
