@@ -43,6 +43,15 @@ from nc_jax.metrics.hierarchy import HierarchyStatistics, similarity_errors, usu
 from nc_jax.metrics.margins import MarginSummary, MarginSums, cosine_margins, logit_margins
 from nc_jax.metrics.nearest_mean import nearest_mean_scores
 from nc_jax.metrics.one_vs_rest import OneVsRestMargin, one_vs_rest_margin
+from nc_jax.metrics.outliers import (
+    Nci,
+    Neco,
+    Vim,
+    energy_score,
+    max_logit,
+    max_softmax,
+    outlier_orthogonality,
+)
 from nc_jax.metrics.shots import balanced_accuracy, group_recall, shot_groups, thirds
 from nc_jax.metrics.simplex import equiangle, equinorm, etf_distance, etf_distance_floor, maximal_angle
 from nc_jax.metrics.statistics import Centre, ClassMoments, ClassStatistics
@@ -71,8 +80,11 @@ __all__ = [
     "KernelMoments",
     "MarginSummary",
     "MarginSums",
+    "Nci",
+    "Neco",
     "OneVsRestMargin",
     "UniformityGap",
+    "Vim",
     "answers",
     "auroc",
     "average_accuracy",
@@ -86,6 +98,7 @@ __all__ = [
     "cosine_margins",
     "effective_rank",
     "energy_gap",
+    "energy_score",
     "equiangle",
     "equinorm",
     "error_exponent_ratio",
@@ -102,6 +115,8 @@ __all__ = [
     "group_recall",
     "kernel_moments",
     "logit_margins",
+    "max_logit",
+    "max_softmax",
     "maximal_angle",
     "mean_cosine",
     "nearest_centre_accuracy",
@@ -112,6 +127,7 @@ __all__ = [
     "numerical_rank",
     "one_vs_rest_margin",
     "optimal_error_exponent",
+    "outlier_orthogonality",
     "principal_angles",
     "self_duality",
     "shot_groups",
