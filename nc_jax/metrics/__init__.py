@@ -11,6 +11,7 @@ from nc_jax.metrics.alignment import (
     principal_angles,
 )
 from nc_jax.metrics.calibration import CalibrationSums, expected_calibration_error
+from nc_jax.metrics.cdnv import class_distance_normalized_variance
 from nc_jax.metrics.clients import (
     Answers,
     ClientDrift,
@@ -92,6 +93,7 @@ __all__ = [
     "balanced_accuracy",
     "bias_collapse",
     "class_angles",
+    "class_distance_normalized_variance",
     "client_drift",
     "client_summary",
     "collapse_metrics",

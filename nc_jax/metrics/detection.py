@@ -57,7 +57,7 @@ def auroc(scores: Reals, labels: Labels) -> Float[Array, ""]:
 def false_positive_rate(
     scores: Reals,
     labels: Labels,
-    true_positive_rate: float = 0.95,  # Wang et al. (2022), Ammar et al. (2024) and OpenOOD
+    true_positive_rate: float | int = 0.95,  # Wang et al. (2022), Ammar et al. (2024) and OpenOOD
 ) -> Float[Array, ""]:
     r"""Share of the outliers that pass the largest threshold which enough in-distribution examples pass (FPR95).
 

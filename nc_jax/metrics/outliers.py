@@ -108,7 +108,7 @@ def max_softmax(logits: Reals) -> Float[Array, " batch"]:
     return -jnp.log1p(jnp.sum(others, axis=1))
 
 
-def energy_score(logits: Reals, temperature: float = 1.0) -> Float[Array, " batch"]:
+def energy_score(logits: Reals, temperature: float | int = 1) -> Float[Array, " batch"]:
     r"""Score of each example: its negative free energy, :math:`T \log \sum_k e^{z_k / T}`.
 
     Args:
