@@ -28,8 +28,10 @@ from nc_jax.metrics.collapse import (
     nearest_centre_agreement,
     within_class_collapse,
 )
+from nc_jax.metrics.depth import collapse_by_depth, effective_depth, nearest_centre_by_layer
 from nc_jax.metrics.detection import auroc, false_positive_rate
 from nc_jax.metrics.duality import self_duality, uniform_duality
+from nc_jax.metrics.few_shot import FewShotErrors, few_shot_errors
 from nc_jax.metrics.forgetting import average_accuracy, backward_transfer, forgetting, forward_transfer
 from nc_jax.metrics.generalized import generalized_collapse_metrics
 from nc_jax.metrics.geometry import (
@@ -76,6 +78,7 @@ __all__ = [
     "ClientDrift",
     "ClientSummary",
     "EnergyGap",
+    "FewShotErrors",
     "GroupAngles",
     "HierarchyStatistics",
     "KernelMoments",
@@ -96,8 +99,10 @@ __all__ = [
     "class_distance_normalized_variance",
     "client_drift",
     "client_summary",
+    "collapse_by_depth",
     "collapse_metrics",
     "cosine_margins",
+    "effective_depth",
     "effective_rank",
     "energy_gap",
     "energy_score",
@@ -110,6 +115,7 @@ __all__ = [
     "etf_error_exponent",
     "expected_calibration_error",
     "false_positive_rate",
+    "few_shot_errors",
     "forgetting",
     "forward_transfer",
     "generalized_collapse_metrics",
@@ -123,6 +129,7 @@ __all__ = [
     "mean_cosine",
     "nearest_centre_accuracy",
     "nearest_centre_agreement",
+    "nearest_centre_by_layer",
     "nearest_etf_distance",
     "nearest_mean_scores",
     "nuclear_rank",
