@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 import jax
 
+from nc_jax.extras import MissingExtraError
+from nc_jax.files import BusyError
 from nc_jax.study.progress import say
 
 INTERRUPTED, UNREAD = 130, 141  # what shells report of programs that Ctrl-C ended, or that wrote to a closed pipe
@@ -82,7 +84,7 @@ def sentence_of(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or (isinstance(error, jax.errors.JaxRuntimeError) and "EXHAUSTED" in first):
         return f"the memory must hold the network and a batch (a smaller --loop.batch-size needs less); got {first!r}"
     _, _, mended = _ends_of_training()
-    return str(error) if isinstance(error, (ValueError, OSError, *mended)) else None
+    return str(error) if isinstance(error, (ValueError, OSError, BusyError, MissingExtraError, *mended)) else None
 
 
 def _is_full(error: BaseException) -> bool:
@@ -95,5 +97,5 @@ def _ends_of_training() -> tuple[Any, int, tuple[type[BaseException], ...]]:
     training = sys.modules.get("nc_jax.training")
     if training is None:
         return (), 0, ()
-    mended = (training.NonFiniteError, training.BusyError, training.CheckpointError, training.UnequalDevicesError)
+    mended = (training.NonFiniteError, training.CheckpointError, training.UnequalDevicesError)
     return training.PreemptedError, training.preemption.EXIT_STATUS, mended

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from nc_jax.extras import MissingExtraError
 from nc_jax.files import BusyError
 from nc_jax.study.ends import WORK, one_sentence, sentence_of, way_to_go_on
 
@@ -34,6 +35,7 @@ MENDED = {
     "full, elsewhere": (full_disk_in_a_thread(), FULL),
     "ours": (FileNotFoundError("a folder must exist; got a"), "a folder must exist; got a"),
     "busy": (BusyError("only one process at a time"), "only one process at a time"),
+    "an extra": (MissingExtraError("a picture needs matplotlib"), "a picture needs matplotlib"),
     "a damaged image": (ValueError("image a.png must be readable; got b"), "image a.png must be readable; got b"),
     "device memory": (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB\nmore"), "needs less); got 'RESOURCE_EXHA"),
     "memory": (MemoryError("Unable to allocate 9 GiB"), "needs less); got 'Unable to allocate 9 GiB'"),
