@@ -1,5 +1,6 @@
 """Experiments: one runnable module per claim of a paper. `python -m experiments` lists them."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -32,5 +33,12 @@ def _end_on_ctrl_c() -> None:
     threading.Thread(target=wait, name="waits for Ctrl-C", daemon=True).start()
 
 
-if sys.argv[0] == "-m":  # this package is being imported to run one of its modules
+STARTS_HERE = sys.argv[0] == "-m"  # this package is being imported to run one of its modules
+if STARTS_HERE:
     _end_on_ctrl_c()
+
+from nc_jax.extras import require_all
+from nc_jax.study.ends import one_sentence
+
+with one_sentence("experiments") if STARTS_HERE else contextlib.nullcontext():
+    require_all("experiments", "an experiment")

@@ -5,6 +5,10 @@ command that prepares the set. (TFDS itself would retry the download for more th
 Reading does not need TensorFlow: TFDS reads the records from ArrayRecord files, and PIL decodes the images.
 """
 
+from nc_jax.extras import require
+
+require("tensorflow_datasets", "data", __name__)
+
 import contextlib
 import dataclasses
 import importlib.util

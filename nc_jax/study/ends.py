@@ -5,6 +5,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -17,6 +18,15 @@ INTERRUPTED, UNREAD = 130, 141  # what shells report of programs that Ctrl-C end
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # The run that this process works on, and its module, for the sentence with which it may end.
 WORK: dict[str, Any] = {}
+# A checkout has the experiments beside nc_jax, an installation has them within it.
+INSTALLED = (Path(__file__).parents[1] / "experiments").is_dir()
+
+
+def as_started_here(text: str) -> str:
+    """Return a text with the commands that start experiments here: in an installation only `nc-jax run` finds them."""
+    if not INSTALLED:
+        return text
+    return text.replace("python -m experiments.", "nc-jax run ").replace("python -m experiments", "nc-jax list")
 
 
 def fail(sentence: str) -> NoReturn:
@@ -29,7 +39,7 @@ def way_to_go_on() -> str:
     """Return the complete command that finishes the run on which this process works."""
     if "directory" not in WORK:
         return "no run had begun, so start again with the same command"
-    return f"go on with: python -m {WORK['program']} --resume {WORK['directory']}"
+    return as_started_here(f"go on with: python -m {WORK['program']} --resume {WORK['directory']}")
 
 
 @contextlib.contextmanager
