@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,31 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)  # of a write that failed: a full disk, for instance
+
+
+def check_new_file(path: Path, endings: Sequence[str]) -> None:
+    """Raise an error unless a new file of one of some formats can be written, so that no work is lost at its end.
+
+    Args:
+        path: path of the file.
+        endings: endings of the names of files that can be written, such as ".csv".
+
+    Raises:
+        ValueError: if the name has another ending.
+        FileExistsError: if there is something of that name.
+        FileNotFoundError: if there is no such folder.
+
+    Example:
+        >>> check_new_file(Path("page.htm"), [".html"])
+        Traceback (most recent call last):
+        ValueError: the name of the file must end in .html; got page.htm
+    """
+    if path.suffix not in endings:
+        raise ValueError(f"the name of the file must end in {' or '.join(endings)}; got {path}")
+    if os.path.lexists(path):
+        raise FileExistsError(f"a new file needs a name that does not exist yet; got {path}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"a new file needs a folder that exists; got {path}")
 
 
 def free_name(path: Path) -> Path:
