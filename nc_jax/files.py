@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 class BusyError(RuntimeError):
@@ -77,10 +77,21 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that it holds either all the old or all the new content, even if the machine crashes."""
+    with replaced(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """Write a file piece by piece in a `with` block; it gets its name at the end of the block, and only then.
+
+    Args:
+        path: path of the file. If the block ends in an error, what is there stays.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

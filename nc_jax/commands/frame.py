@@ -9,9 +9,9 @@ KIND is
   hyperspherical  vectors spread over the sphere with the least energy, also for K > D + 1
   random          vectors drawn from the sphere, which needs --seed
 
-FILE ends in .npy, .npz, .safetensors or .pt, and holds the class vectors as columns, shape (D, K). With --torch it holds
-the state of a torch.nn.Linear(D, K) instead: weight, shape (K, D), and a bias of zeros. Without --out, the properties are
-shown and nothing is written.
+FILE ends in .npy, .npz, .safetensors or .pt, and holds the class vectors as columns, shape (D, K). With --torch it
+holds the state of a torch.nn.Linear(D, K) instead: weight, shape (K, D), and a bias of zeros. Without --out, the
+properties are shown and nothing is written.
 """
 
 import dataclasses
