@@ -5,9 +5,9 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 class BusyError(RuntimeError):
@@ -77,15 +77,51 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that it holds either all the old or all the new content, even if the machine crashes."""
+    with replaced(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """Write a file piece by piece in a `with` block; it gets its name at the end of the block, and only then.
+
+    Args:
+        path: path of the file. If the block ends in an error, what is there stays.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)  # of a write that failed: a full disk, for instance
+
+
+def check_new_file(path: Path, endings: Sequence[str]) -> None:
+    """Raise an error unless a new file of one of some formats can be written, so that no work is lost at its end.
+
+    Args:
+        path: path of the file.
+        endings: endings of the names of files that can be written, such as ".csv".
+
+    Raises:
+        ValueError: if the name has another ending.
+        FileExistsError: if there is something of that name.
+        FileNotFoundError: if there is no such folder.
+
+    Example:
+        >>> check_new_file(Path("page.htm"), [".html"])
+        Traceback (most recent call last):
+        ValueError: the name of the file must end in .html; got page.htm
+    """
+    if path.suffix not in endings:
+        raise ValueError(f"the name of the file must end in {' or '.join(endings)}; got {path}")
+    if os.path.lexists(path):
+        raise FileExistsError(f"a new file needs a name that does not exist yet; got {path}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"a new file needs a folder that exists; got {path}")
 
 
 def free_name(path: Path) -> Path:

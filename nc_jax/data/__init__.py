@@ -23,11 +23,12 @@ from nc_jax.data.imbalance import (
     take_per_class,
 )
 from nc_jax.data.partition import Partition, by_classes, dirichlet, grouped, iid, shards
-from nc_jax.data.source import ExampleSource, check_fit, class_names_of, labels_of
+from nc_jax.data.source import Decoding, ExampleSource, check_fit, class_names_of, decoding_of, labels_of
 
 __all__ = [
     "Batch",
     "ClientArrays",
+    "Decoding",
     "ExampleSource",
     "LabelledArrays",
     "Partition",
@@ -37,6 +38,7 @@ __all__ = [
     "by_classes",
     "check_fit",
     "class_names_of",
+    "decoding_of",
     "dirichlet",
     "exponential_counts",
     "grouped",

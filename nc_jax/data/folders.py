@@ -146,6 +146,25 @@ def load(root: Path, split: str, *, test_share: float | None = None) -> ImageSou
     return ImageSource(records, 3, len(classes), tuple(classes))
 
 
+def images_in(folder: Path) -> list[Path]:
+    """The image files in a folder and below it, sorted by name, without those that are hidden.
+
+    The header of every file is checked, as in `load`, and a line in the log says what was left out.
+
+    Raises:
+        ValueError: if there is no image, a link leads back to a folder above it, or a file is not an image that can be
+            read.
+    """
+    files = _images(folder, left_out := Counter[str](), ())
+    if not files:
+        raise _without_images(folder)
+    said = [f"left out: {_counted(left_out)}"] if left_out.total() else []
+    said += remarks(files)
+    if said:
+        _log.warning("%s images of %s: %s", len(files), folder, "; ".join(said))
+    return files
+
+
 def usual_size(root: Path, *, test_share: float | None = None) -> int:
     """A size for all images of a folder: the median of the shorter sides of its training images, at most 224 pixels.
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from nc_jax import hierarchy
-from nc_jax.data.characters import CHARACTERS, script_tree, shape_levels
 from nc_jax.extras import require
 from nc_jax.hierarchy import LabelTree
 
@@ -145,6 +144,8 @@ def _read(path: Path, parents: str) -> LabelTree:
 
 
 def _glyphs(kind: str, classes: tuple[str, ...] | None) -> LabelTree:
+    from nc_jax.data.characters import CHARACTERS, script_tree, shape_levels  # with matplotlib, for its fonts
+
     if classes is None or tuple(classes) != tuple(CHARACTERS[: len(classes)]):
         raise ValueError("a tree of glyphs needs the set's class names, which are the first so many characters")
     if kind == "script":

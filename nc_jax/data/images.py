@@ -16,6 +16,7 @@ from jaxtyping import Float, Integer
 from nc_jax.data.arrays import LabelledArrays
 from nc_jax.data.batch import Batch
 from nc_jax.data.decoding import decode, readable
+from nc_jax.data.source import Decoding
 
 READ_AT_ONCE = 1024  # records per call: 3 MB of Python objects for CIFAR; a whole set at once would be gigabytes
 CENTRAL_SHARE = 224 / 256  # side of the central crop over the image's shorter side: He et al. (2016)
@@ -74,6 +75,11 @@ class ImageSource:
     def __repr__(self) -> str:
         size = "stored sizes" if self.size is None else f"{self.size}x{self.size}"
         return f"ImageSource({len(self)} images of {size}, {self.channels} channels, {self.num_classes} classes)"
+
+    @property
+    def decoding(self) -> Decoding | None:
+        """How images become inputs; None where they are cropped at random."""
+        return Decoding(self.channels, self.size, self.stretch) if self.seed is None else None
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the examples: see `nc_jax.training.fingerprint`."""

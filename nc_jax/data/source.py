@@ -1,6 +1,6 @@
 """The interface of all sets of examples, and what two sets have in common."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -22,6 +22,30 @@ class ExampleSource(Protocol):
     def take(self, indices: np.ndarray, seed: int = 0) -> Batch:
         """Return a batch of M examples, which depends only on the arguments. Random crops are drawn with the seed."""
         ...
+
+
+class Decoding(NamedTuple):
+    """How image files become the inputs of a set, in bytes; new images are decoded alike.
+
+    Attributes:
+        channels: 1 (grey) or 3 (RGB).
+        size: height and width, in pixels, to which images of any size are brought; None for images that have the
+            inputs' size and are taken as they are stored.
+        stretch: whether the whole image is resized, and not its central square.
+    """
+
+    channels: int
+    size: int | None = None
+    stretch: bool = False
+
+
+def decoding_of(source: ExampleSource) -> Decoding | None:
+    """How image files become inputs like those of a set; None for inputs that are no images in bytes."""
+    own = getattr(source, "decoding", None)  # of images that are decoded on demand
+    inputs = getattr(source, "inputs", None)
+    if own is None and inputs is not None and inputs.dtype == np.uint8 and inputs.ndim == 4:
+        return Decoding(inputs.shape[3]) if inputs.shape[3] in (1, 3) else None
+    return own
 
 
 def class_names_of(source: ExampleSource) -> tuple[str, ...]:

@@ -114,17 +114,19 @@ def main(
             run(config)
 
 
-def parse(default: Config, arguments: Sequence[str]) -> Config:
+def parse(default: Config | type[Config], arguments: Sequence[str]) -> Config:
     """Turn flags into settings, starting from a preset's. Nested settings are `--optimizer.learning-rate`.
 
     Args:
-        default: settings to start from.
+        default: settings to start from; or their class, whose fields without a default must then be given.
         arguments: words of the command line, without the preset.
     """
-    output = io.StringIO()
+    output, options = io.StringIO(), {"args": list(arguments), "description": ""}
     try:
         with contextlib.redirect_stderr(output):
-            return tyro.cli(type(default), default=default, args=list(arguments), description="")
+            if isinstance(default, type):
+                return tyro.cli(default, **options)
+            return tyro.cli(type(default), default=default, **options)
     except SystemExit as stop:
         if stop.code in (0, None):  # --help
             raise

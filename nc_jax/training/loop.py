@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from nc_jax.data import Batch, ExampleSource, LabelledArrays, check_fit, class_names_of
+from nc_jax.data import Batch, ExampleSource, LabelledArrays, check_fit, class_names_of, decoding_of
 from nc_jax.files import exclusive
 from nc_jax.heads import HeadOutput
 from nc_jax.metrics import ClassStatistics
@@ -380,8 +380,15 @@ class Trainer:
         }
         if self.rounds is not None:
             decides["rounds"] = self.rounds
-        names = class_names_of(train_set)
-        return Facts(stream.ends[-1], names, example.shape[1:], str(example.dtype), describe(decides)), stored
+        facts = Facts(
+            steps=stream.ends[-1],
+            class_names=class_names_of(train_set),
+            input_shape=example.shape[1:],
+            input_dtype=str(example.dtype),
+            fingerprint=describe(decides),
+            decoding=decoding_of(test_set),
+        )
+        return facts, stored
 
 
 def _key_of(seed: int) -> Any:

@@ -6,10 +6,10 @@ model.stablehlo (the model as evaluation runs it, with its preprocessing, as a p
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,15 @@ import numpy as np
 from jax import export
 from jaxtyping import Float, Int
 
-from nc_jax.data import Batch
+from nc_jax.data import Batch, Decoding
 from nc_jax.files import free_name, write_atomically
 from nc_jax.training.checkpoint import leaves_by_name, read_checkpoint, steps_in
 from nc_jax.training.evaluate import Evaluated
 from nc_jax.training.fingerprint import Fingerprint, difference
 from nc_jax.training.state import TrainState
+
+if TYPE_CHECKING:
+    from nc_jax.data.images import ImageSource
 
 FACTS, PROGRAM = "run.json", "model.stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")  # on which a stored model runs
@@ -65,6 +68,8 @@ class Facts(NamedTuple):
         input_shape: shape of one stored input, before preprocessing.
         input_dtype: dtype of the stored inputs.
         fingerprint: what decides the run, see `nc_jax.training.fingerprint`.
+        decoding: how image files became inputs in evaluation; None for inputs that are no images, and in runs that
+            were trained before this was written down.
     """
 
     steps: int
@@ -72,6 +77,7 @@ class Facts(NamedTuple):
     input_shape: tuple[int, ...]
     input_dtype: str
     fingerprint: Fingerprint
+    decoding: Decoding | None = None
 
 
 def read_facts(folder: Path) -> Facts | None:
@@ -86,7 +92,8 @@ def read_facts(folder: Path) -> Facts | None:
     try:
         found = json.loads(path.read_bytes())
         shape, names = tuple(found["input_shape"]), tuple(found["class_names"])
-        return Facts(found["steps"], names, shape, found["input_dtype"], dict(found["fingerprint"]))
+        decoding = Decoding(**found["decoding"]) if found.get("decoding") else None
+        return Facts(found["steps"], names, shape, found["input_dtype"], dict(found["fingerprint"]), decoding)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} must describe a run; got {type(error).__name__}: {error}") from None
 
@@ -121,7 +128,8 @@ def describe_run(run: str, folder: Path, here: Facts, program: bytes | None) -> 
     if stored is not None and stored.steps != here.steps:
         _log.warning("run %r was planned for %d steps, and now ends after %d", run, stored.steps, here.steps)
     if stored != here:
-        write_atomically(folder / FACTS, json.dumps(here._asdict(), indent=2) + "\n")
+        decoding = None if here.decoding is None else here.decoding._asdict()
+        write_atomically(folder / FACTS, json.dumps(here._asdict() | {"decoding": decoding}, indent=2) + "\n")
     if program is not None and not (folder / PROGRAM).exists():
         write_atomically(folder / PROGRAM, program)
 
@@ -208,17 +216,49 @@ class LoadedRun:
             "logits", shape (N, K), and "features", shape (N, d).
 
         Raises:
-            ValueError: if inputs have another shape or another kind of number.
+            ValueError: if inputs have another shape or another kind of number, or whole numbers of more bits.
         """
         inputs = np.asarray(inputs)
-        shape, dtype = self.facts.input_shape, np.dtype(self.facts.input_dtype)
-        if inputs.shape[1:] != shape or inputs.ndim != len(shape) + 1 or not len(inputs):
-            raise ValueError(f"inputs must have shape (N, {', '.join(map(str, shape))}), N >= 1; got {inputs.shape}")
-        if inputs.dtype.kind != dtype.kind:
-            raise ValueError(f"inputs must have the dtype {dtype} of the training set; got {inputs.dtype}")
+        self.check_inputs(inputs.shape, inputs.dtype)
+        dtype = np.dtype(self.facts.input_dtype)
         inputs = jnp.asarray(inputs, jnp.asarray(np.zeros(0, dtype)).dtype)
         parts = [self.model(self.arrays, inputs[start : start + BATCH]) for start in range(0, len(inputs), BATCH)]
         return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
+
+    def check_inputs(self, shape: tuple[int, ...], dtype: Any) -> None:
+        """Raise a ValueError unless an array of this shape and dtype holds inputs like those of the training set."""
+        wanted, known = self.facts.input_shape, np.dtype(self.facts.input_dtype)
+        if shape[1:] != wanted or len(shape) != len(wanted) + 1 or not shape[0]:
+            raise ValueError(f"inputs must have shape (N, {', '.join(map(str, wanted))}), N >= 1; got {shape}")
+        dtype = np.dtype(dtype)
+        # Bytes of an image in 16 bits, say, would lose their upper half.
+        if dtype.kind != known.kind or (dtype.kind != "f" and not np.can_cast(dtype, known)):
+            raise ValueError(f"inputs must have the dtype {known} of the training set; got {dtype}")
+
+    def images(self, files: Sequence[Path]) -> "ImageSource":
+        """Return image files as a set, decoded as evaluation decoded those of the run.
+
+        Args:
+            files: N image files of any size; of the inputs' size, if those were in memory in training.
+
+        Returns:
+            A set of N examples with the label 0. Its `take` reads inputs for `outputs` and `predict`.
+
+        Raises:
+            ValueError: if the inputs of the run are no images, or it does not say how it decoded them.
+        """
+        from nc_jax.data.folders import FolderRecords
+        from nc_jax.data.images import ImageSource
+
+        decoding, shape = self.facts.decoding, self.facts.input_shape
+        if decoding is None:
+            raise ValueError(
+                f"image files need a run whose {FACTS} says how it decoded images; got one of inputs of shape "
+                f"({', '.join(map(str, shape))}) and dtype {self.facts.input_dtype}, which takes arrays of such inputs"
+            )
+        records = FolderRecords(files, [0] * len(files))
+        names = self.class_names
+        return ImageSource(records, decoding.channels, len(names), names, size=decoding.size, stretch=decoding.stretch)
 
     def predict(self, inputs: Any) -> Predictions:
         """Classify stored inputs; arguments and errors as those of `outputs`."""
