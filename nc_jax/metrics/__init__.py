@@ -10,6 +10,7 @@ from nc_jax.metrics.alignment import (
     optimal_error_exponent,
     principal_angles,
 )
+from nc_jax.metrics.ancestors import AncestorCounts, ancestor_overlaps
 from nc_jax.metrics.calibration import CalibrationSums, expected_calibration_error
 from nc_jax.metrics.cdnv import class_distance_normalized_variance
 from nc_jax.metrics.clients import (
@@ -44,6 +45,7 @@ from nc_jax.metrics.geometry import (
 )
 from nc_jax.metrics.hierarchy import HierarchyStatistics, similarity_errors, usual_top
 from nc_jax.metrics.margins import MarginSummary, MarginSums, cosine_margins, logit_margins
+from nc_jax.metrics.multi_label import TagWiseAverage, tag_sets, tag_wise_average
 from nc_jax.metrics.nearest_mean import nearest_mean_scores
 from nc_jax.metrics.one_vs_rest import OneVsRestMargin, one_vs_rest_margin
 from nc_jax.metrics.outliers import (
@@ -55,6 +57,7 @@ from nc_jax.metrics.outliers import (
     max_softmax,
     outlier_orthogonality,
 )
+from nc_jax.metrics.regression import RegressionStatistics, regression_collapse
 from nc_jax.metrics.shots import balanced_accuracy, group_recall, shot_groups, thirds
 from nc_jax.metrics.simplex import equiangle, equinorm, etf_distance, etf_distance_floor, maximal_angle
 from nc_jax.metrics.statistics import Centre, ClassMoments, ClassStatistics
@@ -70,6 +73,7 @@ from nc_jax.metrics.zero_mean import nearest_centre_accuracy, support_occupancy,
 
 __all__ = [
     "Agreement",
+    "AncestorCounts",
     "Answers",
     "CalibrationSums",
     "Centre",
@@ -87,8 +91,11 @@ __all__ = [
     "Nci",
     "Neco",
     "OneVsRestMargin",
+    "RegressionStatistics",
+    "TagWiseAverage",
     "UniformityGap",
     "Vim",
+    "ancestor_overlaps",
     "answers",
     "auroc",
     "average_accuracy",
@@ -138,11 +145,14 @@ __all__ = [
     "optimal_error_exponent",
     "outlier_orthogonality",
     "principal_angles",
+    "regression_collapse",
     "self_duality",
     "shot_groups",
     "similarity_errors",
     "stable_rank",
     "support_occupancy",
+    "tag_sets",
+    "tag_wise_average",
     "thirds",
     "uniform_duality",
     "uniformity_gap",
