@@ -125,7 +125,7 @@ def _places(tree: LabelTree, shown: set[int]) -> dict[int, float]:
         if below:
             stack.extend(reversed(below))
         else:
-            places[node] = len(places)
+            places[node] = float(len(places))
     for node in sorted(shown, reverse=True):  # children have larger numbers
         if node not in places:
             places[node] = float(np.mean([places[child] for child in children[node]]))
