@@ -12,11 +12,6 @@ EXTRAS = {
     "train": ("flax", "optax", "orbax", "flatbuffers", "grain", "tensorboardX"),
     "data": ("tensorflow_datasets", "importlib_resources", "sklearn", "dm_pix", "PIL", "matplotlib"),
     "plots": ("matplotlib",),
-    "tables": ("rdata",),
-    "safetensors": ("safetensors",),
-    "torch": ("torch",),
-    "flower": ("flwr",),
-    "datasets": ("tensorflow",),
 }
 EXTRAS["experiments"] = tuple(dict.fromkeys(EXTRAS["train"] + EXTRAS["data"] + EXTRAS["plots"]))
 

@@ -2,19 +2,40 @@
 
     python tests/hiding.py '["numpy"]' 'import numpy'
 
-The first argument holds names of distributions as JSON: these and what they require stay visible, all others cannot be
-found. The second is the program.
+The first argument is a JSON list of requirements: these distributions, and what they require, stay visible; all others
+cannot be found. The second is the program.
 """
 
 import json
 import re
+import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from importlib import metadata
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
+ROOT = Path(__file__).resolve().parents[1]
 OURS = {"nc_jax", "experiments", "benchmarks"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def run_hidden(program: str, *extras: str) -> subprocess.CompletedProcess[str]:
+    """Run a program as after `pip install nc_jax[extras]`."""
+    visible = [*PROJECT["dependencies"], *(str(one) for extra in extras for one in requirements(extra))]
+    command = [sys.executable, __file__, json.dumps(visible), program]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def requirements(extra: str) -> Iterator[Requirement]:
+    """Yield what an extra of pyproject.toml requires, with what it takes from other extras."""
+    for one in map(Requirement, PROJECT["optional-dependencies"][extra]):
+        if canonical(one.name) != "nc-jax":
+            yield one
+        for other in sorted(one.extras) if canonical(one.name) == "nc-jax" else ():
+            yield from requirements(other)
 
 
 def closure(requirements: Iterable[str]) -> set[str]:
@@ -73,5 +94,6 @@ class Hiding:
 if __name__ == "__main__":
     visible, program = sys.argv[1:3]
     sys.meta_path[:] = [Hiding(closure(json.loads(visible)))]
-    sys.argv[:] = ["-c", *sys.argv[3:]]
+    sys.argv[:] = ["-c"]
+    sys.path[0] = ""  # the current folder, as with -c and -m
     exec(compile(program, "program", "exec"), {"__name__": "__main__"})
