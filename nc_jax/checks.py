@@ -123,7 +123,7 @@ def checked_labels(
     """
     array = as_array(labels, "labels")
     check_label_shape(array)
-    if rows is not None and len(array) != rows:
+    if rows is not None and array.shape[0] != rows:
         raise ValueError(f"labels must have shape ({rows},), one label for each row of {of}; got shape {array.shape}")
     if not is_traced(array) and getattr(array, "is_fully_addressable", True):
         check_label_range(np.asarray(array), num_classes)
@@ -137,7 +137,7 @@ def checked_scores(logits: Reals, labels: Labels) -> tuple[Float[Array, "batch c
         ValueError: if the logits do not have shape (N, K), or the labels are not integers of shape (N,) in -1..K-1.
     """
     logits = checked_logits(logits)
-    return logits, checked_labels(labels, logits.shape[1], rows=len(logits), of="logits")
+    return logits, checked_labels(labels, logits.shape[1], rows=logits.shape[0], of="logits")
 
 
 def checked_logits(logits: Reals) -> Float[Array, "batch classes"]:

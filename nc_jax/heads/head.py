@@ -171,9 +171,9 @@ class Head:
         if features.ndim != 2:
             raise ValueError(f"features must have shape (batch, dim); got shape {features.shape}")
         if mask is not None:
-            mask = checked_mask(mask, len(features))
+            mask = checked_mask(mask, features.shape[0])
         if labels is not None:
-            labels = self._checked(labels, mask, len(features))
+            labels = self._checked(labels, mask, features.shape[0])
             if self.collection == "nearest" and not train:
                 message = f"a {self.name} head learns from labels only with train=True; got labels without it"
                 warnings.warn(message, stacklevel=2)
@@ -185,7 +185,7 @@ class Head:
             return checked_labels(labels, self.num_classes, rows=rows)
         labels = as_array(labels, "labels")
         check_label_shape(labels)
-        if len(labels) == rows:
+        if labels.shape[0] == rows:
             labels = jnp.where(mask, labels, PADDING_LABEL)
         return checked_labels(labels, self.num_classes, rows=rows)
 
