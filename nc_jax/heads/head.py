@@ -15,6 +15,7 @@ from nc_jax.checks import (
     Labels,
     Mask,
     Reals,
+    Rows,
     as_array,
     check_label_shape,
     checked_labels,
@@ -179,7 +180,7 @@ class Head:
                 warnings.warn(message, stacklevel=2)
         return self.forward(params, state, features, labels, train=train, mask=mask, axis_name=axis_name)
 
-    def _checked(self, labels: Labels, mask: Array | None, rows: int) -> Int[Array, " batch"]:
+    def _checked(self, labels: Labels, mask: Array | None, rows: Rows) -> Int[Array, " batch"]:
         """Return the labels with `PADDING_LABEL` where the mask is False, once they are right elsewhere."""
         if mask is None:
             return checked_labels(labels, self.num_classes, rows=rows)
