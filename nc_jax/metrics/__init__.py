@@ -28,6 +28,7 @@ from nc_jax.metrics.collapse import (
     within_class_collapse,
 )
 from nc_jax.metrics.duality import self_duality, uniform_duality
+from nc_jax.metrics.entries import Entry
 from nc_jax.metrics.forgetting import average_accuracy, backward_transfer, forgetting, forward_transfer
 from nc_jax.metrics.generalized import generalized_collapse_metrics
 from nc_jax.metrics.geometry import (
@@ -40,8 +41,10 @@ from nc_jax.metrics.geometry import (
 )
 from nc_jax.metrics.hierarchy import HierarchyStatistics, similarity_errors, usual_top
 from nc_jax.metrics.margins import MarginSummary, MarginSums, cosine_margins, logit_margins
+from nc_jax.metrics.measurement import Measurement, report
 from nc_jax.metrics.nearest_mean import nearest_mean_scores
 from nc_jax.metrics.one_vs_rest import OneVsRestMargin, one_vs_rest_margin
+from nc_jax.metrics.report import ClassTable, Report
 from nc_jax.metrics.shots import balanced_accuracy, group_recall, shot_groups, thirds
 from nc_jax.metrics.simplex import equiangle, equinorm, etf_distance, etf_distance_floor, maximal_angle
 from nc_jax.metrics.statistics import Centre, ClassMoments, ClassStatistics
@@ -62,15 +65,19 @@ __all__ = [
     "Centre",
     "ClassMoments",
     "ClassStatistics",
+    "ClassTable",
     "ClientDrift",
     "ClientSummary",
     "EnergyGap",
+    "Entry",
     "GroupAngles",
     "HierarchyStatistics",
     "KernelMoments",
     "MarginSummary",
     "MarginSums",
+    "Measurement",
     "OneVsRestMargin",
+    "Report",
     "UniformityGap",
     "answers",
     "average_accuracy",
@@ -110,6 +117,7 @@ __all__ = [
     "one_vs_rest_margin",
     "optimal_error_exponent",
     "principal_angles",
+    "report",
     "self_duality",
     "shot_groups",
     "similarity_errors",

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from nc_jax.arrays import angles, at_least_float32, matmul, transpose
 from nc_jax.checks import Labels, Mask, Reals, as_array, checked_scores, is_real, is_traced, real_array
+from nc_jax.metrics.agreement import right_answers
 
 
 class GroupAngles(NamedTuple):
@@ -130,9 +131,7 @@ def answers(logits: Reals, labels: Labels, existing: Mask) -> Answers:
     existing = _checked_existing(existing, logits.shape[1])
 
     def count(scores: Array) -> Array:
-        # argmax treats the first NaN as the largest score.
-        right = (jnp.argmax(scores, axis=1) == labels) & jnp.isfinite(jnp.max(scores, axis=1))
-        return jnp.sum(right & (labels >= 0))
+        return jnp.sum(right_answers(scores, labels) & (labels >= 0))
 
     masked = jnp.where(existing[None], logits, -jnp.inf)
     return Answers(count(logits), count(masked), jnp.sum(labels >= 0))

@@ -95,13 +95,13 @@ def group_recall(class_accuracy: Reals, groups: dict[str, Int[np.ndarray, " memb
     """
     recalls = _checked_recalls(class_accuracy)
     for name, members in groups.items():
-        members = np.asarray(members)
+        members = np.asarray(as_array(members, "groups"))
         if members.size and not (members.min() >= 0 and members.max() < len(recalls)):
             raise ValueError(
                 f"groups must hold class numbers in 0..{len(recalls) - 1}, one for each recall; "
                 f"got {members.min()} to {members.max()} in {name!r}"
             )
-    return {name: _mean(recalls[np.asarray(members, int)]) for name, members in groups.items()}
+    return {name: _mean(recalls[np.asarray(as_array(members, "groups"), int)]) for name, members in groups.items()}
 
 
 def balanced_accuracy(class_accuracy: Reals) -> float:
