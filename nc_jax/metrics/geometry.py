@@ -6,7 +6,6 @@ Values never raise an error: a metric that is 0 / 0 is NaN.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
@@ -120,8 +119,9 @@ def numerical_rank(matrix: Reals, relative_tolerance: float | None = None) -> In
     """
     if relative_tolerance is not None and not relative_tolerance >= 0:
         raise ValueError(f"relative_tolerance must be at least 0; got {relative_tolerance}")
+    matrix = real_array(matrix, "matrix")
     singular = _relative_singular_values(matrix)
-    bound = max(np.shape(matrix)) * jnp.finfo(singular.dtype).eps if relative_tolerance is None else relative_tolerance
+    bound = max(matrix.shape) * jnp.finfo(singular.dtype).eps if relative_tolerance is None else relative_tolerance
     return jnp.sum(singular > bound, dtype=jnp.int32)
 
 
@@ -253,7 +253,7 @@ def nearest_etf_distance(vectors: Reals, present: Mask | None = None) -> Float[A
     return jnp.where((rank > 0) & jnp.all(jnp.isfinite(parts)), safe_norm(parts)[0], jnp.nan)
 
 
-def _relative_singular_values(matrix: Array) -> Array:
+def _relative_singular_values(matrix: Reals) -> Array:
     """Singular values divided by the largest; NaN for a matrix that is zero or not finite."""
     matrix = real_array(matrix, "matrix")
     if matrix.ndim != 2 or not matrix.size:

@@ -5,10 +5,12 @@ of few training examples, and every class of a group counts once. The functions 
 the sizes of the groups depend on the counts.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from jaxtyping import Float, Int
 
-from nc_jax.checks import Reals, as_array, is_real
+from nc_jax.checks import Labels, Reals, as_array, is_real
 
 
 def shot_groups(
@@ -73,7 +75,7 @@ def thirds(counts: Reals) -> dict[str, Int[np.ndarray, " members"]]:
     return dict(zip(("many", "medium", "few"), map(np.sort, pieces), strict=True))
 
 
-def group_recall(class_accuracy: Reals, groups: dict[str, Int[np.ndarray, " members"]]) -> dict[str, float]:
+def group_recall(class_accuracy: Reals, groups: Mapping[str, Labels]) -> dict[str, float]:
     """Mean recall of the classes of each group. Every class counts once, however many test examples it has.
 
     Args:
