@@ -21,7 +21,7 @@ def values_at_collapse(num_classes: int, present: int, dim: int) -> dict[str, tu
         >>> values_at_collapse(4, 4, 3)["margin_cosine_mean"], values_at_collapse(8, 8, 3)["nc2_etf_means"][1]
         ((1.3333333333333333, ''), 'at least')
     """
-    found = dict.fromkeys(_ZERO, (0.0, "")) | dict.fromkeys(_ONE, (1.0, ""))
+    found: dict[str, tuple[float, str]] = {name: (0.0, "") for name in _ZERO} | {name: (1.0, "") for name in _ONE}
     for which, count in (("means", present), ("classifier", num_classes)):
         simplex, others, span = count <= dim + 1, count - 1, float(min(count - 1, dim))
         kind = "" if simplex else "at least"

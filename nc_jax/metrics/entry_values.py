@@ -27,30 +27,34 @@ MOST_FOR_HULLS = 200  # classes up to which the one-vs-rest margin takes no more
 
 
 @jax.jit
-def scalar_values(
+def variability_values(stats: ClassStatistics) -> dict[str, Array]:
+    """Return the entries of NC1 that are functions of class statistics; some of them need a scatter."""
+    found = {
+        "nc1_quotient": within_class_collapse(stats, "quotient"),
+        "nc1_quotient_sample": within_class_collapse(stats, "quotient", "sample"),
+        "nc1_cdnv": within_class_collapse(stats, "cdnv"),
+    }
+    if stats.scaled_scatter is None:
+        return found
+    return found | {
+        "nc1_pinv": within_class_collapse(stats, "pinv"),
+        "nc1_pinv_sample": within_class_collapse(stats, "pinv", "sample"),
+        "vci": variability_collapse_index(stats),
+    }
+
+
+@jax.jit
+def geometry_values(
     stats: ClassStatistics, frame: Float[Array, "dim classes"] | None, bias: Float[Array, " classes"] | None
 ) -> dict[str, Array]:
-    """Return the entries that are functions of class statistics and of the classifier, by name.
-
-    Those of the classifier need a frame, those of directions within classes a scatter, and the distance to the nearest
-    simplex d >= K - 1.
+    """Return the entries of class means, of the classifier, and of both together; those of classifiers need a frame.
 
     Args:
         stats: statistics of the features.
         frame: class vectors as columns, shape (d, K).
         bias: shape (K,).
     """
-    found = {
-        "nc1_quotient": within_class_collapse(stats, "quotient"),
-        "nc1_quotient_sample": within_class_collapse(stats, "quotient", "sample"),
-        "nc1_cdnv": within_class_collapse(stats, "cdnv"),
-    } | _of_vectors("means", stats.centred_means(), stats.present)
-    if stats.scaled_scatter is not None:
-        found |= {
-            "nc1_pinv": within_class_collapse(stats, "pinv"),
-            "nc1_pinv_sample": within_class_collapse(stats, "pinv", "sample"),
-            "vci": variability_collapse_index(stats),
-        }
+    found = _of_vectors("means", stats.centred_means(), stats.present)
     if frame is None:
         return found
     angles = class_angles(stats.means, frame, stats.present)

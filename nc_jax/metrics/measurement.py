@@ -28,7 +28,7 @@ from nc_jax.checks import (
 from nc_jax.metrics.at_collapse import values_at_collapse
 from nc_jax.metrics.collapse import checked_bias
 from nc_jax.metrics.entries import KINDS, Entry
-from nc_jax.metrics.entry_values import class_values, hull_margins, scalar_values
+from nc_jax.metrics.entry_values import class_values, geometry_values, hull_margins, variability_values
 from nc_jax.metrics.report import MARGIN_BINS, ClassTable, Report
 from nc_jax.metrics.second_pass import Sums, compare, merged, of_finite, values_of
 from nc_jax.metrics.simplex import frame_of_shape
@@ -132,8 +132,12 @@ class Measurement:
         sums = compare(stats, self._centre, self.frame, self.bias, rows, classes)
         self._sums = jax.block_until_ready(sums if self._sums is None else merged(self._sums, sums))
 
-    def report(self) -> Report:
+    def report(self, *, geometry: bool = True) -> Report:
         """Compute everything. Without a second pass, what needs one is left out.
+
+        Args:
+            geometry: compute also what is known of class means and classifier beside NC1, margins and accuracies.
+                Without it, reports of many layers take less time.
 
         Raises:
             ValueError: if there were fewer than two classes, or the two passes have seen different numbers of examples.
@@ -146,7 +150,9 @@ class Measurement:
                 f"both passes must see the same examples; got {number} in the first and {int(sums.cosines.count)} in "
                 "the second"
             )
-        values = dict(scalar_values(stats, self.frame, self.bias)) | hull_margins(stats, self.frame)
+        values = variability_values(stats)
+        if geometry:
+            values |= geometry_values(stats, self.frame, self.bias) | hull_margins(stats, self.frame)
         if sums is not None:
             values |= values_of(sums)
         collapse = values_at_collapse(present if self.frame is None else self.num_classes, present, self.dim)
@@ -196,14 +202,17 @@ class Measurement:
         """Yield sentences about what was left out and what to beware of."""
         number, there = int(counts.sum()), np.flatnonzero(counts)
         if self._not_finite:
-            yield f"{self._not_finite} rows with features that are not finite were left out."
+            yield f"Rows that are left out because a feature is not finite: {self._not_finite}."
         if self._unlabelled:
-            yield f"{self._unlabelled} rows with the label -1 were left out."
-        missing = len(counts) - len(there)
-        if missing:
-            lacking = ", ".join(map(str, np.flatnonzero(counts == 0)[:5])) + (", ..." if missing > 5 else "")
+            yield f"Rows that are left out because their label is -1: {self._unlabelled}."
+        missing = np.flatnonzero(counts == 0)
+        if len(missing):
+            some = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
             hint = "; subtract 1 from labels that begin at 1" if there[0] == 1 else ""
-            yield f"{missing} of {len(counts)} classes have no examples, so they have no mean ({lacking}{hint})."
+            yield f"Classes without examples, which have no mean: {len(missing)} of {len(counts)} ({some}{hint})."
+        single = int(np.sum(counts == 1))
+        if single:
+            yield f"Classes with one example only, which have no variance, so that NC1 is too small: {single}."
         if len(there) > self.dim + 1:
             yield (
                 f"No simplex of {len(there)} classes fits into {self.dim} dimensions, so NC2 has a floor above 0; at "
@@ -211,9 +220,6 @@ class Measurement:
             )
         if number <= self.dim:
             yield f"With {number} examples in {self.dim} dimensions, the VCI is 0 for almost any features."
-        single = int(np.sum(counts == 1))
-        if single:
-            yield f"{single} classes have one example only, so they have no variance: NC1 is too small."
         if self.dim > MOST_DIMENSIONS:
             yield (
                 f"nc1_pinv and vci, which need a matrix of {self.dim} x {self.dim}, are left out (from "

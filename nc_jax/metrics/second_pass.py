@@ -83,11 +83,14 @@ def compare(
 @jax.jit
 def merged(sums: Sums, more: Sums) -> Sums:
     """Join two disjoint sets of examples."""
-
-    def merge(one, other):
-        return None if one is None else one.merge(other) if hasattr(one, "merge") else one + other
-
-    return Sums(*map(merge, sums, more))
+    return Sums(
+        nearest_right=sums.nearest_right + more.nearest_right,
+        right=None if sums.right is None or more.right is None else sums.right + more.right,
+        agreement=None if sums.agreement is None or more.agreement is None else sums.agreement.merge(more.agreement),
+        cosines=sums.cosines.merge(more.cosines),
+        logits=None if sums.logits is None or more.logits is None else sums.logits.merge(more.logits),
+        histogram=sums.histogram + more.histogram,
+    )
 
 
 def values_of(sums: Sums) -> dict[str, Array]:
