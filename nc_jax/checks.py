@@ -1,10 +1,12 @@
 """What callers hand over: arrays, labels, sizes, keys, functions; checked here, so that a wrong one gives one sentence.
 
-Arrays may be JAX or NumPy arrays, lists, or whatever `numpy.asarray` reads (tensors of PyTorch, for instance). Inside
-`jax.jit` the values are unknown. Shapes and dtypes are checked there too, while JAX traces the function. The range of
-labels is not: `without_class` finds such labels, so that callers can count them or answer NaN.
+Arrays may be JAX or NumPy arrays, lists, or tensors of other libraries: PyTorch's may have a gradient, lie on an
+accelerator or hold bfloat16. Inside `jax.jit` the values are unknown. Shapes and dtypes are checked there too, while
+JAX traces the function. The range of labels is not: `without_class` finds such labels, so that callers can count them
+or answer NaN.
 """
 
+import contextlib
 import functools
 import operator
 import types
@@ -38,17 +40,23 @@ def as_array(value: Any, name: str) -> Array | np.ndarray:
     """Return JAX arrays as they are, and everything else as a NumPy array.
 
     Args:
-        value: an array, or what `numpy.asarray` reads.
+        value: an array, a tensor of another library (with `__array__` or `__dlpack__`), or what `numpy.asarray` reads.
+            Of a tensor with a gradient, the values are taken; what lies on an accelerator is copied to the host.
         name: name of the argument, for the error.
 
     Raises:
-        ValueError: if NumPy cannot read it.
+        ValueError: if neither NumPy nor JAX can read it.
     """
     if isinstance(value, jax.Array):
         return value
+    host = _without_gradient(value)
     try:
-        return np.asarray(value)
-    except Exception as error:  # whatever a foreign type raises: PyTorch has a RuntimeError for tensors with gradients
+        return np.asarray(host)
+    except Exception as error:  # whatever a foreign type raises
+        if hasattr(host, "__dlpack__"):
+            # PyTorch does not give bfloat16 to NumPy, but JAX reads it where it lies, without a copy.
+            with contextlib.suppress(Exception):
+                return np.asarray(jax.dlpack.from_dlpack(host))
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{name} must be an array; got a {type(value).__name__} that NumPy cannot read ({reason})"
@@ -190,11 +198,11 @@ def checked_per_class(
     return at_least_float32(real_array(array, name))
 
 
-def checked_mask(mask: Mask, rows: Rows) -> Bool[Array, " batch"]:
+def checked_mask(mask: Mask, rows: Rows, name: str = "mask") -> Bool[Array, " batch"]:
     """Return the mask as a JAX array, once it is boolean and has shape (rows,)."""
-    mask = as_array(mask, "mask")
+    mask = as_array(mask, name)
     if mask.shape != (rows,) or mask.dtype != bool:
-        raise ValueError(f"mask must be booleans of shape ({rows},); got {mask.dtype} of shape {mask.shape}")
+        raise ValueError(f"{name} must be booleans of shape ({rows},); got {mask.dtype} of shape {mask.shape}")
     return jnp.asarray(mask)
 
 
@@ -264,9 +272,10 @@ def check_features_fit(features: Array, vectors: Array, name: str = "frame") -> 
         name: what the vectors are called in the error.
     """
     if features.ndim != 2 or vectors.ndim != 2 or features.shape[1] != vectors.shape[0]:
+        turned = ": transpose the latter" if features.shape[1:] == vectors.shape[1:] else ""
         raise ValueError(
             f"features and {name} must have shapes (batch, dim) and (dim, classes); "
-            f"got {features.shape} and {vectors.shape}"
+            f"got {features.shape} and {vectors.shape}{turned}"
         )
 
 
@@ -333,6 +342,15 @@ def _held(function: Any, seen: set[int]) -> Iterator[Any]:
             yield from _held(value, seen)
         else:
             yield value
+
+
+def _without_gradient(value: Any) -> Any:
+    """Return a tensor without its gradient, in the memory of the host; anything else as it is."""
+    if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):  # files, too, have a method `detach`
+        return value
+    for step in ("detach", "cpu"):
+        value = getattr(value, step)() if hasattr(value, step) else value
+    return value
 
 
 def _kind(value: Any) -> str:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from nc_jax.arrays import at_least_float32, matmul, normalized, transpose
-from nc_jax.checks import Mask, Reals, as_array, check_whole, real_array
+from nc_jax.checks import Mask, Reals, check_whole, checked_mask, real_array
 
 # The rounding error of a squared distance from a Gram matrix is some eps. Relative to a distance of 0.1 it is about
 # 1e-5 in float32, which is what sums over pairs have anyway; below, differences take over.
@@ -70,15 +70,7 @@ def pairs_of(vectors: Reals, present: Mask | None) -> Pairs:
     if vectors.ndim != 2 or vectors.shape[0] < 1 or vectors.shape[1] < 2:
         raise ValueError(f"vectors must have shape (dim, classes) with at least 2 classes; got shape {vectors.shape}")
     num_classes = vectors.shape[1]
-    if present is None:
-        counted = jnp.ones(num_classes, bool)
-    else:
-        counted = as_array(present, "present")
-        if counted.shape != (num_classes,) or counted.dtype != bool:
-            raise ValueError(
-                f"present must be booleans of shape ({num_classes},); got {counted.dtype} of shape {counted.shape}"
-            )
-        counted = jnp.asarray(counted)
+    counted = jnp.ones(num_classes, bool) if present is None else checked_mask(present, num_classes, "present")
     finite = jnp.all(jnp.isfinite(vectors), axis=0)
     directions, lengths = normalized(jnp.where((finite & counted)[None], vectors, 0), axis=0)
     members = jnp.sum(counted).astype(vectors.dtype)

@@ -32,6 +32,7 @@ from nc_jax.metrics.collapse import (
 from nc_jax.metrics.depth import collapse_by_depth, effective_depth, nearest_centre_by_layer
 from nc_jax.metrics.detection import auroc, false_positive_rate
 from nc_jax.metrics.duality import self_duality, uniform_duality
+from nc_jax.metrics.entries import Entry
 from nc_jax.metrics.few_shot import FewShotErrors, few_shot_errors
 from nc_jax.metrics.forgetting import average_accuracy, backward_transfer, forgetting, forward_transfer
 from nc_jax.metrics.generalized import generalized_collapse_metrics
@@ -45,6 +46,7 @@ from nc_jax.metrics.geometry import (
 )
 from nc_jax.metrics.hierarchy import HierarchyStatistics, similarity_errors, usual_top
 from nc_jax.metrics.margins import MarginSummary, MarginSums, cosine_margins, logit_margins
+from nc_jax.metrics.measurement import Measurement, report
 from nc_jax.metrics.multi_label import TagWiseAverage, tag_sets, tag_wise_average
 from nc_jax.metrics.nearest_mean import nearest_mean_scores
 from nc_jax.metrics.one_vs_rest import OneVsRestMargin, one_vs_rest_margin
@@ -58,6 +60,7 @@ from nc_jax.metrics.outliers import (
     outlier_orthogonality,
 )
 from nc_jax.metrics.regression import RegressionStatistics, regression_collapse
+from nc_jax.metrics.report import ClassTable, Report
 from nc_jax.metrics.shots import balanced_accuracy, group_recall, shot_groups, thirds
 from nc_jax.metrics.simplex import equiangle, equinorm, etf_distance, etf_distance_floor, maximal_angle
 from nc_jax.metrics.statistics import Centre, ClassMoments, ClassStatistics
@@ -79,19 +82,23 @@ __all__ = [
     "Centre",
     "ClassMoments",
     "ClassStatistics",
+    "ClassTable",
     "ClientDrift",
     "ClientSummary",
     "EnergyGap",
+    "Entry",
     "FewShotErrors",
     "GroupAngles",
     "HierarchyStatistics",
     "KernelMoments",
     "MarginSummary",
     "MarginSums",
+    "Measurement",
     "Nci",
     "Neco",
     "OneVsRestMargin",
     "RegressionStatistics",
+    "Report",
     "TagWiseAverage",
     "UniformityGap",
     "Vim",
@@ -146,6 +153,7 @@ __all__ = [
     "outlier_orthogonality",
     "principal_angles",
     "regression_collapse",
+    "report",
     "self_duality",
     "shot_groups",
     "similarity_errors",

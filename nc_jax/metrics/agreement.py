@@ -1,9 +1,10 @@
-"""How often two rules agree, such as a classifier and the nearest class mean."""
+"""How often two rules agree, such as a classifier and the nearest class mean, or a rule and the labels."""
 
 from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, Float, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Agreement(NamedTuple):
@@ -32,3 +33,28 @@ class Agreement(NamedTuple):
     def compute(self) -> Float[Array, ""]:
         """Return the share of examples on which the rules agree, in [0, 1]; NaN without any example."""
         return self.agree / self.count
+
+
+def right_answers(scores: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Bool[Array, " batch"]:
+    """Return for which examples the largest score is that of the label; never where it is not a finite number.
+
+    Args:
+        scores: shape (N, K). At a tie the smaller class number is the answer.
+        labels: class numbers, shape (N,). A label that is no class is never answered.
+    """
+    # argmax treats the first NaN as the largest score, so without the second test a diverged network might be right.
+    return (jnp.argmax(scores, axis=1) == labels) & jnp.isfinite(jnp.max(scores, axis=1))
+
+
+def same_answers(
+    scores: Float[Array, "batch classes"], others: Float[Array, "batch classes"], among: Bool[Array, " classes"]
+) -> Bool[Array, " batch"]:
+    """Return for which examples two scores have their largest value at the same class; never where one is not finite.
+
+    Args:
+        scores: shape (N, K). At a tie the smaller class number is the answer.
+        others: shape (N, K).
+        among: True for the classes from which both choose, shape (K,).
+    """
+    first, second = (jnp.argmax(jnp.where(among[None], each, -jnp.inf), axis=1) for each in (scores, others))
+    return (first == second) & jnp.isfinite(jnp.max(jnp.where(among[None], scores + others, -jnp.inf), axis=1))

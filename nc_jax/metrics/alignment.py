@@ -12,16 +12,16 @@ Class vectors and class means are columns, shape (d, K). Values never raise an e
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from nc_jax.arrays import angles, at_least_float32, matmul, normalized, safe_norm, transpose, unit_scale
-from nc_jax.checks import Labels, Reals, as_array, is_traced, real_array
+from nc_jax.checks import Labels, Mask, Reals, as_array, is_traced, real_array
 from nc_jax.metrics.collapse import checked_bias
 from nc_jax.metrics.simplex import checked_vectors, frame_of_shape
 
 
 def error_exponents(
-    means: Reals, frame: Reals, bias: Reals | None = None, present: Bool[Array, " classes"] | None = None
+    means: Reals, frame: Reals, bias: Reals | None = None, present: Mask | None = None
 ) -> Float[Array, " classes"]:
     r"""Error exponent of each class: half the squared distance from its mean to the nearest decision boundary.
 
@@ -62,7 +62,7 @@ def error_exponents(
 
 
 def optimal_error_exponent(
-    means: Reals, frame: Reals, bias: Reals | None = None, present: Bool[Array, " classes"] | None = None
+    means: Reals, frame: Reals, bias: Reals | None = None, present: Mask | None = None
 ) -> Float[Array, ""]:
     r"""Error exponent of the worst class, :math:`\min_k \beta_k`: how fast errors vanish with the noise of features.
 
@@ -113,7 +113,7 @@ def etf_error_exponent(num_classes: int) -> float:
 
 
 def error_exponent_ratio(
-    means: Reals, frame: Reals, bias: Reals | None = None, present: Bool[Array, " classes"] | None = None
+    means: Reals, frame: Reals, bias: Reals | None = None, present: Mask | None = None
 ) -> Float[Array, ""]:
     r"""Optimal error exponent relative to the best that class means of the same size can have; 1 at collapse.
 
@@ -160,9 +160,7 @@ def error_exponent_ratio(
     return jnp.where(distinct, smallest / jnp.where(distinct, bound, 1), jnp.nan)
 
 
-def class_angles(
-    means: Reals, frame: Reals, present: Bool[Array, " classes"] | None = None
-) -> Float[Array, " classes"]:
+def class_angles(means: Reals, frame: Reals, present: Mask | None = None) -> Float[Array, " classes"]:
     r"""Angle of each class vector with its centred class mean, :math:`\angle(w_k, \mu_k - \mu_G)`. 0 at collapse.
 
     Args:
@@ -187,9 +185,7 @@ def class_angles(
     return jnp.where(defined, angles(frame, centred), jnp.nan)
 
 
-def principal_angles(
-    means: Reals, frame: Reals, present: Bool[Array, " classes"] | None = None
-) -> Float[Array, " angles"]:
+def principal_angles(means: Reals, frame: Reals, present: Mask | None = None) -> Float[Array, " angles"]:
     """Principal angles between the span of the centred class means and that of the centred class vectors.
 
     They do not see how vectors are turned within the span: they are 0 if the classifier looks at the directions in
@@ -269,9 +265,7 @@ def mean_cosine(vectors: Reals, members: Labels) -> Float[Array, ""]:
     return jnp.mean(cosines, where=jnp.triu(jnp.ones(cosines.shape, bool), 1))
 
 
-def _checked(
-    means: Reals, frame: Reals, bias: Reals | None, present: Array | None
-) -> tuple[Array, Array, Array, Array]:
+def _checked(means: Reals, frame: Reals, bias: Reals | None, present: Mask | None) -> tuple[Array, Array, Array, Array]:
     """Return means, frame (both with zero columns for absent classes), bias and mask, once they fit."""
     means, present = checked_vectors(real_array(means, "class means"), present)
     frame = at_least_float32(frame_of_shape(frame, means.shape))

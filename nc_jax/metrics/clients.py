@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from nc_jax.arrays import angles, at_least_float32, matmul, transpose
 from nc_jax.checks import Labels, Mask, Reals, as_array, checked_scores, is_real, is_traced, real_array
+from nc_jax.metrics.agreement import right_answers
 
 
 class GroupAngles(NamedTuple):
@@ -130,9 +131,7 @@ def answers(logits: Reals, labels: Labels, existing: Mask) -> Answers:
     existing = _checked_existing(existing, logits.shape[1])
 
     def count(scores: Array) -> Array:
-        # argmax treats the first NaN as the largest score.
-        right = (jnp.argmax(scores, axis=1) == labels) & jnp.isfinite(jnp.max(scores, axis=1))
-        return jnp.sum(right & (labels >= 0))
+        return jnp.sum(right_answers(scores, labels) & (labels >= 0))
 
     masked = jnp.where(existing[None], logits, -jnp.inf)
     return Answers(count(logits), count(masked), jnp.sum(labels >= 0))
@@ -260,7 +259,8 @@ def client_drift(clients: PyTree, server: PyTree, weights: Reals) -> ClientDrift
     Reference: `squared` is the drift that Karimireddy et al., SCAFFOLD: stochastic controlled averaging for federated
     learning (2020), bound, after the last local step; `relative` is defined here.
     """
-    number = len(as_array(weights, "weights")) if np.ndim(weights) else 0
+    weights = as_array(weights, "weights")
+    number = len(weights) if weights.ndim else 0
     weights = at_least_float32(real_array(_checked_weights(weights, number), "weights"))
     moves = _moves(clients, server, number)
     share = weights / jnp.sum(weights)
@@ -274,6 +274,7 @@ def client_drift(clients: PyTree, server: PyTree, weights: Reals) -> ClientDrift
 
 def _moves(clients: PyTree, server: PyTree, number: int) -> list[Float[Array, "clients size"]]:
     """Return what the clients have added to each array of the server, a row per client."""
+    clients, server = jax.tree.map(lambda leaf: as_array(leaf, "parameters"), (clients, server))
     theirs, ours = jax.tree.leaves(clients), jax.tree.leaves(server)
     wanted = f"clients must have the server's parameters with a leading axis of {number} clients, one for each weight"
     if jax.tree.structure(clients) != jax.tree.structure(server):

@@ -44,11 +44,11 @@ Other programs use other variants; each docstring names them. FNO is the fixed n
 from typing import Literal, get_args
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose, unit_scale
-from nc_jax.checks import Labels, Reals, checked_labels, real_array
-from nc_jax.metrics.agreement import Agreement
+from nc_jax.checks import Labels, Mask, Reals, checked_labels, real_array
+from nc_jax.metrics.agreement import Agreement, same_answers
 from nc_jax.metrics.cdnv import class_distance_normalized_variance
 from nc_jax.metrics.duality import self_duality
 from nc_jax.metrics.simplex import checked_frame, checked_vectors, equiangle, equinorm, etf_distance
@@ -137,7 +137,7 @@ def nearest_centre_agreement(
     frame: Reals,
     bias: Reals | None,
     class_means: Reals,
-    present: Bool[Array, " classes"] | None = None,
+    present: Mask | None = None,
     labels: Labels | None = None,
 ) -> Agreement:
     r"""NC4: on how many examples the classifier decides for the class whose mean is nearest to the feature.
@@ -175,9 +175,10 @@ def nearest_centre_agreement(
     features, frame = checked_features(features), real_array(frame, "frame")
     class_means = real_array(class_means, "class_means")
     if class_means.shape != frame.shape or features.shape[1:] != frame.shape[:1]:
+        turned = ": transpose the frame, class vectors are columns" if features.shape[1:] == frame.shape[1:] else ""
         raise ValueError(
             "features, frame and class_means must have shapes (batch, dim), (dim, classes) and (dim, classes); "
-            f"got {features.shape}, {frame.shape} and {class_means.shape}"
+            f"got {features.shape}, {frame.shape} and {class_means.shape}{turned}"
         )
     if labels is not None:
         labels = checked_labels(labels, frame.shape[1], rows=len(features))
@@ -188,10 +189,8 @@ def nearest_centre_agreement(
     logits = matmul(features / size, frame / length)
     if bias is not None:
         logits = logits * size * length + checked_bias(bias, frame)[None]
-    chosen, nearest = (jnp.argmax(jnp.where(present[None], scores, -jnp.inf), axis=1) for scores in (logits, nearness))
-    used = jnp.ones_like(chosen, bool) if labels is None else labels >= 0
-    # argmax treats the first NaN as the largest score, so without this test a diverged network would always agree.
-    agree = (chosen == nearest) & jnp.isfinite(jnp.max(jnp.where(present[None], logits + nearness, -jnp.inf), axis=1))
+    agree = same_answers(logits, nearness, present)
+    used = jnp.ones_like(agree) if labels is None else labels >= 0
     return Agreement(jnp.sum(used & agree, dtype=jnp.int32), jnp.sum(used, dtype=jnp.int32))
 
 

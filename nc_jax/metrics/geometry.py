@@ -6,11 +6,10 @@ Values never raise an error: a metric that is 0 / 0 is NaN.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
-from nc_jax.checks import Reals, real_array
+from nc_jax.checks import Mask, Reals, checked_mask, real_array
 from nc_jax.frames.simplex import check_room_for_simplex
 from nc_jax.metrics.statistics import Centre, ClassStatistics
 
@@ -120,8 +119,9 @@ def numerical_rank(matrix: Reals, relative_tolerance: float | None = None) -> In
     """
     if relative_tolerance is not None and not relative_tolerance >= 0:
         raise ValueError(f"relative_tolerance must be at least 0; got {relative_tolerance}")
+    matrix = real_array(matrix, "matrix")
     singular = _relative_singular_values(matrix)
-    bound = max(np.shape(matrix)) * jnp.finfo(singular.dtype).eps if relative_tolerance is None else relative_tolerance
+    bound = max(matrix.shape) * jnp.finfo(singular.dtype).eps if relative_tolerance is None else relative_tolerance
     return jnp.sum(singular > bound, dtype=jnp.int32)
 
 
@@ -199,7 +199,7 @@ def effective_rank(matrix: Reals) -> Float[Array, ""]:
     return jnp.exp(jnp.sum(jax.scipy.special.entr(singular / jnp.sum(singular))))
 
 
-def nearest_etf_distance(vectors: Reals, present: Bool[Array, " classes"] | None = None) -> Float[Array, ""]:
+def nearest_etf_distance(vectors: Reals, present: Mask | None = None) -> Float[Array, ""]:
     r"""NC2: distance of class vectors H to the nearest simplex equiangular tight frame (ETF), both of unit norm.
 
     .. math::
@@ -236,10 +236,7 @@ def nearest_etf_distance(vectors: Reals, present: Bool[Array, " classes"] | None
         raise ValueError(f"class vectors must have shape (dim, classes); got {vectors.shape}")
     dim, num_classes = vectors.shape
     check_room_for_simplex(num_classes, dim)
-    if present is None:
-        present = jnp.ones(num_classes, bool)
-    if present.shape != vectors.shape[1:]:
-        raise ValueError(f"present must have shape {vectors.shape[1:]}, one entry per class; got {present.shape}")
+    present = jnp.ones(num_classes, bool) if present is None else checked_mask(present, num_classes, "present")
     vectors = jnp.where(present[None], at_least_float32(vectors), 0)
     vectors = vectors / safe_norm(vectors)
     rank = jnp.sum(present.astype(vectors.dtype)) - 1
@@ -256,7 +253,7 @@ def nearest_etf_distance(vectors: Reals, present: Bool[Array, " classes"] | None
     return jnp.where((rank > 0) & jnp.all(jnp.isfinite(parts)), safe_norm(parts)[0], jnp.nan)
 
 
-def _relative_singular_values(matrix: Array) -> Array:
+def _relative_singular_values(matrix: Reals) -> Array:
     """Singular values divided by the largest; NaN for a matrix that is zero or not finite."""
     matrix = real_array(matrix, "matrix")
     if matrix.ndim != 2 or not matrix.size:

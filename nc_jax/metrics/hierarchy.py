@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Real
+from jaxtyping import Array, Float, Int
 
 from nc_jax.arrays import matmul
-from nc_jax.checks import Labels, Reals, checked_scores, without_class
+from nc_jax.checks import Labels, Mask, Reals, as_array, checked_scores, real_array, without_class
 from nc_jax.frames.properties import cosines
+from nc_jax.metrics.simplex import checked_vectors
 
 TOP = (1, 5, 20)  # values of k in "ahd@k" and "hp@k": Bertinetto et al. (2020), Liang and Davis (2023)
 RANKED = 20  # predictions that the rank-aware severity looks at: the largest k of those papers
@@ -71,7 +72,7 @@ class HierarchyStatistics(NamedTuple):
         cls,
         scores: Reals,
         labels: Labels,
-        distances: Int[Array, "classes classes"],
+        distances: Reals,
         top: Sequence[int] = TOP,
         max_distance: int | None = None,
     ) -> "HierarchyStatistics":
@@ -91,6 +92,7 @@ class HierarchyStatistics(NamedTuple):
                 makes the sums NaN.
         """
         scores, labels = checked_scores(scores, labels)
+        distances = jnp.asarray(as_array(distances, "distances"))
         num_classes = scores.shape[1]
         if not 1 <= min(top) <= max(top) <= num_classes:
             raise ValueError(
@@ -183,9 +185,9 @@ class HierarchyStatistics(NamedTuple):
 
 
 def similarity_errors(
-    vectors: Float[Array, "dim classes"],
-    similarity: Real[Array, "classes classes"],
-    present: Bool[Array, " classes"] | None = None,
+    vectors: Reals,
+    similarity: Reals,
+    present: Mask | None = None,
 ) -> dict[str, Array]:
     r"""Errors of cosines against wanted cosines S: :math:`\cos(m_i, m_j) - S_{ij}` over the pairs i < j.
 
@@ -198,12 +200,15 @@ def similarity_errors(
         "mean": the mean absolute error; "std": the standard deviation of the errors with their signs. Both are
         differences of cosines; 0 means collapse onto the wanted frame. NaN if fewer than two columns count.
 
+    Raises:
+        ValueError: if `vectors` is not a matrix with at least two columns, or `present` is not boolean of shape (K,).
+
     Reference: Liang and Davis (2023), released program. For its self-duality metric, square `self_duality` with
     form="difference" and centre="origin".
     """
-    present = jnp.ones(vectors.shape[1], bool) if present is None else present
+    vectors, present = checked_vectors(vectors, present)
     pairs = jnp.triu(jnp.outer(present, present), 1)
-    gaps = cosines(vectors) - similarity
+    gaps = cosines(vectors) - real_array(similarity, "similarity")
     mean = jnp.mean(gaps, where=pairs)
     return {
         "mean": jnp.mean(jnp.abs(gaps), where=pairs),

@@ -1,16 +1,16 @@
 """The classifier that decides for the nearest class mean."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from nc_jax.checks import Reals, check_features_fit, real_array
+from nc_jax.checks import Mask, Reals, check_features_fit, real_array
 from nc_jax.metrics.collapse import nearness_to
 from nc_jax.metrics.simplex import checked_vectors
 from nc_jax.metrics.statistics import checked_features
 
 
 def nearest_mean_scores(
-    features: Reals, class_means: Reals, present: Bool[Array, " classes"] | None = None
+    features: Reals, class_means: Reals, present: Mask | None = None
 ) -> Float[Array, "batch classes"]:
     r"""Scores of the nearest-class-mean classifier: the larger, the nearer is :math:`\mu_k` to the example h.
 

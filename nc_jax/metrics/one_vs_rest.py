@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 from scipy.optimize import nnls
 
 from nc_jax.arrays import at_least_float32
-from nc_jax.checks import Reals, is_traced, real_array
+from nc_jax.checks import Mask, Reals, is_traced, real_array
 from nc_jax.metrics.simplex import checked_vectors
 
 
@@ -32,7 +32,7 @@ class OneVsRestMargin(NamedTuple):
     gap: Float[Array, ""]
 
 
-def one_vs_rest_margin(vectors: Reals, present: Bool[Array, " classes"] | None = None) -> OneVsRestMargin:
+def one_vs_rest_margin(vectors: Reals, present: Mask | None = None) -> OneVsRestMargin:
     r"""Least distance of a class vector from the convex hull of the others; only directions count.
 
     .. math:: \min_k \operatorname{dist}(\hat w_k, \operatorname{conv} \{\hat w_j\}_{j \ne k})
@@ -69,8 +69,8 @@ def one_vs_rest_margin(vectors: Reals, present: Bool[Array, " classes"] | None =
         margin and the gap are NaN.
 
     Raises:
-        ValueError: if `vectors` is not a matrix with at least two columns, `present` does not have shape (K,), or the
-            values are not known because JAX traces the program.
+        ValueError: if `vectors` is not a matrix with at least two columns, `present` is not boolean of shape (K,), or
+            the values are not known because JAX traces the program.
 
     Example:
         >>> found = one_vs_rest_margin(jnp.array([[1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0]]))

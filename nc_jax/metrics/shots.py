@@ -5,10 +5,12 @@ of few training examples, and every class of a group counts once. The functions 
 the sizes of the groups depend on the counts.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from jaxtyping import Float, Int
 
-from nc_jax.checks import Reals, as_array, is_real
+from nc_jax.checks import Labels, Reals, as_array, is_real
 
 
 def shot_groups(
@@ -73,7 +75,7 @@ def thirds(counts: Reals) -> dict[str, Int[np.ndarray, " members"]]:
     return dict(zip(("many", "medium", "few"), map(np.sort, pieces), strict=True))
 
 
-def group_recall(class_accuracy: Reals, groups: dict[str, Int[np.ndarray, " members"]]) -> dict[str, float]:
+def group_recall(class_accuracy: Reals, groups: Mapping[str, Labels]) -> dict[str, float]:
     """Mean recall of the classes of each group. Every class counts once, however many test examples it has.
 
     Args:
@@ -95,13 +97,13 @@ def group_recall(class_accuracy: Reals, groups: dict[str, Int[np.ndarray, " memb
     """
     recalls = _checked_recalls(class_accuracy)
     for name, members in groups.items():
-        members = np.asarray(members)
+        members = np.asarray(as_array(members, "groups"))
         if members.size and not (members.min() >= 0 and members.max() < len(recalls)):
             raise ValueError(
                 f"groups must hold class numbers in 0..{len(recalls) - 1}, one for each recall; "
                 f"got {members.min()} to {members.max()} in {name!r}"
             )
-    return {name: _mean(recalls[np.asarray(members, int)]) for name, members in groups.items()}
+    return {name: _mean(recalls[np.asarray(as_array(members, "groups"), int)]) for name, members in groups.items()}
 
 
 def balanced_accuracy(class_accuracy: Reals) -> float:

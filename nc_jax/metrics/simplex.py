@@ -4,16 +4,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose, unit_scale
-from nc_jax.checks import Reals, check_whole, is_traced, real_array
+from nc_jax.checks import Mask, Reals, check_whole, checked_mask, is_traced, real_array
 from nc_jax.metrics.statistics import ClassStatistics
 
 _TILE = 1024  # rows of a K x K matrix that are formed at once: 200 MB for 50,000 classes in float32
 
 
-def etf_distance(vectors: Reals, present: Bool[Array, " classes"] | None = None) -> Float[Array, ""]:
+def etf_distance(vectors: Reals, present: Mask | None = None) -> Float[Array, ""]:
     r"""NC2: distance of class vectors from a simplex equiangular tight frame (ETF) of any size and orientation.
 
     .. math:: \left\| \frac{W^\top W}{\|W^\top W\|_F} - \frac{I - 1 1^\top / K}{\sqrt{K - 1}} \right\|_F
@@ -29,7 +29,7 @@ def etf_distance(vectors: Reals, present: Bool[Array, " classes"] | None = None)
         least `etf_distance_floor`. NaN if fewer than two columns count or if all of them are zero.
 
     Raises:
-        ValueError: if `vectors` is not a matrix with at least two columns, or `present` does not have shape (K,).
+        ValueError: if `vectors` is not a matrix with at least two columns, or `present` is not boolean of shape (K,).
 
     Example:
         >>> float(etf_distance(jnp.array([[1.0, -0.5, -0.5], [0.0, 0.75**0.5, -(0.75**0.5)]]))) < 1e-6
@@ -84,7 +84,7 @@ def etf_distance_floor(num_classes: int | Int[Array, ""], dim: int) -> Float[Arr
 
 def equinorm(
     vectors: Reals,
-    present: Bool[Array, " classes"] | None = None,
+    present: Mask | None = None,
     ddof: int = 0,  # the K classes are all classes, not a sample; the released program of FNO uses 1 (torch.std)
 ) -> Float[Array, ""]:
     """NC2: standard deviation of the norms of class vectors, divided by their mean. 0 if all have the same norm.
@@ -98,7 +98,7 @@ def equinorm(
         A ratio >= 0 without unit. NaN if all vectors are zero, or if at most ddof columns count.
 
     Raises:
-        ValueError: if `vectors` is not a matrix with at least two columns, or `present` does not have shape (K,).
+        ValueError: if `vectors` is not a matrix with at least two columns, or `present` is not boolean of shape (K,).
 
     Reference: Papyan, Han and Donoho (2020).
     """
@@ -109,7 +109,7 @@ def equinorm(
 
 def equiangle(
     vectors: Reals,
-    present: Bool[Array, " classes"] | None = None,
+    present: Mask | None = None,
     ddof: int = 0,  # the pairs are all pairs, not a sample; the released program of FNO uses 1 (torch.std)
 ) -> Float[Array, ""]:
     r"""NC2: standard deviation of the cosines of all pairs of class vectors. 0 if all pairs have the same angle.
@@ -133,7 +133,7 @@ def equiangle(
         count.
 
     Raises:
-        ValueError: if `vectors` is not a matrix with at least two columns, or `present` does not have shape (K,).
+        ValueError: if `vectors` is not a matrix with at least two columns, or `present` is not boolean of shape (K,).
 
     Reference: Papyan, Han and Donoho (2020).
     """
@@ -143,7 +143,7 @@ def equiangle(
 
 def maximal_angle(
     vectors: Reals,
-    present: Bool[Array, " classes"] | None = None,
+    present: Mask | None = None,
     target: float | None = None,  # None: -1/(K-1), the cosine of the widest common angle that K vectors can have
     signed: bool = False,  # as Papyan, Han and Donoho (2020); the released program of FNO uses the signed mean
 ) -> Float[Array, ""]:
@@ -170,7 +170,7 @@ def maximal_angle(
         two count.
 
     Raises:
-        ValueError: if `vectors` is not a matrix with at least two columns, or `present` does not have shape (K,).
+        ValueError: if `vectors` is not a matrix with at least two columns, or `present` is not boolean of shape (K,).
 
     Reference: Papyan, Han and Donoho (2020). The released program of Liang and Davis (2023) applies it to class means.
     """
@@ -180,19 +180,18 @@ def maximal_angle(
     return jnp.mean(gaps if signed else jnp.abs(gaps), where=pairs)
 
 
-def checked_vectors(vectors: Reals, present: Array | None) -> tuple[Array, Array]:
+def checked_vectors(vectors: Reals, present: Mask | None) -> tuple[Array, Array]:
     """Return class vectors (d, K) in at least float32, with zero columns where they do not count, and the mask (K,).
 
     Raises:
-        ValueError: if `vectors` is not a matrix with at least two columns, or `present` does not have shape (K,).
+        ValueError: if `vectors` is not a matrix with at least two columns, or `present` is not boolean of shape (K,).
     """
     vectors = real_array(vectors, "class vectors")
     if vectors.ndim != 2 or vectors.shape[1] < 2 or not vectors.shape[0]:
         raise ValueError(f"class vectors must have shape (dim, classes) with classes >= 2; got {vectors.shape}")
     if present is None:
         return at_least_float32(vectors), jnp.ones(vectors.shape[1], bool)
-    if present.shape != vectors.shape[1:]:
-        raise ValueError(f"present must have shape {vectors.shape[1:]}, one entry per class; got {present.shape}")
+    present = checked_mask(present, vectors.shape[1], "present")
     return jnp.where(present, at_least_float32(vectors), 0), present
 
 

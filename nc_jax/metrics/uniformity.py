@@ -15,9 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from nc_jax.checks import Reals
+from nc_jax.checks import Mask, Reals, real_array
 from nc_jax.energies import checked_exponent, riesz_energy
 from nc_jax.frames import least_energy
 from nc_jax.metrics.simplex import checked_vectors
@@ -66,7 +66,7 @@ def energy_gap(
     vectors: Reals,
     s: float | int = 2.0,  # the kernel of minimum hyperspherical energy in HUG: Liu et al. (2023), released program
     *,
-    present: Bool[Array, " classes"] | None = None,
+    present: Mask | None = None,
     least: Reals | None = None,
 ) -> EnergyGap:
     r"""How far the Riesz energy of directions is above the least one; 0 at generalized neural collapse.
@@ -87,8 +87,8 @@ def energy_gap(
         infinite. NaN if fewer than two columns count.
 
     Raises:
-        ValueError: if `vectors` is not a matrix with at least two columns, `present` does not have shape (K,), or s is
-            not a finite number above -2.
+        ValueError: if `vectors` is not a matrix with at least two columns, `present` is not boolean of shape (K,), or s
+            is not a finite number above -2.
 
     Example:
         >>> gap = energy_gap(jnp.array([[1.0, -0.5, -0.5], [0.0, 0.75**0.5, -(0.75**0.5)]]))
@@ -102,7 +102,7 @@ def energy_gap(
     energy = riesz_energy(vectors, s, present=counted)
     dim, num_classes = vectors.shape
     if least is not None:
-        lowest = jnp.asarray(least, energy.dtype)
+        lowest = real_array(least, "least").astype(energy.dtype)
     elif present is None:
         lowest = jnp.asarray(_least(num_classes, dim, s), energy.dtype)
     else:  # the number of classes that count may be known at run time only
@@ -114,7 +114,7 @@ def kernel_moments(
     vectors: Reals,
     s: float | int = 0.0,  # the logarithmic kernel: metric "nc2g_log" of the package rhubarbwu/neural-collapse
     *,
-    present: Bool[Array, " classes"] | None = None,
+    present: Mask | None = None,
 ) -> KernelMoments:
     r"""Mean and variance of the kernel over all pairs of directions.
 
@@ -132,8 +132,8 @@ def kernel_moments(
         infinite if two directions are equal. NaN if fewer than two columns count.
 
     Raises:
-        ValueError: if `vectors` is not a matrix with at least two columns, `present` does not have shape (K,), or s is
-            not a finite number above -2.
+        ValueError: if `vectors` is not a matrix with at least two columns, `present` is not boolean of shape (K,), or s
+            is not a finite number above -2.
 
     Example:
         >>> kernel_moments(jnp.eye(3), 2)

@@ -8,12 +8,12 @@ vectors. Orthogonal vectors minus their mean are a simplex. So at zero-mean coll
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from nc_jax.arrays import at_least_float32, matmul, normalized, safe_norm, transpose
-from nc_jax.checks import Labels, Reals, check_features_fit, checked_labels, real_array
+from nc_jax.checks import Labels, Mask, Reals, check_features_fit, checked_labels, real_array
 from nc_jax.frames.orthogonal import owner
-from nc_jax.metrics.agreement import Agreement
+from nc_jax.metrics.agreement import Agreement, right_answers
 from nc_jax.metrics.collapse import within_class_collapse
 from nc_jax.metrics.duality import self_duality
 from nc_jax.metrics.nearest_mean import nearest_mean_scores
@@ -78,7 +78,7 @@ def nearest_centre_accuracy(
     features: Reals,
     labels: Labels,
     class_means: Reals,
-    present: Bool[Array, " classes"] | None = None,
+    present: Mask | None = None,
 ) -> Agreement:
     r"""On how many examples the nearest class mean is that of the true class.
 
@@ -109,10 +109,8 @@ def nearest_centre_accuracy(
     """
     scores = nearest_mean_scores(features, class_means, present)
     labels = checked_labels(labels, scores.shape[1], rows=len(scores))
-    # argmax treats the first NaN as the largest score.
-    right = (jnp.argmax(scores, axis=1) == labels) & jnp.isfinite(jnp.max(scores, axis=1))
     used = labels >= 0
-    return Agreement(jnp.sum(used & right, dtype=jnp.int32), jnp.sum(used, dtype=jnp.int32))
+    return Agreement(jnp.sum(used & right_answers(scores, labels), dtype=jnp.int32), jnp.sum(used, dtype=jnp.int32))
 
 
 def support_occupancy(features: Reals, labels: Labels, frame: Reals) -> Float[Array, "classes classes"]:

@@ -138,15 +138,19 @@ def parse(default: Config | type[Config], arguments: Sequence[str]) -> Config:
         fail(f"the command line must name settings that exist and values that fit; {' '.join(said)}")
 
 
-def _help(name: str, header: str, presets: str, start: Any) -> str:
-    """Return what --help says: the program's header, its presets, and every setting with the preset's value."""
+def settings_help(default: Any) -> str:
+    """Return every setting with what it means and its value, as --help shows them."""
     settings = io.StringIO()
     with contextlib.redirect_stdout(settings), contextlib.suppress(SystemExit):
-        tyro.cli(type(start), default=start, args=["--help"], description="")
-    boxes = settings.getvalue().partition("\n\n")[2].strip()  # less tyro's line of usage, which is ours below
+        tyro.cli(type(default), default=default, args=["--help"], description="")
+    return settings.getvalue().partition("\n\n")[2].strip()  # less tyro's line of usage
+
+
+def _help(name: str, header: str, presets: str, start: Any) -> str:
+    """Return what --help says: the program's header, its presets, and every setting with the preset's value."""
     usage = f"usage: python -m {name} [PRESET] [--setting value ...]"
     values = f"Settings, with their values in the preset {start.preset}:"
-    parts = [usage, header, f"Presets (time on {MACHINE}):\n{presets}", values, boxes]
+    parts = [usage, header, f"Presets (time on {MACHINE}):\n{presets}", values, settings_help(start)]
     return as_started_here("\n\n".join(parts))
 
 

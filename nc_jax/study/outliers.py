@@ -1,4 +1,4 @@
-"""What experiments on outliers measure: images that belong to no class of the training set, and scores that find them."""
+"""What experiments on outliers measure: images of no class of the training set, and scores that find them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple

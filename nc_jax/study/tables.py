@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from rich.console import Console
@@ -151,12 +151,18 @@ def fitted(table: Table, width: int = WIDTH) -> list[Table]:
     ]
 
 
-def show_table(table: Table) -> None:
-    """Print a table on the terminal."""
+def show_table(table: Table, *, text_columns: Iterable[int] = ()) -> None:
+    """Print a table on the terminal.
+
+    Args:
+        table: what to print.
+        text_columns: places of columns with sentences, which stand on the left of their cells.
+    """
     shown = RichTable()
+    left = {0, *text_columns}
     for index, column in enumerate(table.columns):
         # A name that is too long goes on in the next line; rich would cut it off.
-        shown.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        shown.add_column(column, justify="left" if index in left else "right", overflow="fold")
     for row in table.rows:
         shown.add_row(*row)
     if table.title:

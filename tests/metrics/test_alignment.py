@@ -246,7 +246,7 @@ def test_errors_say_what_was_expected_and_what_came():
         ),
         (
             lambda: plain[optimal_error_exponent](means, frame, None, jnp.ones(3, bool)),
-            "present must have shape (4,), one entry per class; got (3,)",
+            "present must be booleans of shape (4,); got bool of shape (3,)",
         ),
         (
             lambda: plain[mean_cosine](frame, [0, 4]),

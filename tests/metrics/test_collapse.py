@@ -358,7 +358,7 @@ def test_errors_say_what_was_expected_and_what_came():
         collapse_metrics(stats, frame.T)
     with pytest.raises(ValueError, match=r"shape \(dim, classes\) with classes >= 2; got \(3, 1\)"):
         etf_distance(frame[:, :1])
-    with pytest.raises(ValueError, match=r"present must have shape \(4,\), one entry per class; got \(3,\)"):
+    with pytest.raises(ValueError, match=r"present must be booleans of shape \(4,\); got bool of shape \(3,\)"):
         inspect.unwrap(equinorm)(frame, jnp.ones(3, bool))
     with pytest.raises(ValueError, match=r"bias must have shape \(4,\), one entry per class; got \(3,\)"):
         inspect.unwrap(bias_collapse)(frame, jnp.ones(3), jnp.ones(3))

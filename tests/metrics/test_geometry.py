@@ -387,5 +387,5 @@ def test_errors_say_what_was_expected_and_what_came():
         nearest_etf_distance(jnp.ones((3, 1)))
     with pytest.raises(ValueError, match=r"class vectors must have shape \(dim, classes\); got \(3,\)"):
         inspect.unwrap(nearest_etf_distance)(jnp.ones(3))
-    with pytest.raises(ValueError, match=r"present must have shape \(4,\), one entry per class; got \(3,\)"):
+    with pytest.raises(ValueError, match=r"present must be booleans of shape \(4,\); got bool of shape \(3,\)"):
         inspect.unwrap(nearest_etf_distance)(jnp.ones((3, 4)), jnp.ones(3, bool))

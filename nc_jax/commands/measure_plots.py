@@ -1,0 +1,143 @@
+"""The pictures of `nc-jax measure`."""
+
+import io
+from collections.abc import Iterator, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from nc_jax.frames.properties import cosines
+from nc_jax.metrics import Report
+from nc_jax.study.plots import grid, legend_below, plain_ticks
+
+MOST_CLASSES = 4096  # whose cosines, a K x K matrix, are drawn: 64 MiB
+BLUE, ORANGE, GREY = "#1f77b4", "#d95f02", "0.5"
+SIZE = (6.0, 3.2)
+
+
+def draw(report: Report, layers: Mapping[str, Report]) -> Iterator[tuple[str, tuple[bytes, str]]]:
+    """Yield the name of each picture with its content, an SVG file, and its caption."""
+    yield "spectra", _spectra(report)
+    if len(report.classes.count) <= MOST_CLASSES:
+        yield "cosines", _cosines(report)
+    if report.margins.any():
+        yield "margins", _margins(report)
+    yield "classes", _classes(report)
+    if layers:
+        yield "layers", _layers(report, layers)
+
+
+def _spectra(report: Report) -> tuple[bytes, str]:
+    stats = report.statistics.at_unit_scale()
+    between = np.linalg.svd(np.asarray(stats.centred_means(), np.float64), compute_uv=False)
+    figure, axes = grid(1, 1, SIZE)
+    axis = axes[0, 0]
+    variances = between**2 / max(int(np.sum(report.classes.count > 0)), 1)
+    total = variances.sum()
+    axis.plot(np.arange(1, len(variances) + 1), variances / total, ".-", color=BLUE, label="class means")
+    if stats.scaled_scatter is not None:
+        within = np.linalg.eigvalsh(np.asarray(stats.scatter, np.float64))[::-1] / int(report.classes.count.sum())
+        axis.plot(np.arange(1, len(within) + 1), within / total, "-", color=ORANGE, label="within classes")
+        floor = max(within.max(), variances.max()) / total * 1e-8
+        axis.set_ylim(bottom=max(floor, min(within[within > 0].min(initial=1), variances[0]) / total))
+    axis.set_yscale("log")
+    axis.set_xscale("log")
+    plain_ticks(axis)
+    axis.set_xlabel("direction")
+    axis.set_ylabel("variance")
+    axis.grid(alpha=0.3)
+    legend_below(figure, axis)
+    return _svg(figure), (
+        "Variance of the class means and within classes by direction, largest first, relative to the total variance of "
+        "the class means. At collapse, K - 1 class means have equal variance and there is none within classes."
+    )
+
+
+def _cosines(report: Report) -> tuple[bytes, str]:
+    stats = report.statistics
+    there = np.flatnonzero(report.classes.count)
+    matrix = np.asarray(cosines(jnp.asarray(stats.centred_means())[:, there]))
+    pairs = matrix[np.triu_indices(len(there), 1)]
+    figure, axes = grid(1, 1, SIZE)
+    axis = axes[0, 0]
+    axis.hist(pairs, bins=60 if len(pairs) > 100 else 20, color=BLUE)
+    axis.axvline(-1 / (len(there) - 1), color=ORANGE, linestyle="--", label=f"simplex: {-1 / (len(there) - 1):.3g}")
+    axis.set_xlabel("cosine of two centred class means")
+    axis.set_ylabel("pairs")
+    axis.grid(alpha=0.3)
+    legend_below(figure, axis)
+    return _svg(figure), f"Cosines between centred class means, {len(pairs)} pairs. In a simplex all are equal."
+
+
+def _margins(report: Report) -> tuple[bytes, str]:
+    counts = report.margins
+    edges = np.linspace(-2, 2, len(counts) + 1)
+    used = np.flatnonzero(counts)
+    figure, axes = grid(1, 1, SIZE)
+    axis = axes[0, 0]
+    axis.stairs(counts, edges, fill=True, color=BLUE)
+    axis.axvline(0, color=GREY, label="decision")
+    wanted = report["margin_cosine_mean"].at_collapse
+    if wanted is not None:
+        axis.axvline(wanted, color=ORANGE, linestyle="--", label=f"at collapse: {wanted:.3g}")
+    right = max(edges[used[-1] + 1], wanted or 0) + 0.05
+    axis.set_xlim(min(edges[used[0]], 0) - 0.05, right)
+    axis.set_xlabel("cosine margin")
+    axis.set_ylabel("examples")
+    axis.grid(alpha=0.3)
+    legend_below(figure, axis)
+    return _svg(figure), (
+        "Cosine margins of the examples: cosine of a centred feature with its own class less the largest one with "
+        "another class. Left of 0, another class is nearer in angle."
+    )
+
+
+def _classes(report: Report) -> tuple[bytes, str]:
+    classes = report.classes
+    figure, axes = grid(1, 1, SIZE)
+    axis = axes[0, 0]
+    axis.plot(classes.distance, np.sqrt(classes.variance), ".", color=BLUE, label="a class")
+    axis.set_xlim(left=0)
+    axis.set_ylim(bottom=0)
+    reach = np.array([0, np.nanmax(classes.distance)]) if np.isfinite(classes.distance).any() else np.zeros(2)
+    axis.plot(reach, reach / 2, color=GREY, linestyle=":", label="half the distance")
+    if len(classes.count) <= 30:  # more numbers would cover each other
+        for k in np.flatnonzero(classes.count):
+            axis.annotate(str(k), (classes.distance[k], np.sqrt(classes.variance[k])), fontsize=8)
+    axis.set_xlabel("distance to the nearest other class mean")
+    axis.set_ylabel("root of the variance")
+    axis.grid(alpha=0.3)
+    legend_below(figure, axis)
+    return _svg(
+        figure
+    ), "How far the examples of each class are from their mean, and that from the nearest other class mean."
+
+
+def _layers(report: Report, layers: Mapping[str, Report]) -> tuple[bytes, str]:
+    every = {**layers, "features": report}
+    places = np.arange(len(every))
+    figure, axes = grid(2, 2, (4.2, 3.4))
+    variants = {"nc1_cdnv": BLUE, "nc1_quotient": ORANGE, "nc1_pinv": "#1b9e77"}
+    for key, colour in variants.items():
+        values = [one[key].value if key in one else np.nan for one in every.values()]
+        if np.isfinite(values).any():
+            axes[0, 0].plot(places, values, ".-", color=colour, label=key)
+    axes[0, 0].set_yscale("log")
+    plain_ticks(axes[0, 0])
+    axes[0, 0].set_title("NC1", fontsize=10)
+    errors = [1 - one["nearest_centre_accuracy"].value for one in every.values()]
+    axes[0, 1].plot(places, errors, ".-", color=BLUE)
+    axes[0, 1].set_ylim(bottom=0)
+    axes[0, 1].set_title("error of the nearest class mean", fontsize=10)
+    for axis in axes.flat:
+        axis.set_xticks(places, list(every), rotation=45, ha="right", fontsize=8)
+        axis.grid(alpha=0.3)
+    legend_below(figure, axes[0, 0])
+    return _svg(figure), "Collapse by depth: variability within classes, and how often another class mean is nearer."
+
+
+def _svg(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="svg", metadata={"Date": None})  # without the time, equal pictures are equal files
+    return content.getvalue()
