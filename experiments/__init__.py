@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 
 def _end_on_ctrl_c() -> None:
@@ -32,5 +33,10 @@ def _end_on_ctrl_c() -> None:
     threading.Thread(target=wait, name="waits for Ctrl-C", daemon=True).start()
 
 
-if sys.argv[0] == "-m":  # this package is being imported to run one of its modules
+# This package is being imported to run one of its modules, by `python -m experiments.NAME` or by the command nc-jax.
+if (
+    sys.argv[0] == "-m"
+    or Path(sys.argv[0]).name == "nc-jax"
+    or Path(sys.argv[0]).parts[-2:] == ("nc_jax", "__main__.py")
+):
     _end_on_ctrl_c()

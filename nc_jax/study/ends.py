@@ -17,6 +17,9 @@ INTERRUPTED, UNREAD = 130, 141  # what shells report of programs that Ctrl-C end
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # The run that this process works on, and its module, for the sentence with which it may end.
 WORK: dict[str, Any] = {}
+# What a user types before the name of an experiment; `started_by` changes it.
+_MODULES = "python -m experiments."
+_DOOR = {"words": _MODULES}
 
 
 def fail(sentence: str) -> NoReturn:
@@ -25,11 +28,36 @@ def fail(sentence: str) -> NoReturn:
     raise SystemExit(2)
 
 
+@contextlib.contextmanager
+def started_by(words: str) -> Iterator[None]:
+    """Name the command by which the user came wherever a `with` block says how to start or to go on.
+
+    Args:
+        words: what stands before the name of an experiment, such as "nc-jax run ".
+    """
+    _DOOR["words"] = words
+    try:
+        yield
+    finally:
+        _DOOR["words"] = _MODULES
+
+
+def as_typed(text: str) -> str:
+    """Return a text with its commands `python -m experiments.NAME` as the user types them.
+
+    Example:
+        >>> with started_by("nc-jax run "):
+        ...     as_typed("python -m experiments.landscape --dry-run")
+        'nc-jax run landscape --dry-run'
+    """
+    return text.replace(_MODULES, _DOOR["words"])
+
+
 def way_to_go_on() -> str:
     """Return the complete command that finishes the run on which this process works."""
     if "directory" not in WORK:
         return "no run had begun, so start again with the same command"
-    return f"go on with: python -m {WORK['program']} --resume {WORK['directory']}"
+    return as_typed(f"go on with: python -m {WORK['program']} --resume {WORK['directory']}")
 
 
 @contextlib.contextmanager
