@@ -41,11 +41,13 @@ def test_an_experiment_runs_from_another_folder(tmp_path):
     assert (tmp_path / "run" / "summary.md").is_file()
 
 
-def test_the_list_and_the_help_name_the_command_by_which_one_came(capsys):
+def test_the_list_and_the_help_name_the_command_by_which_one_came(capsys, monkeypatch):
     main(["list"])
     said = capsys.readouterr().out
     assert "nc-jax run nearest_etf\n" in said
     assert "python -m" not in said
+    monkeypatch.delitem(sys.modules, "experiments.haframe_trees")  # Python warns of running what is imported
+    monkeypatch.setattr(sys, "argv", ["nc-jax"])
     with pytest.raises(SystemExit):
         main(["run", "haframe_trees", "--help"])
     said = capsys.readouterr().out
