@@ -1,5 +1,6 @@
 """Experiments: one runnable module per claim of a paper. `python -m experiments` lists them."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -33,10 +34,13 @@ def _end_on_ctrl_c() -> None:
     threading.Thread(target=wait, name="waits for Ctrl-C", daemon=True).start()
 
 
-# This package is being imported to run one of its modules, by `python -m experiments.NAME` or by the command nc-jax.
-if (
-    sys.argv[0] == "-m"
-    or Path(sys.argv[0]).name == "nc-jax"
-    or Path(sys.argv[0]).parts[-2:] == ("nc_jax", "__main__.py")
-):
+STARTS_HERE = sys.argv[0] == "-m"  # this package is being imported to run one of its modules
+BY_NC_JAX = Path(sys.argv[0]).name == "nc-jax" or Path(sys.argv[0]).parts[-2:] == ("nc_jax", "__main__.py")
+if STARTS_HERE or BY_NC_JAX:
     _end_on_ctrl_c()
+
+from nc_jax.extras import require_all
+from nc_jax.study.ends import one_sentence
+
+with one_sentence("experiments") if STARTS_HERE else contextlib.nullcontext():
+    require_all("experiments", "an experiment")

@@ -12,11 +12,10 @@ the Jacobian of F is the Riemannian Hessian on tangent vectors, and c times the 
 symmetric, and positive definite at a strict minimum. The factor c is the norm of the Euclidean gradient, so that
 neither part of the Jacobian is lost in the rounding error of the other part.
 
-The derivative rule is `root_jvp` of jaxopt. Each linear solve is a `lax.custom_linear_solve`, which JAX can transpose.
-So one rule gives forward mode, reverse mode and higher derivatives.
+The derivative rule is jaxopt's `root_jvp` (see `nc_jax.root_rules`). Each linear solve is a `lax.custom_linear_solve`,
+which JAX can transpose. So one rule gives forward mode, reverse mode and higher derivatives.
 """
 
-import warnings
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple, get_args
@@ -27,16 +26,9 @@ from jaxtyping import Array, Bool, Float
 
 from nc_jax.arrays import matmul, safe_norm, skew_part, symmetric_part, transpose
 from nc_jax.manifolds import Stiefel
+from nc_jax.root_rules import Solve, root_jvp
 from nc_jax.solvers import PolarDecomposition, PolarMethod, polar_decomposition
 from nc_jax.solvers.polar import judged
-
-with warnings.catch_warnings():
-    # At import, jaxopt warns that it is no longer maintained. Only its derivative rule for roots is used here, which
-    # needs no further development.
-    warnings.filterwarnings("ignore", message="JAXopt is no longer maintained", category=DeprecationWarning)
-    from jaxopt.implicit_diff import root_jvp
-
-Solve = Callable[[Callable[[Array], Array], Array], Array]
 
 
 def implicit_root(solver: Callable, stationarity: Callable, linear_solver: Callable[..., Solve]) -> Callable:

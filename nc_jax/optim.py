@@ -1,5 +1,9 @@
 """Riemannian optimisers: any optax optimiser, changed so that parameters stay on a manifold."""
 
+from nc_jax.extras import require
+
+require("optax", "train", __name__)
+
 from typing import Any, Protocol, runtime_checkable
 
 import jax

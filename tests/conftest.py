@@ -2,6 +2,7 @@
 
 import gc
 import os
+from importlib import metadata
 from pathlib import Path
 
 # Set before the first import of jax, and in the environment so that programs started by a test inherit it.
@@ -11,9 +12,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # AVX has no fused multiply-adds, so a value that a program computes in two places is rounded in the same way in both.
 # Flags in the environment come last and win. CONTRIBUTING.md has the flags that compile as for a user.
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
     f"--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_max_isa=AVX {os.environ.get('XLA_FLAGS', '')}"
 ).strip()
+if metadata.version("jaxlib").startswith("0.10."):  # later versions have no other way, and end at an unknown flag
+    os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ['XLA_FLAGS']}"
 os.environ["MPLBACKEND"] = "Agg"
 # The xdist workers share the cache. Its files never change once they are written. A worker that reads a half-written
 # file compiles the program itself (pyproject.toml ignores the warning about this).

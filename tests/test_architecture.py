@@ -1,6 +1,7 @@
-"""Imports go one way, the mathematics needs no neural-network library, and one file calls pmap."""
+"""Imports go one way, the mathematics needs few packages, and what may go one day is used in one file."""
 
 import ast
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ LAYERS = (
         "nc_jax.extras",
         "nc_jax.files",
         "nc_jax.pairs",
+        "nc_jax.root_rules",
         "nc_jax.frames.properties",
         "nc_jax.manifolds",
     ),
@@ -46,18 +48,35 @@ LAYERS = (
 LAYER_OF = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 LAST_PURE_LAYER = LAYER_OF["nc_jax.heads"]
 NOT_IN_PURE_LAYERS = {"flax", "optax", "orbax", "tensorflow_datasets", "grain"}
+# What `pip install nc_jax` brings for the mathematics. Functions may import more, for those who call them.
+FOR_PURE_LAYERS = {"jax", "jaxlib", "jaxopt", "jaxtyping", "numpy", "scipy"}
+# Packages that change or end: a move away from them touches one file.
+USED_IN_ONE_FILE = {"jaxopt": "nc_jax.root_rules", "orbax": "nc_jax.training.checkpoint"}
 KNOW_LINEN = ("nc_jax.models", "nc_jax.training.state", "nc_jax.study.free_features", "experiments", "benchmarks")
 CALLS_PMAP = "nc_jax.training.parallel"
 
 
-def imported_names(module: str, source: str) -> Iterator[str]:
-    """Yield every imported module, or module.name, in absolute form; `module` of a package ends in .__init__."""
-    for node in ast.walk(ast.parse(source)):
+def imported_names(module: str, source: str, *, at_import: bool = False) -> Iterator[str]:
+    """Yield every imported module, or module.name, in absolute form; `module` of a package ends in .__init__.
+
+    With `at_import`, only what is imported with the module: not within functions, nor for type checkers.
+    """
+    for node in _run_at_import(ast.parse(source)) if at_import else ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             package = module.split(".")[: -node.level] if node.level else []
             yield from (".".join([*package, *filter(None, [node.module]), alias.name]) for alias in node.names)
+
+
+def _run_at_import(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from _run_at_import(node)
 
 
 def uses_pmap(source: str) -> bool:
@@ -93,6 +112,14 @@ def violations(sources: Mapping[str, str]) -> list[str]:
                 found.append(f"{name} imports {imported}: the mathematics does without it")
             elif is_within(imported, "flax.linen") and not any(is_within(name, known) for known in KNOW_LINEN):
                 found.append(f"{name} imports {imported}: only {', '.join(KNOW_LINEN)} know Linen")
+            only = USED_IN_ONE_FILE.get(imported.split(".")[0], name)
+            if only != name:
+                found.append(f"{name} imports {imported}: only {only} does")
+        if LAYER_OF[part] <= LAST_PURE_LAYER:
+            brought = FOR_PURE_LAYERS | NOT_IN_PURE_LAYERS | set(sys.stdlib_module_names) | {"nc_jax"}
+            for imported in imported_names(module, source, at_import=True):
+                if imported.split(".")[0] not in brought:
+                    found.append(f"{name} imports {imported}: pip install nc_jax does not bring it")
         if uses_pmap(source) and name != CALLS_PMAP:
             found.append(f"{name} calls pmap: only {CALLS_PMAP} does")
     return found
@@ -109,6 +136,12 @@ def test_the_project_keeps_its_architecture():
 
 def test_pmap_is_called_in_its_one_file():
     assert uses_pmap(project_sources()[CALLS_PMAP])
+
+
+@pytest.mark.parametrize("package", USED_IN_ONE_FILE)
+def test_a_package_is_imported_in_its_one_file(package):
+    module = USED_IN_ONE_FILE[package]
+    assert any(is_within(name, package) for name in imported_names(module, project_sources()[module]))
 
 
 @pytest.mark.parametrize(
@@ -129,6 +162,10 @@ def test_pmap_is_called_in_its_one_file():
         ("nc_jax.training.step", "import jax\nstep = jax.pmap(abs)", "nc_jax.training.step calls pmap"),
         ("nc_jax.streams.reader", "from jax import pmap as parallel", "nc_jax.streams.reader calls pmap"),
         ("nc_jax.surprise", "import jax", "nc_jax.surprise has no place in LAYERS"),
+        ("nc_jax.implicit", "import jaxopt", "only nc_jax.root_rules does"),
+        ("nc_jax.study.runs", "def f():\n    from orbax import checkpoint", "only nc_jax.training.checkpoint does"),
+        ("nc_jax.hierarchy.tree", "import networkx", "pip install nc_jax does not bring it"),
+        ("nc_jax.hierarchy.tree", "try:\n    import torch\nfinally:\n    pass", "does not bring it"),
     ],
 )
 def test_a_planted_violation_is_found(module, source, sentence):
@@ -144,6 +181,8 @@ def test_a_planted_violation_is_found(module, source, sentence):
         ("nc_jax.training.state", "import flax.linen as nn\nimport optax"),
         ("nc_jax.training.parallel", "import jax\nstep = jax.pmap(abs)"),
         ("experiments.nearest_etf", "from nc_jax import nearest_frame\nimport benchmarks"),
+        ("nc_jax.hierarchy.drawing", "def draw():\n    import matplotlib.figure"),
+        ("nc_jax.hierarchy.drawing", "if TYPE_CHECKING:\n    from networkx import DiGraph"),
     ],
 )
 def test_the_permitted_is_permitted(module, source):

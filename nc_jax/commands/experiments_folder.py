@@ -7,7 +7,6 @@ from pathlib import Path
 import nc_jax
 
 NAME = "experiments"
-COMMAND = "nc-jax run "  # before the name of an experiment
 
 
 def import_experiments() -> Path:

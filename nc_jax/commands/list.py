@@ -5,8 +5,8 @@ Usage: nc-jax list
 
 from collections.abc import Sequence
 
-from nc_jax.commands.experiments_folder import COMMAND, import_experiments
-from nc_jax.study.ends import fail, started_by
+from nc_jax.commands.experiments_folder import import_experiments
+from nc_jax.study.ends import fail, started_by_nc_jax
 from nc_jax.study.listing import describe_experiments
 
 
@@ -17,5 +17,5 @@ def main(words: Sequence[str]) -> None:
         return
     if words:
         fail(f"nc-jax list takes no arguments; got {' '.join(words)}")
-    with started_by(COMMAND):
+    with started_by_nc_jax():
         print(describe_experiments(import_experiments()))

@@ -8,6 +8,10 @@ both:
     StepOptions(augment=make("cifar"), preprocess=make_preprocess("cifar10"))
 """
 
+from nc_jax.extras import require
+
+require("dm_pix", "data", __name__)
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple

@@ -1,5 +1,9 @@
 """The characters that are the classes of the glyphs: their list, their undistorted images, and hierarchies of them."""
 
+from nc_jax.extras import require
+
+require("matplotlib", "data", __name__)
+
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path

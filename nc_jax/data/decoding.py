@@ -1,5 +1,9 @@
 """Image files: what their headers say, and their pixels in eight bits, upright and opaque."""
 
+from nc_jax.extras import require
+
+require("PIL", "data", __name__)
+
 import contextlib
 import io
 import os

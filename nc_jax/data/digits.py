@@ -4,6 +4,10 @@ Nothing is downloaded: the images ship with scikit-learn, so experiments and tes
 once in the usual TFDS folder (`<data_dir>/digits/1.0.0`) and read from there, as larger sets are.
 """
 
+from nc_jax.extras import require
+
+require("tensorflow_datasets", "data", __name__)
+
 import contextlib
 import io
 import logging

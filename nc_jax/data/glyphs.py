@@ -6,6 +6,10 @@ only on the seed, the class, the split and i: a set with fewer images or classes
 the number of threads changes nothing.
 """
 
+from nc_jax.extras import require
+
+require("PIL", "data", __name__)
+
 import dataclasses
 import functools
 import io

@@ -1,5 +1,9 @@
 """Images that are decoded when they are asked for, and cropped (at random or at the centre) or resized as a whole."""
 
+from nc_jax.extras import require
+
+require("PIL", "data", __name__)
+
 import dataclasses
 import operator
 from collections.abc import Sequence

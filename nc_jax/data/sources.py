@@ -5,9 +5,12 @@ command that prepares the set. (TFDS itself would retry the download for more th
 Reading does not need TensorFlow: TFDS reads the records from ArrayRecord files, and PIL decodes the images.
 """
 
+from nc_jax.extras import require
+
+require("tensorflow_datasets", "data", __name__)
+
 import contextlib
 import dataclasses
-import importlib.util
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -237,7 +240,7 @@ def prepare(name: str, data_dir: str | Path | None = None) -> Path:
         ValueError: if there is no such set.
         FileNotFoundError: if the archives of ImageNet, which you must download yourself, are missing.
         ConnectionError: if the set's server does not answer within three seconds.
-        RuntimeError: if TensorFlow, which TFDS needs for preparing images, is not installed.
+        MissingExtraError: if TensorFlow, which TFDS needs for preparing images, is not installed.
 
     Example:
         >>> import tempfile
@@ -263,10 +266,7 @@ def prepare(name: str, data_dir: str | Path | None = None) -> Path:
             f"{' or '.join(IMAGENET_ARCHIVES)} must be in {manual} "
             f"(register on https://image-net.org/download-images); got neither"
         )
-    if importlib.util.find_spec("tensorflow") is None:
-        raise RuntimeError(
-            f"TensorFlow must be installed to prepare {base} (pip install 'nc_jax[datasets]'); got no such module"
-        )
+    require("tensorflow", "datasets", f"preparing {base}")
     full_name = f"{base}/{config}" if config else base
     tfds.builder(full_name, data_dir=root, file_format="array_record").download_and_prepare()
     folder = _newest_version(base, config, root)

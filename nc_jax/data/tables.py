@@ -19,6 +19,7 @@ from nc_jax.data.arrays import LabelledArrays
 from nc_jax.data.clients import ClientArrays
 from nc_jax.data.decoding import readable
 from nc_jax.data.parts import share_of_each_class
+from nc_jax.extras import require
 
 RDA = "rda:"  # before the path of a file
 MLBENCH = Path("/usr/lib/R/site-library/mlbench/data")
@@ -66,7 +67,7 @@ def load(name: str, split: str, root: Path, *, test_share: float | None = None) 
         ValueError: if there is no such split, the file is damaged, holds no data frame or several, or the frame has no
             classes or no features.
         FileNotFoundError: if there is no such file.
-        RuntimeError: if rdata is not installed.
+        MissingExtraError: if rdata is not installed.
 
     Reference: Leisch and Dimitriadou, mlbench: machine learning benchmark problems (R package).
     """
@@ -96,7 +97,7 @@ def load_clients(name: str, split: str, root: Path, *, groups: str, test_share: 
     Raises:
         ValueError: if there is no such column, or as for `load`.
         FileNotFoundError: as for `load`.
-        RuntimeError: as for `load`.
+        MissingExtraError: as for `load`.
     """
     arrays, clients = _part(name, split, root, test_share, groups)
     assert clients is not None
@@ -224,12 +225,9 @@ def _values(levels: list[Any]) -> Float[np.ndarray, "levels 1"]:
 
 def _frame(path: Path) -> Any:
     """Return the one data frame of a file."""
-    try:
-        import rdata  # an optional dependency, with pandas
-    except ImportError as error:
-        raise RuntimeError(
-            "rdata must be installed to read tables (pip install 'nc_jax[tables]'); got no such module"
-        ) from error
+    require("rdata", "tables", "a table of R")
+    import rdata  # with pandas
+
     with readable(f"file of R {path}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on classes of R that only decide how R prints an object
         found = rdata.read_rda(path, default_encoding="utf-8")

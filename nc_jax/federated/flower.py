@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nc_jax.extras import require
 from nc_jax.federated.exchange import METRICS, Answer, Exchange, Named, participants
 from nc_jax.streams import Clients
 from nc_jax.training import NonFiniteError, StepMetrics, Trainer, TrainState
@@ -53,7 +54,7 @@ def client_app(problem: Callable[[int], Problem]) -> Any:
         A `flwr.clientapp.ClientApp`.
 
     Raises:
-        RuntimeError: if Flower is not installed.
+        MissingExtraError: if Flower is not installed.
     """
     flwr = _flower()
     app = flwr.clientapp.ClientApp()
@@ -103,7 +104,7 @@ def server_app(
         A `flwr.serverapp.ServerApp`.
 
     Raises:
-        RuntimeError: if Flower is not installed.
+        MissingExtraError: if Flower is not installed.
         ValueError: if `patience` is not positive.
     """
     if not patience > 0:
@@ -238,12 +239,9 @@ def _arrays(record: Any) -> Named:
 
 def _flower() -> Any:
     """Return the module of Flower; only here it is imported."""
-    try:
-        import flwr.app
-        import flwr.clientapp
-        import flwr.serverapp
-    except ImportError as error:
-        raise RuntimeError(
-            "flwr must be installed to train on several machines (pip install 'nc_jax[flower]'); got no such module"
-        ) from error
+    require("flwr", "flower", "training on several machines")
+    import flwr.app
+    import flwr.clientapp
+    import flwr.serverapp
+
     return flwr

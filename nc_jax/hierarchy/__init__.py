@@ -25,6 +25,7 @@ from nc_jax.hierarchy.similarity import (
     similarity_range,
 )
 from nc_jax.hierarchy.tree import LabelTree
+from nc_jax.hierarchy.wordnet import read_wordnet, synset_names
 
 __all__ = [
     "GammaRange",
@@ -42,7 +43,9 @@ __all__ = [
     "read_json",
     "read_levels",
     "read_parent_child",
+    "read_wordnet",
     "similarity",
     "similarity_range",
+    "synset_names",
     "to_networkx",
 ]

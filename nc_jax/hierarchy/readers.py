@@ -51,7 +51,7 @@ def read_json(path: str | Path, *, parents: str = "one") -> LabelTree:
         ValueError: if the file does not hold a JSON object or names a key twice, or `from_nested` raises one. The
             message begins with the path.
     """
-    with _named(path):
+    with naming(path):
         try:
             document = json.loads(_text(path), object_pairs_hook=_no_key_twice)
         except json.JSONDecodeError as error:
@@ -81,7 +81,7 @@ def read_parent_child(path: str | Path, *, parents: str = "one") -> LabelTree:
         ValueError: if a line does not hold two names, or `LabelTree.from_edges` raises one. The message begins with the
             path.
     """
-    with _named(path):
+    with naming(path):
         return LabelTree.from_edges(_edges(_lines(_text(path))), parents=parents)
 
 
@@ -134,7 +134,7 @@ def read_levels(path: str | Path, *, parents: str = "one") -> LabelTree:
     Raises:
         ValueError: if the file has fewer than two lines, or `from_levels` raises one. The message begins with the path.
     """
-    with _named(path):
+    with naming(path):
         text = _text(path)
         lines = _comma_separated(text) if Path(path).suffix.lower() == ".csv" else _tab_separated(text)
         table = [[label.strip() for label in line] for line in lines]
@@ -226,7 +226,7 @@ def cut_linkage(linkage: Any, num_nodes: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def _named(path: str | Path) -> Iterator[None]:
+def naming(path: str | Path) -> Iterator[None]:
     """Put the file's name before what is wrong with it."""
     try:
         yield

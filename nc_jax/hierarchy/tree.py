@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 DistanceRule = Literal["depth", "height"]
-Parents = Literal["one", "shallowest"]
+Parents = Literal["one", "shallowest", "deepest"]
 # Control characters, halves of characters, and the mark at the beginning of a file that was joined to another one.
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufeff]")
 
@@ -46,8 +46,9 @@ class LabelTree:
         Args:
             edges: at least one pair of names, the parent first.
             parents: what becomes of a node with several parents, which a taxonomy may have. "one": it is refused.
-                "shallowest": it keeps the parent that is nearest to the root, of equal ones the first; a node that all
-                its children leave is left out.
+                "shallowest": it keeps the parent that is nearest to the root. "deepest": it keeps the parent that is
+                farthest from the root, counted along the longest path. Of equal ones it keeps that of the first edge.
+                A node that all its children leave is left out.
 
         Raises:
             ValueError: if there is no edge, a name is empty or holds control characters, a node is its own parent or
@@ -82,12 +83,14 @@ class LabelTree:
             raise ValueError(f"a label tree needs a root; {next(iter(parents_of))!r} is on a cycle or below one")
         if len(roots) > 1:
             raise ValueError(f"a label tree has one root; got {len(roots)}, among them {roots[0]!r} and {roots[1]!r}")
-        _check_acyclic(roots[0], parents_of, children)
-        parent_of, order = {roots[0]: ""}, [roots[0]]
+        best = max if parents == "deepest" else min
+        parent_of, depth = {roots[0]: ""}, {roots[0]: 0}
+        for node in _parents_first(roots[0], parents_of, children)[1:]:
+            parent_of[node] = best(parents_of[node], key=depth.__getitem__)  # of equal ones, the first
+            depth[node] = depth[parent_of[node]] + 1
+        order = [roots[0]]
         for node in order:  # the list grows during the loop: breadth first, so ancestors come first
-            new = [child for child in children.get(node, ()) if child not in parent_of]
-            parent_of.update(dict.fromkeys(new, node))
-            order += new
+            order += [child for child in children.get(node, ()) if parent_of[child] == node]
         leaves = sorted(node for node in order if node not in children)
         above = _with_ancestors(leaves, parent_of)  # without nodes whose children have all kept other parents
         nodes = [node for node in order if node in above]
@@ -152,6 +155,47 @@ class LabelTree:
         """
         self.check_classes(classes)
         return dataclasses.replace(self, classes=tuple(classes))
+
+    def pruned(self) -> "LabelTree":
+        """Return the tree without the inner nodes that have one child, which decide nothing.
+
+        Every distance then counts decisions between groups of classes. Of a chain of such nodes, the first node with
+        several children is left, and it takes the place of the chain.
+
+        Example:
+            >>> tree = LabelTree.from_edges([("any", "being"), ("being", "pet"), ("pet", "cat"), ("pet", "dog")])
+            >>> tree.pruned().nodes, tree.pruned().height
+            (('pet', 'cat', 'dog'), 1)
+
+        Reference: the trees of Bertinetto et al., Making better mistakes (2020), have no such node.
+        """
+        kept = np.bincount(self.parents[1:], minlength=len(self.nodes)) != 1
+        kept[0] |= len(self.classes) == 1  # the one leaf needs a root
+        numbers = np.cumsum(kept) - 1  # of the nodes that are left
+        above = np.full(len(self.nodes), -1)  # for each node, the number of the lowest one left among its ancestors
+        for node, parent in enumerate(self.parents[1:], start=1):
+            above[node] = numbers[parent] if kept[parent] else above[parent]
+        nodes = tuple(node for node, left in zip(self.nodes, kept, strict=True) if left)
+        return LabelTree(nodes, tuple(above[kept].tolist()), self.classes)
+
+    def renamed(self, names: Mapping[str, str]) -> "LabelTree":
+        """Return the same tree with other names, such as words for codes.
+
+        Args:
+            names: for each node to be renamed, its new name; other nodes keep theirs.
+
+        Raises:
+            ValueError: if two nodes would have the same name.
+
+        Example:
+            >>> LabelTree.from_edges([("pet", "n1"), ("pet", "n2")]).renamed({"n1": "dog", "n2": "cat"}).classes
+            ('dog', 'cat')
+        """
+        nodes = tuple(names.get(node, node) for node in self.nodes)
+        if len(set(nodes)) < len(nodes):
+            twice = next(name for place, name in enumerate(nodes) if name in nodes[:place])
+            raise ValueError(f"every node has a name of its own; {twice!r} would be that of two")
+        return LabelTree(nodes, self.parents, tuple(names.get(name, name) for name in self.classes))
 
     def shuffled(self, seed: int) -> "LabelTree":
         """Return a tree of the same shape with the classes assigned to the leaves at random, as a control.
@@ -282,18 +326,21 @@ def _check_edge(parent: str, child: str) -> None:
         raise ValueError(f"a node cannot be its own parent; got {parent!r} -> {child!r}")
 
 
-def _check_acyclic(root: str, parents_of: Mapping[str, Sequence[str]], children: Mapping[str, Sequence[str]]) -> None:
-    """Take nodes away whose parents have all been taken away; where there is a cycle, some are left (Kahn, 1962)."""
+def _parents_first(
+    root: str, parents_of: Mapping[str, Sequence[str]], children: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """List nodes whose parents are all listed already; where there is a cycle, some are left (Kahn, 1962)."""
     missing = {node: len(above) for node, above in parents_of.items()}
-    free = [root]
-    while free:
-        for child in children.get(free.pop(), ()):
+    order = [root]
+    for node in order:  # the list grows during the loop
+        for child in children.get(node, ()):
             missing[child] -= 1
             if not missing[child]:
-                free.append(child)
+                order.append(child)
     lost = next((node for node, count in missing.items() if count), None)
     if lost is not None:
         raise ValueError(f"every node must hang below the root {root!r}; {lost!r} is on a cycle or below one")
+    return order
 
 
 def _with_ancestors(leaves: Sequence[str], parent_of: Mapping[str, str]) -> set[str]:

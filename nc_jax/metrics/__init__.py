@@ -10,7 +10,9 @@ from nc_jax.metrics.alignment import (
     optimal_error_exponent,
     principal_angles,
 )
+from nc_jax.metrics.ancestors import AncestorCounts, ancestor_overlaps
 from nc_jax.metrics.calibration import CalibrationSums, expected_calibration_error
+from nc_jax.metrics.cdnv import class_distance_normalized_variance
 from nc_jax.metrics.clients import (
     Answers,
     ClientDrift,
@@ -27,7 +29,10 @@ from nc_jax.metrics.collapse import (
     nearest_centre_agreement,
     within_class_collapse,
 )
+from nc_jax.metrics.depth import collapse_by_depth, effective_depth, nearest_centre_by_layer
+from nc_jax.metrics.detection import auroc, false_positive_rate
 from nc_jax.metrics.duality import self_duality, uniform_duality
+from nc_jax.metrics.few_shot import FewShotErrors, few_shot_errors
 from nc_jax.metrics.forgetting import average_accuracy, backward_transfer, forgetting, forward_transfer
 from nc_jax.metrics.generalized import generalized_collapse_metrics
 from nc_jax.metrics.geometry import (
@@ -40,8 +45,19 @@ from nc_jax.metrics.geometry import (
 )
 from nc_jax.metrics.hierarchy import HierarchyStatistics, similarity_errors, usual_top
 from nc_jax.metrics.margins import MarginSummary, MarginSums, cosine_margins, logit_margins
+from nc_jax.metrics.multi_label import TagWiseAverage, tag_sets, tag_wise_average
 from nc_jax.metrics.nearest_mean import nearest_mean_scores
 from nc_jax.metrics.one_vs_rest import OneVsRestMargin, one_vs_rest_margin
+from nc_jax.metrics.outliers import (
+    Nci,
+    Neco,
+    Vim,
+    energy_score,
+    max_logit,
+    max_softmax,
+    outlier_orthogonality,
+)
+from nc_jax.metrics.regression import RegressionStatistics, regression_collapse
 from nc_jax.metrics.shots import balanced_accuracy, group_recall, shot_groups, thirds
 from nc_jax.metrics.simplex import equiangle, equinorm, etf_distance, etf_distance_floor, maximal_angle
 from nc_jax.metrics.statistics import Centre, ClassMoments, ClassStatistics
@@ -57,6 +73,7 @@ from nc_jax.metrics.zero_mean import nearest_centre_accuracy, support_occupancy,
 
 __all__ = [
     "Agreement",
+    "AncestorCounts",
     "Answers",
     "CalibrationSums",
     "Centre",
@@ -65,25 +82,37 @@ __all__ = [
     "ClientDrift",
     "ClientSummary",
     "EnergyGap",
+    "FewShotErrors",
     "GroupAngles",
     "HierarchyStatistics",
     "KernelMoments",
     "MarginSummary",
     "MarginSums",
+    "Nci",
+    "Neco",
     "OneVsRestMargin",
+    "RegressionStatistics",
+    "TagWiseAverage",
     "UniformityGap",
+    "Vim",
+    "ancestor_overlaps",
     "answers",
+    "auroc",
     "average_accuracy",
     "backward_transfer",
     "balanced_accuracy",
     "bias_collapse",
     "class_angles",
+    "class_distance_normalized_variance",
     "client_drift",
     "client_summary",
+    "collapse_by_depth",
     "collapse_metrics",
     "cosine_margins",
+    "effective_depth",
     "effective_rank",
     "energy_gap",
+    "energy_score",
     "equiangle",
     "equinorm",
     "error_exponent_ratio",
@@ -92,6 +121,8 @@ __all__ = [
     "etf_distance_floor",
     "etf_error_exponent",
     "expected_calibration_error",
+    "false_positive_rate",
+    "few_shot_errors",
     "forgetting",
     "forward_transfer",
     "generalized_collapse_metrics",
@@ -99,22 +130,29 @@ __all__ = [
     "group_recall",
     "kernel_moments",
     "logit_margins",
+    "max_logit",
+    "max_softmax",
     "maximal_angle",
     "mean_cosine",
     "nearest_centre_accuracy",
     "nearest_centre_agreement",
+    "nearest_centre_by_layer",
     "nearest_etf_distance",
     "nearest_mean_scores",
     "nuclear_rank",
     "numerical_rank",
     "one_vs_rest_margin",
     "optimal_error_exponent",
+    "outlier_orthogonality",
     "principal_angles",
+    "regression_collapse",
     "self_duality",
     "shot_groups",
     "similarity_errors",
     "stable_rank",
     "support_occupancy",
+    "tag_sets",
+    "tag_wise_average",
     "thirds",
     "uniform_duality",
     "uniformity_gap",

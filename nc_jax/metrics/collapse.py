@@ -43,13 +43,13 @@ Other programs use other variants; each docstring names them. FNO is the fixed n
 
 from typing import Literal, get_args
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from nc_jax.arrays import at_least_float32, matmul, safe_norm, unit_scale
 from nc_jax.checks import Labels, Reals, checked_labels, real_array
 from nc_jax.metrics.agreement import Agreement
+from nc_jax.metrics.cdnv import class_distance_normalized_variance
 from nc_jax.metrics.duality import self_duality
 from nc_jax.metrics.simplex import checked_frame, checked_vectors, equiangle, equinorm, etf_distance
 from nc_jax.metrics.statistics import Centre, ClassStatistics, checked_features
@@ -79,7 +79,7 @@ def within_class_collapse(
         variant: "pinv" (Papyan, Han and Donoho 2020; Zhu et al. 2021) compares variances direction by direction, in the
             span of the centred class means; it alone needs the scatter. "quotient" (an option of the package
             rhubarbwu/neural-collapse) compares total variances. "cdnv" (Galanti, György and Hutter 2022) averages over
-            pairs of classes.
+            pairs of classes; `class_distance_normalized_variance` has it with other exponents, too.
         centre: the point :math:`\mu`: "balanced", "sample" (released program of Zhu et al.) or "origin"; see
             `ClassStatistics.centred_means`. "cdnv" does not use a centre.
 
@@ -103,7 +103,7 @@ def within_class_collapse(
     if variant not in get_args(Variability):
         raise ValueError(f"variant must be one of {', '.join(get_args(Variability))}; got {variant!r}")
     if variant == "cdnv":
-        return _pairwise_variance_ratio(stats)
+        return class_distance_normalized_variance(stats)
     stats = stats.at_unit_scale()
     centred = stats.centred_means(centre)
     num_examples = jnp.sum(stats.counts.astype(centred.dtype))
@@ -315,20 +315,3 @@ def checked_bias(bias: Reals | None, frame: Array) -> Array:
     if bias.shape != frame.shape[1:]:
         raise ValueError(f"bias must have shape {frame.shape[1:]}, one entry per class; got {bias.shape}")
     return bias
-
-
-def _pairwise_variance_ratio(stats: ClassStatistics) -> Array:
-    stats = stats.at_unit_scale()
-    sizes = jnp.maximum(stats.counts, 1).astype(stats.shifts.dtype)
-    variances = stats.class_scatter / sizes
-    classes = jnp.arange(sizes.size)
-
-    def ratios_of(index: Array) -> Array:
-        # Differences instead of the expanded square, which would cancel for class means that are nearly equal.
-        squares = jnp.sum((stats.shifts - stats.shifts[:, index, None]) ** 2, axis=0)
-        counted = stats.present & stats.present[index] & (classes > index)
-        return jnp.where(counted, (variances + variances[index]) / jnp.where(counted, 2 * squares, 1), 0)
-
-    number = jnp.sum(stats.present.astype(sizes.dtype))
-    pairs = number * (number - 1) / 2
-    return jnp.sum(jax.lax.map(ratios_of, classes)) / pairs

@@ -1,5 +1,9 @@
 """Linen modules: backbones and heads. Only this package and `nc_jax.training.state` depend on Linen."""
 
+from nc_jax.extras import require
+
+require("flax", "flax", __name__)
+
 from nc_jax.heads import HeadOutput
 from nc_jax.models.classifier import Classifier
 from nc_jax.models.densenet import DenseNet

@@ -4,6 +4,10 @@ A stream does not depend on devices, on training or on what was read before. At 
 reads the same examples on any machine, so an interrupted run resumes exactly.
 """
 
+from nc_jax.extras import require
+
+require("grain", "train", __name__)
+
 from nc_jax.streams.balanced import Staged, Weighted
 from nc_jax.streams.clients import Clients
 from nc_jax.streams.epochs import Epochs, epoch_indices, epoch_order, steps_per_epoch

@@ -14,7 +14,7 @@ import jax
 import tyro
 
 from nc_jax.study.config import fingerprint, to_json
-from nc_jax.study.ends import as_typed, fail, one_sentence
+from nc_jax.study.ends import as_started_here, fail, one_sentence
 from nc_jax.study.planning import MACHINE, About, Plan, describe_presets, forecast
 from nc_jax.study.progress import Heartbeat, duration
 from nc_jax.study.runs import read_config
@@ -144,9 +144,10 @@ def _help(name: str, header: str, presets: str, start: Any) -> str:
     with contextlib.redirect_stdout(settings), contextlib.suppress(SystemExit):
         tyro.cli(type(start), default=start, args=["--help"], description="")
     boxes = settings.getvalue().partition("\n\n")[2].strip()  # less tyro's line of usage, which is ours below
-    usage = as_typed(f"usage: python -m {name} [PRESET] [--setting value ...]")
+    usage = f"usage: python -m {name} [PRESET] [--setting value ...]"
     values = f"Settings, with their values in the preset {start.preset}:"
-    return "\n\n".join([usage, as_typed(header), f"Presets (time on {MACHINE}):\n{presets}", values, boxes])
+    parts = [usage, header, f"Presets (time on {MACHINE}):\n{presets}", values, boxes]
+    return as_started_here("\n\n".join(parts))
 
 
 def _parsed(start: Any, words: list[str], name: str) -> tuple[Any, Any]:

@@ -39,8 +39,9 @@ class DataOptions:
             satellite, or "rda:" and the path of a data file of R.
         tree: label tree of the classes: a name that `nc_jax.data.hierarchies.load` knows, or the path of a file. "flat"
             puts all classes at the same distance. None is no tree, for methods that need none.
-        tree_parents: what becomes of a node with several parents in a tree's file: "one" refuses it, "shallowest" keeps
-            the parent that is nearest to the root.
+        tree_parents: what becomes of a node with several parents in a tree's file or in WordNet: "one" refuses it,
+            "shallowest" keeps the parent that is nearest to the root, "deepest" the one that is farthest from it. None
+            is "one" for files and "deepest" for WordNet.
         tree_inner: what becomes of a class that is an inner node of the tree: "refuse" it, or give it a "leaf" of its
             own below that node.
         num_classes: number of glyph classes, 2 to 1000. None takes the preset's. Other data sets have a fixed number.
@@ -69,7 +70,7 @@ class DataOptions:
 
     name: str = "digits"
     tree: str | None = None
-    tree_parents: Parents = "one"
+    tree_parents: Parents | None = None
     tree_inner: hierarchies.Inner = "refuse"
     num_classes: int | None = None
     per_class: int | None = None

@@ -1,5 +1,9 @@
 """Minimisers of a function of a tree of arrays, for many starts at once."""
 
+from nc_jax.extras import require
+
+require("optax", "train", __name__)
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple

@@ -5,6 +5,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -17,9 +18,24 @@ INTERRUPTED, UNREAD = 130, 141  # what shells report of programs that Ctrl-C end
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # The run that this process works on, and its module, for the sentence with which it may end.
 WORK: dict[str, Any] = {}
-# What a user types before the name of an experiment; `started_by` changes it.
-_MODULES = "python -m experiments."
-_DOOR = {"words": _MODULES}
+# A checkout has the experiments beside nc_jax, an installation has them within it.
+INSTALLED = (Path(__file__).parents[1] / "experiments").is_dir()
+_STARTED = {"by nc-jax": False}
+
+
+def as_started_here(text: str) -> str:
+    """Return a text with the commands that start experiments here.
+
+    Those are the commands of nc-jax for users who came by it, and in an installation, where only it finds experiments.
+
+    Example:
+        >>> with started_by_nc_jax():
+        ...     as_started_here("python -m experiments.landscape --dry-run")
+        'nc-jax run landscape --dry-run'
+    """
+    if not (INSTALLED or _STARTED["by nc-jax"]):
+        return text
+    return text.replace("python -m experiments.", "nc-jax run ").replace("python -m experiments", "nc-jax list")
 
 
 def fail(sentence: str) -> NoReturn:
@@ -29,35 +45,20 @@ def fail(sentence: str) -> NoReturn:
 
 
 @contextlib.contextmanager
-def started_by(words: str) -> Iterator[None]:
-    """Name the command by which the user came wherever a `with` block says how to start or to go on.
-
-    Args:
-        words: what stands before the name of an experiment, such as "nc-jax run ".
-    """
-    _DOOR["words"] = words
+def started_by_nc_jax() -> Iterator[None]:
+    """Name the commands of nc-jax wherever a `with` block says how to start or to go on: the user came by them."""
+    _STARTED["by nc-jax"] = True
     try:
         yield
     finally:
-        _DOOR["words"] = _MODULES
-
-
-def as_typed(text: str) -> str:
-    """Return a text with its commands `python -m experiments.NAME` as the user types them.
-
-    Example:
-        >>> with started_by("nc-jax run "):
-        ...     as_typed("python -m experiments.landscape --dry-run")
-        'nc-jax run landscape --dry-run'
-    """
-    return text.replace(_MODULES, _DOOR["words"])
+        _STARTED["by nc-jax"] = False
 
 
 def way_to_go_on() -> str:
     """Return the complete command that finishes the run on which this process works."""
     if "directory" not in WORK:
         return "no run had begun, so start again with the same command"
-    return as_typed(f"go on with: python -m {WORK['program']} --resume {WORK['directory']}")
+    return as_started_here(f"go on with: python -m {WORK['program']} --resume {WORK['directory']}")
 
 
 @contextlib.contextmanager

@@ -60,8 +60,14 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        # An installation may lie within a checkout of something else, whose commit would say nothing.
+        _said([*git, "ls-files", "--error-unmatch", Path(__file__).name])
+        return _said([*git, "describe", "--always", "--dirty", "--abbrev=12"])
     except (OSError, subprocess.SubprocessError):  # no git, or not a checkout
         return os.environ.get("NC_JAX_COMMIT")  # whoever copied the files there may know
+
+
+def _said(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

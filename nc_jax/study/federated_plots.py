@@ -1,5 +1,9 @@
 """Pictures of federated learning: who has what, accuracy by rounds and by bytes, angles of missing classes, clients."""
 
+from nc_jax.extras import require
+
+require("matplotlib", "plots", __name__)
+
 import math
 from pathlib import Path
 from typing import Any, NamedTuple

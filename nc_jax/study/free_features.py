@@ -1,5 +1,9 @@
 """Free features under a classifier, and their descent, measured in every step."""
 
+from nc_jax.extras import require
+
+require("flax", "train", __name__)
+
 import dataclasses
 import math
 import time

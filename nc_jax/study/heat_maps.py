@@ -1,5 +1,9 @@
 """Matrices as pictures: cosines, confusions, numbers over a grid."""
 
+from nc_jax.extras import require
+
+require("matplotlib", "plots", __name__)
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

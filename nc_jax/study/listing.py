@@ -6,7 +6,7 @@ import re
 import textwrap
 from pathlib import Path
 
-from nc_jax.study.ends import as_typed
+from nc_jax.study.ends import as_started_here
 from nc_jax.study.planning import MACHINE, WIDTH, describe_presets
 
 
@@ -31,7 +31,7 @@ def describe_experiments(folder: Path) -> str:
         f"Times are on {MACHINE}. python -m {package}.NAME [PRESET] starts a run; --help says what can be set,\n"
         "--dry-run how much work it is."
     )
-    return as_typed("\n\n".join([*entries, ending]))
+    return as_started_here("\n\n".join([*entries, ending]))
 
 
 def experiments_in(folder: Path) -> dict[str, str]:

@@ -1,5 +1,9 @@
 """Pictures of long-tailed learning: recall against class size, accuracy against ratio, alignment, and bars."""
 
+from nc_jax.extras import require
+
+require("matplotlib", "plots", __name__)
+
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,9 @@
 """Curves and points of runs, with one colour for each method wherever it is drawn."""
 
+from nc_jax.extras import require
+
+require("matplotlib", "plots", __name__)
+
 import io
 import itertools
 from collections.abc import Mapping, Sequence

@@ -1,5 +1,9 @@
 """From settings to compiled steps: what every comparison trains with."""
 
+from nc_jax.extras import require
+
+require("optax", "train", __name__)
+
 import functools
 import itertools
 from collections.abc import Callable

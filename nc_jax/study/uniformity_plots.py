@@ -1,5 +1,9 @@
 """Pictures of generalized neural collapse: features in two and three dimensions, energies, losses around a run."""
 
+from nc_jax.extras import require
+
+require("matplotlib", "plots", __name__)
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,9 @@
 """Training: state, pure steps, data parallelism, evaluation, checkpoints, logs, and the loop that joins them."""
 
+from nc_jax.extras import require_all
+
+require_all("train", __name__)
+
 from nc_jax.files import BusyError
 from nc_jax.training.checkpoint import CheckpointError, Checkpoints, read_checkpoint
 from nc_jax.training.evaluate import (

@@ -56,7 +56,7 @@ def test_the_file_has_the_inner_products_of_the_frame(kind, tmp_path, capsys):
 def test_an_octahedron_is_said_to_be_the_proven_optimum(tmp_path, capsys):
     said = call(["hyperspherical", "--num-classes", 6, "--dim", 3], capsys)
     assert "proven optimum: cross-polytope" in said
-    assert re.search(r"angles of pairs, degrees │ +90 to 180, mean 108 ", said)
+    assert re.search(r"angles of pairs, degrees +│ +90 to 180, mean 108 ", said)
     assert "written" not in said
 
 

@@ -16,6 +16,7 @@ from prepared import encoded, smooth, written
 from nc_jax.data import LabelledArrays, glyphs, servers, sources
 from nc_jax.data import images as image_sources
 from nc_jax.data.images import ImageSource
+from nc_jax.extras import MissingExtraError
 from nc_jax.streams import batches
 
 CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -367,7 +368,7 @@ def test_preparing_imagenet_asks_for_its_archives(tmp_path):
 
 def test_preparing_without_tensorflow_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(servers, "answers", lambda url: True)
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
-    sentence = "TensorFlow must be installed to prepare mnist (pip install 'nc_jax[datasets]'); got no such module"
-    with pytest.raises(RuntimeError, match=f"^{re.escape(sentence)}$"):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    sentence = "preparing mnist needs tensorflow; install it by: pip install 'nc_jax[datasets]'"
+    with pytest.raises(MissingExtraError, match=f"^{re.escape(sentence)}$"):
         sources.prepare("mnist", tmp_path)

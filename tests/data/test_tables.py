@@ -10,6 +10,7 @@ import rdata
 
 from experiments import nearest_etf
 from nc_jax.data import sources, tables
+from nc_jax.extras import MissingExtraError
 from nc_jax.study import main
 from nc_jax.study.data import DataOptions, load
 from nc_jax.training import read_metrics
@@ -233,5 +234,5 @@ def test_other_mistakes_are_sentences_too(frame, tmp_path, monkeypatch):
         load(DataOptions(name, augmentation="shift"), flat=True)
     monkeypatch.setitem(sys.modules, "rdata", None)
     tables._numbers.cache_clear()
-    with pytest.raises(RuntimeError, match=r"^rdata must be installed to read tables \(pip install 'nc_jax\[tables"):
+    with pytest.raises(MissingExtraError, match=r"^a table of R needs rdata; .* 'nc_jax\[tables\]'$"):
         sources.load(name, "train")

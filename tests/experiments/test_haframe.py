@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from prepared import encoded, smooth
+import tensorflow_datasets as tfds
+from prepared import encoded, smooth, written
+from trees import write_wordnet
 
 from experiments import haframe, haframe_questions, haframe_trees
 from nc_jax.data import hierarchies
-from nc_jax.hierarchy import read_parent_child
+from nc_jax.hierarchy import read_parent_child, similarity
 from nc_jax.methods import METHODS, Setting
-from nc_jax.study import Comparison, cli, confusion_trees
+from nc_jax.study import Comparison, check, cli, confusion_trees
 from nc_jax.study.config import changed
 from nc_jax.study.settings import expand
 from nc_jax.study.trainers import data_of, make_trainer
@@ -140,3 +142,41 @@ def test_a_preset_of_the_paper_trains_on_a_folder_of_images_with_a_tree_of_its_o
     summary = haframe.run_comparison(config_of(*flags, preset="paper-fgvc-aircraft"))
     assert np.isfinite(summary["cases"][""]["HAFrame"]["ahd@1"]).all()
     assert np.shape(summary["class_accuracy"][""]["HAFrame"]) == (1, 4)
+
+
+@pytest.fixture
+def imagenet(tmp_path) -> list[str]:
+    """Flags for an ImageNet of six classes in TFDS's format, and a WordNet of their synsets."""
+    synsets = write_wordnet(tmp_path / "wordnet")
+    classes = sorted(synsets[name] for name in ("dog", "wolf", "cat", "crane.2", "crane", "Nile"))
+    examples = [(encoded(smooth(40, 50, turn=float(label)), "jpeg"), label) for label in range(6)]
+    image, label = tfds.features.Image(encoding_format="jpeg"), tfds.features.ClassLabel(names=classes)
+    splits = {"train": examples * 3, "validation": examples}
+    written(tmp_path / "data", "imagenet2012", "5.1.0", image, label, splits)
+    return ["--data.data-dir", str(tmp_path / "data"), "--data.tree", f"wordnet:{tmp_path / 'wordnet'}"]
+
+
+def test_the_preset_of_imagenet_has_a_frame_of_wordnet_and_a_plan(imagenet, capsys):
+    preset = haframe.PRESETS["imagenet"]
+    assert (preset.data.name, preset.data.tree, preset.data.tree_parents) == ("imagenet2012", "wordnet", None)
+    config = config_of(*imagenet, "--methods", "haframe", preset="imagenet")
+    check(config)
+    data = data_of(config)
+    assert data.tree is not None
+    assert data.tree.classes == data.class_names
+    frame = METHODS["haframe"].head(Setting(num_classes=6, tree=data.tree)).init(jax.random.key(0), 6)[1]["frame"]
+    expected = similarity(data.tree.distances(), preset.hierarchy.gamma)
+    np.testing.assert_allclose(frame.T @ frame, expected, rtol=0, atol=1e-6)
+    cli.main(haframe.run_comparison, haframe.PRESETS, ["imagenet", *imagenet, "--dry-run"], plan=haframe.plan)
+    assert capsys.readouterr().out.startswith("30 runs: ")
+
+
+@pytest.mark.slow
+def test_the_preset_of_imagenet_trains_and_draws_the_tree_in_words(imagenet, tmp_path, drawn):
+    flags = [*imagenet, "--methods", "haframe", "--seeds", "1", "--loop.epochs", "1", "--loop.evaluate-every", "1"]
+    flags += ["--loop.batch-size", "6", "--loop.devices", "1", "--workdir", str(tmp_path / "run")]
+    flags += ["--backbone.name", "resnet18", "--backbone.width-multiplier", "0.0625", "--data.image-size", "32"]
+    summary = haframe.run_comparison(config_of(*flags, preset="imagenet"))
+    assert np.isfinite(summary["cases"][""]["HAFrame"]["ahd@1"]).all()
+    written_names = {text.get_text() for figure in drawn for text in figure.axes[0].texts}
+    assert {"dog", "wolf", "canine", "nile"} <= written_names

@@ -17,6 +17,7 @@ import pytest
 import toy_machines as toy
 
 from nc_jax.data.clients import ClientArrays
+from nc_jax.extras import MissingExtraError
 from nc_jax.federated import NoAnswerError, flower
 from nc_jax.streams import read
 from nc_jax.training import TrainState
@@ -210,10 +211,8 @@ def test_a_machine_must_know_its_client(network, messages):
 
 
 def test_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "flwr.app", None)
-    with pytest.raises(
-        RuntimeError, match=r"flwr must be installed .* \(pip install 'nc_jax\[flower\]'\); got no such"
-    ):
+    monkeypatch.setitem(sys.modules, "flwr", None)
+    with pytest.raises(MissingExtraError, match=r"^training on several machines needs flwr; .* 'nc_jax\[flower\]'$"):
         flower.client_app(toy.problem)
     with pytest.raises(ValueError, match=r"patience must be positive; got 0\.0"):
         flower.server_app(toy.problem, on_round=print, patience=0.0)

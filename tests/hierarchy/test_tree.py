@@ -97,6 +97,55 @@ def test_what_is_no_tree_is_refused_by_name(case):
         LabelTree.from_edges(edges)
 
 
+def longest_and_shortest(edges, node, root="0"):
+    """Numbers of edges on the longest and on the shortest path from the root, by trying all."""
+    if node == root:
+        return 0, 0
+    above = [longest_and_shortest(edges, parent, root) for parent, child in edges if child == node]
+    return 1 + max(long for long, _ in above), 1 + min(short for _, short in above)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_several_parents_the_deepest_or_the_shallowest_is_kept(seed):
+    rng = np.random.default_rng(seed)
+    edges = [
+        (str(parent), str(node))
+        for node in range(1, 14)
+        for parent in rng.choice(node, min(node, rng.integers(1, 4)), replace=False)
+    ]
+    rng.shuffle(edges)
+    edges = [tuple(map(str, edge)) for edge in edges]
+    for place, parents in enumerate(("deepest", "shallowest")):
+        tree = LabelTree.from_edges(edges, parents=parents)
+        best = max if parents == "deepest" else min
+        for node, parent in zip(tree.nodes[1:], tree.parents[1:], strict=True):
+            above = [up for up, child in edges if child == node]
+            # Python's max and min take the first of equal ones, as it is promised.
+            assert tree.nodes[parent] == best(above, key=lambda up: longest_and_shortest(edges, up)[place])
+            assert tree.depths[tree.nodes.index(node)] == longest_and_shortest(edges, node)[place]
+
+
+def test_a_pruned_tree_counts_decisions():
+    chains = [("top", "r"), ("r", "e"), ("r", "v"), ("v", "w"), ("w", "x"), ("x", "a"), ("x", "y"), ("y", "b")]
+    tree = LabelTree.from_edges([*chains, ("top2", "top"), ("y", "c")]).ordered("ecba")
+    pruned = tree.pruned()
+    assert (pruned.nodes, pruned.parents) == (("r", "e", "x", "a", "y", "b", "c"), (-1, 0, 0, 2, 2, 4, 4))
+    assert (pruned.classes, pruned.height) == (("e", "c", "b", "a"), 3)
+    assert pruned.pruned().nodes == pruned.nodes
+    line = LabelTree.from_edges([("r", "x"), ("x", "a")]).pruned()
+    assert (line.nodes, line.parents, line.classes) == (("r", "a"), (-1, 0), ("a",))
+
+
+def test_nodes_may_get_other_names():
+    tree = LabelTree.from_edges(UNEVEN).ordered("ecabd")
+    renamed = tree.renamed({"a": "ant", "x": "animal", "unknown": "no node"})
+    assert renamed.classes == ("e", "c", "ant", "b", "d")
+    assert renamed.nodes[renamed.parents[renamed.nodes.index("ant")]] == "animal"
+    np.testing.assert_array_equal(renamed.distances(), tree.distances())
+    with pytest.raises(ValueError, match=r"^every node has a name of its own; 'b' would be that of two$"):
+        tree.renamed({"a": "b"})
+
+
 def test_a_class_at_an_inner_node_gets_a_leaf_of_its_own():
     classes = (*"abcdexz",)
     tree = LabelTree.from_edges(UNEVEN).with_leaves(classes).ordered(classes)
@@ -129,7 +178,7 @@ def test_bundled_trees_have_the_classes_of_their_sets():
     cifar = hierarchies.load("cifar100")
     assert (len(cifar.classes), cifar.height) == (100, 2)
     assert np.all((cifar.distances() == 1).sum(axis=0) == 4)
-    with pytest.raises(ValueError, match="a tree must be one of cifar100, digits"):
+    with pytest.raises(ValueError, match=r"must be one of cifar100, digits, .*, wordnet, or a file; got 'trees'$"):
         hierarchies.load("trees")
     with pytest.raises(ValueError, match=r"^inner must be one of 'refuse', 'leaf'; got 'drop'$"):
         hierarchies.load("digits", inner="drop")

@@ -9,7 +9,8 @@ import pytest
 
 from nc_jax.extras import MissingExtraError
 from nc_jax.files import BusyError
-from nc_jax.study.ends import WORK, one_sentence, sentence_of, started_by, way_to_go_on
+from nc_jax.study import ends
+from nc_jax.study.ends import WORK, one_sentence, sentence_of, started_by_nc_jax, way_to_go_on
 
 
 def full_disk_in_a_thread() -> BaseException:
@@ -83,7 +84,7 @@ def test_without_a_run_there_is_nothing_to_go_on_with():
 
 
 def test_the_way_to_go_on_is_the_command_by_which_one_came(capsys):
-    with started_by("nc-jax run "), pytest.raises(SystemExit):
+    with started_by_nc_jax(), pytest.raises(SystemExit):
         end(KeyboardInterrupt())
     assert capsys.readouterr().err == "interrupted; go on with: nc-jax run x --resume runs/x/a\n"
     with pytest.raises(SystemExit):
@@ -113,3 +114,14 @@ def test_a_directory_that_cannot_be_made_is_named(place, tmp_path, monkeypatch, 
     assert sentence in printed
     assert printed.count("\n") == 1
     assert os.listdir() == ["file"]
+
+
+def test_an_installation_names_the_command_that_works_there(monkeypatch):
+    """An installation has the experiments within nc_jax, where `python -m experiments` does not find them."""
+    text = "python -m experiments.haframe smoke, or python -m experiments"
+    assert ends.as_started_here(text) == text
+    monkeypatch.setattr(ends, "INSTALLED", True)
+    assert ends.as_started_here(text) == "nc-jax run haframe smoke, or nc-jax list"
+    with one_sentence("experiments.haframe"):
+        WORK["directory"] = Path("runs/a")
+        assert way_to_go_on() == "go on with: nc-jax run haframe --resume runs/a"

@@ -1,0 +1,149 @@
+"""Every block of every page of documentation runs."""
+
+import importlib.util
+import shlex
+from pathlib import Path
+
+import pages
+import pytest
+
+from nc_jax.commands import COMMANDS
+
+DOCS = pages.ROOT / "docs"
+# Findings say how their numbers were made, in hours; pages of the API are docstrings, which have tests of their own.
+LEFT_OUT = ("findings", "api", "_build")
+PAGES = sorted(
+    path for path in DOCS.rglob("*.md") if path.relative_to(DOCS).parts[0] not in LEFT_OUT and pages.blocks_of(path)
+)
+LANGUAGES = {"python", *pages.COMMANDS, "text", "toml", "diff", "json", "{toctree}", "mermaid"}
+OPTIONAL = {"torch", "flwr", "equinox", "safetensors"}  # what `pip install nc_jax` does not bring
+
+of_every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+
+
+def test_there_are_pages():
+    assert len(PAGES) > 5
+
+
+@of_every_page
+def test_blocks_compile(page):
+    for block in pages.blocks_of(page):
+        assert block.language in LANGUAGES
+        assert block.not_run is None or len(block.not_run.split()) > 2, "a reason is a few words"
+        if block.language == "python":
+            compile(block.text, str(page), "exec")
+        for words in block.commands:
+            assert words[0] != "nc-jax" or words[1] in COMMANDS
+    # A fence within a list or a quotation would not be seen.
+    fences = [line for line in page.read_text(encoding="utf-8").splitlines() if line.lstrip("> \t").startswith("```")]
+    assert len(fences) == 2 * len(pages.blocks_of(page))
+
+
+@pytest.mark.slow
+@of_every_page
+def test_blocks_run(page, tmp_path):
+    blocks = [block for block in pages.blocks_of(page) if block.language == "python" and block.not_run is None]
+    for name in sorted(OPTIONAL & set().union(*map(pages.imports_of, blocks))):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"this page needs {name}")
+    pages.run_page(page, tmp_path)
+
+
+PAGE = """
+```python
+from pathlib import Path
+number = 4
+print("training", number, "gives  0.981", Path("file").write_text("1"))
+```
+
+```text
+training 4 gives 0.97 1
+```
+
+```console
+$ pip install something
+$ python -m calendar 2024 1   # a comment
+$ nc-jax report RUN
+```
+
+<!-- not run: it would end the process -->
+```python
+raise SystemExit(3)
+```
+
+```python
+import json
+print(number + len(Path("file").read_text()), __name__)
+```
+
+```text
+5 page
+```
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    page = folder / "page.md"
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+def test_a_page_runs_block_after_block_in_its_folder(tmp_path):
+    page = written(tmp_path, PAGE)
+    first, text, command, left, last, _ = pages.blocks_of(page)
+    assert (first.language, first.line, first.prints) == ("python", 3, text.text)
+    assert [shlex.join(words) for words in command.commands] == ["python -m calendar 2024 1"]
+    assert (left.not_run, left.text, command.prints) == ("it would end the process", "raise SystemExit(3)\n", None)
+    assert pages.imports_of(last) == {"json"}
+    printed = pages.run_page(page, tmp_path)
+    assert printed.startswith("training 4 gives  0.981 1\n")
+    assert "January 2024" in printed
+    assert (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("number = 4", "number = 5", "line 3: the page says"),
+        ("0.981", "1.981", "line 3: the page says"),
+        ("calendar 2024", "calendar x", "calendar x 1 fails"),
+        ("import json", "import json\nvalue = 1 / 0", r"(?s)page.md., line 25.*ZeroDivisionError"),
+        ("import json", "import warnings\nwarnings.warn('old')", "UserWarning: old"),
+    ],
+)
+def test_a_page_that_is_wrong_fails(tmp_path, old, new, message):
+    with pytest.raises(AssertionError, match=message):
+        pages.run_page(written(tmp_path, PAGE.replace(old, new)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("got", "wanted"),
+    [
+        ("a  0.95\n", "a 0.97"),
+        ("-0.010101003 (512, 100)", "-0.0101 (512, 100)"),
+        ("0.02", "0.00"),
+        ("1.0e-07", "1.0e-07"),
+        ("2.1e-7", "2e-7"),
+    ],
+)
+def test_what_is_the_same(got, wanted):
+    pages.compare(got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("got", "wanted"),
+    [
+        ("0.90", "0.97"),
+        ("33", "32"),
+        ("0.03", "0.00"),
+        ("nan", "0.97"),
+        ("one", "two"),
+        ("1 2", "1"),
+        ("1\n2", "1"),
+        ("4.1e-7", "1e-7"),
+        ("-0.5", "0.5"),
+    ],
+)
+def test_what_is_not_the_same(got, wanted):
+    with pytest.raises(AssertionError, match="the page says"):
+        pages.compare(got, wanted)
