@@ -29,6 +29,7 @@ ORDER = (
     "orthogonal_logits",
     "hyperspherical",
     "collapse_metrics",
+    "peer_metrics",
 )
 
 

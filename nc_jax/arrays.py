@@ -15,7 +15,8 @@ def matmul(left: Float[Array, "..."], right: Float[Array, "..."]) -> Float[Array
     accurate orthogonality and Gram matrices, so it requests full precision.
     """
     product = functools.partial(jnp.matmul, precision="highest")
-    sized = left.ndim == right.ndim == 2 and isinstance(left.shape[0], int)  # jax.export may leave a size open
+    sizes = left.shape + right.shape
+    sized = left.ndim == right.ndim == 2 and all(isinstance(size, int) for size in sizes)  # jax.export leaves some open
     tall = sized and left.shape[0] >= _TALL * max(*right.shape, 1) and max(right.shape) <= _SMALL
     if not (tall and jax.default_backend() == "cpu"):
         return product(left, right)

@@ -26,6 +26,7 @@ PADDING_LABEL = -1  # not a class number, so code that forgets the mask does not
 Reals = Any  # real numbers, in an array
 Labels = Any  # class numbers of examples, in an array of integers
 Mask = Any  # True for examples, False for padding, in an array of booleans
+Rows = Any  # a number of rows: an integer or, in a program for jax.export, one that is still open
 
 
 def is_traced(value: Any) -> bool:
@@ -104,7 +105,7 @@ def check_representable(array: np.ndarray, name: str) -> None:
 
 
 def checked_labels(
-    labels: Labels, num_classes: int | None = None, *, rows: int | None = None, of: str = "features"
+    labels: Labels, num_classes: int | None = None, *, rows: Rows | None = None, of: str = "features"
 ) -> Int[Array, " batch"]:
     """Return class labels as int32, once they are integers of shape (batch,) that name classes or padding.
 
@@ -123,7 +124,7 @@ def checked_labels(
     """
     array = as_array(labels, "labels")
     check_label_shape(array)
-    if rows is not None and len(array) != rows:
+    if rows is not None and array.shape[0] != rows:
         raise ValueError(f"labels must have shape ({rows},), one label for each row of {of}; got shape {array.shape}")
     if not is_traced(array) and getattr(array, "is_fully_addressable", True):
         check_label_range(np.asarray(array), num_classes)
@@ -137,7 +138,7 @@ def checked_scores(logits: Reals, labels: Labels) -> tuple[Float[Array, "batch c
         ValueError: if the logits do not have shape (N, K), or the labels are not integers of shape (N,) in -1..K-1.
     """
     logits = checked_logits(logits)
-    return logits, checked_labels(labels, logits.shape[1], rows=len(logits), of="logits")
+    return logits, checked_labels(labels, logits.shape[1], rows=logits.shape[0], of="logits")
 
 
 def checked_logits(logits: Reals) -> Float[Array, "batch classes"]:
@@ -189,7 +190,7 @@ def checked_per_class(
     return at_least_float32(real_array(array, name))
 
 
-def checked_mask(mask: Mask, rows: int) -> Bool[Array, " batch"]:
+def checked_mask(mask: Mask, rows: Rows) -> Bool[Array, " batch"]:
     """Return the mask as a JAX array, once it is boolean and has shape (rows,)."""
     mask = as_array(mask, "mask")
     if mask.shape != (rows,) or mask.dtype != bool:

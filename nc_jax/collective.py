@@ -5,7 +5,7 @@ Heads and normalisations call `all_sum`. The training step names the mapped axis
 sums over devices. So modules do not name an axis, and cannot be given a wrong one.
 
 In a loop of your own, `jax.jit` over sharded batches needs nothing else than the code for one device. Your own
-`jax.pmap` or `jax.shard_map` needs `over`, and two means, the same for both::
+`jax.pmap` or `jax.shard_map` needs `over` (without it, `all_sum` warns) and two means, the same for both::
 
     def step(params, state, batch):                          # params and state on all devices, a share of the batch
         def loss(params):
@@ -24,6 +24,7 @@ mean is for `pmap`, and for `shard_map` with `check_vma=False`, where every devi
 The bound axes are part of the key of JAX's compilation cache. So JAX compiles a function again if the axes change.
 """
 
+import warnings
 from typing import Any
 
 import jax
@@ -32,15 +33,17 @@ from jaxtyping import Array, Int
 
 Axes = str | tuple[str, ...] | None
 
-# A JAX context instead of a Python context variable, because jax.jit uses its value as a part of the cache key.
-_BOUND = jax.make_user_context(())
+# A JAX context instead of a Python context variable, because jax.jit uses its value as a part of the cache key. Its
+# value is None outside of `over`.
+_BOUND = jax.make_user_context(None)
 
 
 def over(*axis_names: str) -> Any:
     """Return a context manager: in its `with` block, `all_sum` adds over these mapped axes.
 
     Args:
-        *axis_names: names of mapped axes. No names: `all_sum` adds over nothing (for one client among many).
+        *axis_names: names of mapped axes. No names: `all_sum` adds over nothing (for one client among many, or for
+            devices that each train a model of their own).
     """
     return _BOUND(axis_names)
 
@@ -48,12 +51,15 @@ def over(*axis_names: str) -> Any:
 def axes(axis_name: Axes = None) -> tuple[str, ...]:
     """Return the axes to sum over: `axis_name` if it is given, else the axes of the enclosing `over`, else none."""
     if axis_name is None:
-        return _BOUND.value
+        return _BOUND.value or ()
     return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
 
 
 def all_sum(tree: Any, axis_name: Axes = None) -> Any:
     """Sum every array of a tree over all devices; every device gets the sum.
+
+    Without `over` and without `axis_name`, within your own `jax.pmap` or `jax.shard_map`, it adds nothing and warns:
+    each device would go on with numbers of its own, and nothing would fail.
 
     Args:
         tree: tree of arrays, the parts of this device.
@@ -70,7 +76,22 @@ def all_sum(tree: Any, axis_name: Axes = None) -> Any:
         [0.25, 0.75]
     """
     names = axes(axis_name)
-    return jax.lax.psum(tree, names) if names else tree
+    if not names:
+        _warn_of_unbound(axis_name)
+        return tree
+    return jax.lax.psum(tree, names)
+
+
+def _warn_of_unbound(axis_name: Axes) -> None:
+    """Warn where the program is split over devices, and nothing says whether to add over them."""
+    split = jax.sharding.get_abstract_mesh().manual_axes
+    if split and axis_name is None and _BOUND.value is None:
+        named = ", ".join(repr(name) for name in split)
+        warnings.warn(
+            f"a program that is split over {named} must say whether a batch is, too; got sums over one device alone "
+            f"(call the step inside nc_jax.collective.over({named}), or over() if each device has a batch of its own)",
+            stacklevel=3,
+        )
 
 
 def own(tree: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import export
 from jaxtyping import Array, Float
 
 from nc_jax import implicit
@@ -33,6 +34,9 @@ class NearestFrame(NamedTuple):
     frame: Float[Array, "dim classes"]
     rotation: Float[Array, "dim rank"]
     solution: Solution
+
+
+export.register_namedtuple_serialization(NearestFrame, serialized_name="nc_jax.NearestFrame")  # for jax.export
 
 
 @partial(jax.jit, static_argnames=("at_unit_norm", "solver", "cost", "options"))

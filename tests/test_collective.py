@@ -110,6 +110,31 @@ def test_a_client_among_many_sums_over_nobody(mapped):
     np.testing.assert_array_equal(total, np.full(DEVICES, 120))
 
 
+# Compiled loops, gradients and inner functions are parts of the split program, too.
+SPLIT_PROGRAMS = {
+    "pmap": jax.pmap(lambda value: all_sum(value), axis_name="devices"),
+    "pmap, jit, scan": jax.pmap(lambda value: jax.jit(jax.grad(lambda v: jax.lax.scan(body, v, v[None])[0]))(value)),
+    "shard_map": shard_mapped(all_sum),
+}
+
+
+@pytest.mark.parametrize("name", SPLIT_PROGRAMS)
+def test_a_forgotten_binding_is_no_secret(name):
+    with pytest.warns(UserWarning, match=r"over\('.*'\), or over\(\) if each device has a batch of its own"):
+        SPLIT_PROGRAMS[name](VALUES)
+
+
+@pytest.mark.parametrize("name", ["pmap", "shard_map"])
+def test_devices_may_work_for_themselves(name):
+    def alone(value):
+        with over():
+            return all_sum(value)
+
+    np.testing.assert_array_equal(MAPS[name](alone)(VALUES), VALUES)
+    with over():
+        np.testing.assert_array_equal(MAPS[name](lambda value: all_sum(value))(VALUES), VALUES)
+
+
 def test_the_binding_ends_with_its_block():
     with over("devices"):
         with over():

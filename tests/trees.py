@@ -23,7 +23,8 @@ def real(name: str) -> hierarchy.LabelTree:
 # Nouns and their hypernyms; "@i " marks that of an instance, and a number which meaning of the word it is.
 NOUNS = {
     "entity": [],
-    "being": ["entity"],
+    "physical_entity": ["entity"],
+    "being": ["physical_entity"],
     "animal": ["being"],
     "carnivore": ["animal"],
     "canine": ["carnivore"],
@@ -32,21 +33,28 @@ NOUNS = {
     "wolf": ["canine"],
     "cat": ["domestic_animal", "carnivore"],
     "crane.2": ["animal"],
-    "machine": ["entity"],
+    "machine": ["physical_entity"],
     "crane": ["machine"],
-    "river": ["entity"],
+    "river": ["physical_entity"],
     "Nile": ["@i river"],
+    "abstraction": ["entity"],
+    "relation": ["abstraction"],
+    "part": ["relation"],
+    "sign": ["relation"],
+    "matter": ["physical_entity"],
+    "wine": ["part", "matter"],
 }
 
 
 def write_wordnet(folder: Path, nouns: Mapping[str, Sequence[str]] = NOUNS) -> dict[str, str]:
     """Write nouns in WordNet's format into a folder; return the name of each synset, such as n00000123."""
     folder.mkdir(parents=True, exist_ok=True)
-    legal = "  1 This software and database is provided as is.  \n  2 | Not a synset.  \n"
+    # The physical entity begins at byte 1930, as in WordNet 3.0.
+    legal = "  1 This software and database is provided as is.  \n".ljust(1928) + "\n\n"
     offsets = dict.fromkeys(nouns, 0)
     for _ in range(2):  # the lines are equally long whatever the offsets are, so the second round has the right ones
         text = legal
-        for noun in sorted(nouns):
+        for noun in sorted(nouns, key=lambda noun: (noun != "physical_entity", noun)):
             above = [f"{name[:2].strip() if name[0] == '@' else '@'} {name.split()[-1]}" for name in nouns[noun]]
             pointers = [f"{mark} {offsets[to]:08d} n 0000" for mark, to in map(str.split, above)]
             pointers += [f"~ {offsets[other]:08d} n 0000" for other in nouns if noun in nouns[other]]

@@ -15,6 +15,7 @@ from nc_jax.checks import (
     Labels,
     Mask,
     Reals,
+    Rows,
     as_array,
     check_label_shape,
     checked_labels,
@@ -171,21 +172,21 @@ class Head:
         if features.ndim != 2:
             raise ValueError(f"features must have shape (batch, dim); got shape {features.shape}")
         if mask is not None:
-            mask = checked_mask(mask, len(features))
+            mask = checked_mask(mask, features.shape[0])
         if labels is not None:
-            labels = self._checked(labels, mask, len(features))
+            labels = self._checked(labels, mask, features.shape[0])
             if self.collection == "nearest" and not train:
                 message = f"a {self.name} head learns from labels only with train=True; got labels without it"
                 warnings.warn(message, stacklevel=2)
         return self.forward(params, state, features, labels, train=train, mask=mask, axis_name=axis_name)
 
-    def _checked(self, labels: Labels, mask: Array | None, rows: int) -> Int[Array, " batch"]:
+    def _checked(self, labels: Labels, mask: Array | None, rows: Rows) -> Int[Array, " batch"]:
         """Return the labels with `PADDING_LABEL` where the mask is False, once they are right elsewhere."""
         if mask is None:
             return checked_labels(labels, self.num_classes, rows=rows)
         labels = as_array(labels, "labels")
         check_label_shape(labels)
-        if len(labels) == rows:
+        if labels.shape[0] == rows:
             labels = jnp.where(mask, labels, PADDING_LABEL)
         return checked_labels(labels, self.num_classes, rows=rows)
 

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import export
 from jaxtyping import Array, Float, Int
 
 from nc_jax.arrays import safe_norm
@@ -48,6 +49,11 @@ class HeadOutput(NamedTuple):
     levels: LevelOutput | None = None
     raw_features: Float[Array, "batch dim"] | None = None
     classes: Int[Array, " classes"] | None = None
+
+
+# A program that returns an output can then be serialised by jax.export.
+for _kind in (LevelOutput, HeadOutput):
+    export.register_namedtuple_serialization(_kind, serialized_name=f"nc_jax.heads.{_kind.__name__}")
 
 
 def check_width(features: Float[Array, "batch dim"], dim: int) -> None:

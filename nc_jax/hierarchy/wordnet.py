@@ -10,7 +10,7 @@ Reference: Fellbaum (ed.), WordNet: an electronic lexical database (1998); the m
 
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from nc_jax.hierarchy.readers import naming
 from nc_jax.hierarchy.tree import LabelTree
 
 _HYPERNYMS = ("@", "@i")  # of a kind (a dog is a canine), and of an instance (the Nile is a river)
+_PHYSICAL = "n00001930"  # the physical entity; the other child of the root is the abstraction
 _SYNSET = re.compile(r"n\d{8}")
 
 
@@ -38,6 +39,7 @@ def read_wordnet(
 
     WordNet is no tree: some synsets have several hypernyms. A dog is a canine and a domestic animal. The former is
     farther from the root, so "deepest" puts the dog beside the wolf, and "shallowest" beside other domestic animals.
+    Hypernyms that are abstractions are left out first, if there is another one: a substance is matter and a part.
 
     Args:
         folder: folder with the files `data.noun` and `index.noun` of WordNet 3.0.
@@ -56,21 +58,19 @@ def read_wordnet(
             `LabelTree.from_edges` raises one. The message begins with the path of the file.
 
     Reference: Bertinetto et al., Making better mistakes (2020), whose trees of ImageNet are made in this way. They
-    chose by hand between longest paths of equal length, and changed the hypernyms of three synsets.
+    chose by hand between longest paths of equal length, and made physical entities of three classes that WordNet has
+    as abstractions only: the street sign, the traffic light and the bubble.
     """
     given = {_checked(synset): synset for synset in synsets}
     path, content = _read(folder, "data.noun")
-    nouns: dict[str, _Noun] = {}
     with naming(path):
-        waiting = list(given)
-        while waiting:
-            synset = waiting.pop()
-            if synset not in nouns:
-                nouns[synset] = _noun(content, synset)
-                waiting += nouns[synset].hypernyms
-    names = given | _names(folder, {synset: noun for synset, noun in nouns.items() if synset not in given})
+        listed = _walk(given, lambda synset: _noun(content, synset).hypernyms)
+        physical = _below(_PHYSICAL, listed)
+        kept = _walk(given, lambda synset: tuple(filter(physical.__contains__, listed[synset])) or listed[synset])
+        others = {synset: _noun(content, synset) for synset in kept if synset not in given}
+    names = given | _names(folder, others)
     # Sorted, so that the tree does not depend on the order in which the synsets are given.
-    pairs = [(names[above], names[synset]) for synset in sorted(nouns) for above in nouns[synset].hypernyms]
+    pairs = [(names[above], names[synset]) for synset in sorted(kept) for above in kept[synset]]
     with naming(path):
         return LabelTree.from_edges(pairs, parents=parents)
 
@@ -92,6 +92,27 @@ def synset_names(folder: str | Path, synsets: Iterable[str]) -> dict[str, str]:
     with naming(path):
         nouns = {synset: _noun(content, synset) for synset in map(_checked, synsets)}
     return _names(folder, nouns)
+
+
+def _walk(start: Iterable[str], hypernyms_of: Callable[[str], tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Hypernyms of some synsets and of all that is above them."""
+    found: dict[str, tuple[str, ...]] = {}
+    waiting = list(start)
+    while waiting:
+        synset = waiting.pop()
+        if synset not in found:
+            found[synset] = hypernyms_of(synset)
+            waiting += found[synset]
+    return found
+
+
+def _below(root: str, hypernyms: Mapping[str, tuple[str, ...]]) -> set[str]:
+    """The root, and the synsets from which a path of hypernyms leads to it."""
+    found, new = set(), {root}
+    while new:
+        found |= new
+        new = {synset for synset, above in hypernyms.items() if not found.isdisjoint(above)} - found
+    return found
 
 
 def _noun(content: bytes, synset: str) -> _Noun:

@@ -177,7 +177,7 @@ def _checked(features: Reals, labels: Labels, frame: Reals) -> tuple[Array, Arra
     features = at_least_float32(real_array(features, "features"))
     frame = at_least_float32(real_array(frame, "frame"))
     check_features_fit(features, frame)
-    return features, checked_labels(labels, frame.shape[1], rows=len(features)), frame
+    return features, checked_labels(labels, frame.shape[1], rows=features.shape[0]), frame
 
 
 def _units(vectors: Array, axis: int) -> Array:

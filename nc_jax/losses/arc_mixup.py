@@ -129,7 +129,7 @@ def arc_log_loss(
         at_least_float32(real_array(part, name)) for part, name in ((features, "features"), (frame, "frame"))
     )
     check_features_fit(features, frame)
-    own, other = (checked_labels(one, frame.shape[1], rows=len(features)) for one in (labels, partners))
+    own, other = (checked_labels(one, frame.shape[1], rows=features.shape[0]) for one in (labels, partners))
     vectors = (jnp.take(frame, jnp.maximum(one, 0), axis=1, mode="clip").T for one in (own, other))
     target = sum(weight[:, None] * vector for weight, vector in zip(weights, vectors, strict=True))
     each = log_loss(jnp.sum(normalized(features, axis=1)[0] * target, axis=1))

@@ -106,7 +106,7 @@ def dot_regression(
     frame = at_least_float32(real_array(frame, "frame"))
     check_features_fit(features, frame)
     num_classes = frame.shape[1]
-    labels = checked_labels(labels, num_classes, rows=len(features))
+    labels = checked_labels(labels, num_classes, rows=features.shape[0])
     if lengths is not None:
         frame = frame * checked_per_class(lengths, "lengths", num_classes).astype(frame.dtype)[None]
     own = transpose(frame)[jnp.clip(labels, 0, num_classes - 1)]

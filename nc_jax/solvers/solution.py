@@ -4,6 +4,7 @@ import enum
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax import export
 from jaxtyping import Array, Float, Int
 
 
@@ -52,6 +53,9 @@ class Solution(NamedTuple):
     iterations: Int[Array, "..."]
     inner_iterations: Int[Array, "..."]
     status: Int[Array, "..."]
+
+
+export.register_namedtuple_serialization(Solution, serialized_name="nc_jax.solvers.Solution")  # for jax.export
 
 
 def describe(status: Any) -> str:

@@ -18,7 +18,7 @@ def test_a_tree_of_wordnet_has_the_order_of_the_labels_and_no_node_with_one_chil
     classes = tuple(synsets[name] for name in ("wolf", "crane", "dog", "crane.2"))
     tree = hierarchies.load(f"wordnet:{tmp_path}", classes)
     assert tree.classes == classes
-    assert sorted(set(tree.nodes) - set(classes)) == ["animal.n.01", "canine.n.01", "entity.n.01"]
+    assert sorted(set(tree.nodes) - set(classes)) == ["animal.n.01", "canine.n.01", "physical_entity.n.01"]
     assert tree.distances().tolist() == [[0, 3, 1, 2], [3, 0, 3, 3], [1, 3, 0, 2], [2, 3, 2, 0]]
     readable = hierarchies.readable(f"wordnet:{tmp_path}", tree)
     assert readable.classes == ("wolf.n.01", "crane.n.01", "dog.n.01", "crane.n.02")
@@ -41,7 +41,7 @@ def test_a_class_above_another_gets_a_leaf_if_asked(tmp_path, synsets):
         hierarchies.load(name, classes)
     tree = hierarchies.load(name, classes, inner="leaf")
     assert tree.distances().tolist() == [[0, 1, 2], [1, 0, 2], [2, 2, 0]]
-    words = {"entity.n.01", "canine.n.01 (all)", "canine.n.01", "wolf.n.01", "crane.n.01"}
+    words = {"physical_entity.n.01", "canine.n.01 (all)", "canine.n.01", "wolf.n.01", "crane.n.01"}
     assert set(hierarchies.readable(name, tree).nodes) == words
 
 

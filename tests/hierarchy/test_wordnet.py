@@ -28,7 +28,7 @@ def test_the_tree_above_some_synsets_is_read_by_their_offsets(tmp_path, synsets)
     tree = hierarchy.read_wordnet(tmp_path, classes)
     dog, wolf, cat, bird, machine, nile = classes
     assert edges(tree) == {
-        ("entity.n.01", "being.n.01"),
+        ("physical_entity.n.01", "being.n.01"),
         ("being.n.01", "animal.n.01"),
         ("animal.n.01", "carnivore.n.01"),
         ("carnivore.n.01", "canine.n.01"),
@@ -37,10 +37,11 @@ def test_the_tree_above_some_synsets_is_read_by_their_offsets(tmp_path, synsets)
         ("animal.n.01", "domestic_animal.n.01"),
         ("domestic_animal.n.01", cat),  # which is as deep as the carnivores, and listed first
         ("animal.n.01", bird),
-        ("entity.n.01", "machine.n.01"),
+        ("physical_entity.n.01", "machine.n.01"),
         ("machine.n.01", machine),
-        ("entity.n.01", "river.n.01"),
+        ("physical_entity.n.01", "river.n.01"),
         ("river.n.01", nile),
+        ("entity.n.01", "physical_entity.n.01"),
     }
     again = hierarchy.read_wordnet(tmp_path, classes[::-1])
     assert (again.nodes, again.parents) == (tree.nodes, tree.parents), "the order of the classes plays no part"
@@ -52,6 +53,16 @@ def test_the_shallowest_hypernym_puts_a_dog_beside_a_cat(tmp_path, synsets):
     path = re.escape(str(tmp_path / "data.noun"))
     with pytest.raises(ValueError, match=rf"^{path}: .* second parent: 'domestic_animal.n.01' and 'canine.n.01'$"):
         hierarchy.read_wordnet(tmp_path, [synsets["dog"], synsets["wolf"]], parents="one")
+
+
+@pytest.mark.parametrize("parents", ["deepest", "one"])
+def test_a_hypernym_that_is_an_abstraction_is_left_out_if_there_is_another(tmp_path, synsets, parents):
+    assert synsets["physical_entity"] == "n00001930"
+    tree = hierarchy.read_wordnet(tmp_path, [synsets["wine"], synsets["crane"]], parents=parents)
+    assert ("matter.n.01", synsets["wine"]) in edges(tree)
+    assert "part.n.01" not in tree.nodes
+    tree = hierarchy.read_wordnet(tmp_path, [synsets["sign"], synsets["crane"]], parents=parents)
+    assert ("relation.n.01", synsets["sign"]) in edges(tree), "it has no other"
 
 
 def test_synsets_have_readable_names_that_differ(tmp_path, synsets):
@@ -81,12 +92,12 @@ def test_what_is_no_name_of_a_synset_is_refused(tmp_path, synsets, name):
 
 
 DAMAGE = {
-    "another version": (lambda text: b" " + text, "must begin at byte 74, as in WordNet 3.0; got '' there$"),
+    "another version": (lambda text: b"  \n" + text, "must begin at byte .*, as in WordNet 3.0; got '   *' there$"),
     "Windows": (lambda text: text.replace(b"\n", b"\r\n"), "must begin at byte .*, as in WordNet 3.0; got"),
-    "cut": (lambda text: text[:700], "must begin at byte .*; got '' there$"),
+    "cut": (lambda text: text[:2500], "must begin at byte .*; got '' there$"),
     "a pointer less": (
-        lambda text: text.replace(b" v 0201", b" v"),
-        "must begin at byte .*; got '00000074 05 n 0b Nile 0 O",
+        lambda text: text.replace(b" v 0201", b"_v_0201"),
+        "must begin at byte .*; got '0000.* 05 n 0b Nile 0 Other_0",
     ),
     "no count": (lambda text: text.replace(b" 05 n 0b", b" 05 n 0x"), "must begin at byte .*; got"),
     "an adjective": (lambda text: text.replace(b" 05 n ", b" 05 a "), "must begin at byte .*; got"),
@@ -132,7 +143,7 @@ def test_any_byte_may_be_wrong(tmp_path, synsets, file, step):
     whole = (tmp_path / file).read_bytes()
     classes = [synsets["dog"], synsets["cat"]]
     said = 0
-    for place, bit in itertools.product(range(0, len(whole), step), (0, 6)):
+    for place, bit in itertools.product(range(1900, len(whole), step), (0, 6)):
         (tmp_path / file).write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
         found = read_or_sentence(tmp_path, classes)
         if isinstance(found, hierarchy.LabelTree):
@@ -160,10 +171,10 @@ def test_imagenet_has_a_tree():
 
 
 def test_distances_are_nearly_those_that_were_published():
-    # Of the 184,528 pairs of the 608 classes of tieredImageNet-H, 98 % have the distance that Bertinetto et al. (2020)
-    # publish. They chose by hand between longest paths, and moved three classes.
+    # Of the 184,528 pairs of the classes of tieredImageNet-H, 99.5 % have the distance that Bertinetto et al. (2020)
+    # publish. They chose by hand between longest paths, and moved three classes of ImageNet.
     published = real("tiered_imagenet")
     imagenet()  # skips where WordNet is not installed
     ours = hierarchies.load("wordnet", published.classes).distances()
     pairs = np.triu_indices(len(ours), 1)
-    assert np.mean(ours[pairs] == published.distances()[pairs]) == pytest.approx(0.982, abs=5e-4)
+    assert np.mean(ours[pairs] == published.distances()[pairs]) == pytest.approx(0.995, abs=5e-4)

@@ -8,9 +8,10 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from nc_jax import collective
 from nc_jax.models import VGG, Classifier, DenseNet, EfficientNet, LearnedHead, ViT, WideResNet
@@ -21,7 +22,11 @@ MASK = np.arange(NUM_ROWS) < NUM_EXAMPLES
 
 
 def shapes_of(model, side=32):
-    return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32))
+    return networks.shapes_of(model, (side, side, 3))
+
+
+def drawn_variables(model, side):
+    return networks.drawn_variables(model, (side, side, 3))
 
 
 def num_params(backbone, num_classes, side):
@@ -108,19 +113,6 @@ CASES = {
 
 def drawn_images(side):
     return np.random.default_rng(1).normal(size=(NUM_ROWS, side, side, 3)).astype(np.float32)
-
-
-def drawn_variables(model, side):
-    """Variables with the shapes of `init`, drawn by NumPy: compiling `init` would take longer than the test."""
-    generator = np.random.default_rng(0)
-
-    def draw(path, shape):
-        if path[-1] in ("scale", "var"):
-            return np.ones(shape, np.float32)
-        size = math.prod(shape[:-1]) if path[-1] == "kernel" else 100
-        return generator.normal(scale=math.sqrt(2 / size), size=shape).astype(np.float32)
-
-    return unflatten_dict({path: draw(path, leaf.shape) for path, leaf in flatten_dict(shapes_of(model, side)).items()})
 
 
 def compiled(function):

@@ -5,10 +5,8 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trees import PAIRS
 
-from nc_jax.hierarchy import LabelTree
-from nc_jax.models import MLP, Classifier, FixedHead, LearnedHead, NearestHead, TreeSoftmaxHead
+from nc_jax.models import MLP, Classifier, FixedHead, LearnedHead, NearestHead
 
 KEY = jax.random.key(0)
 INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(5, 7)), jnp.float32)
@@ -47,17 +45,3 @@ def test_a_classifier_is_a_backbone_and_a_head(head):
     np.testing.assert_allclose(output.logits, features @ output.frame + output.bias, atol=F32_EXACT)
     assert (output.solution is None) == (head.head.name != "nearest")
     assert model.apply(variables, INPUTS).logits.shape == (5, 3), "no labels are needed to classify"
-
-
-@pytest.mark.parametrize(
-    "head",
-    [LearnedHead(4), NearestHead(4), TreeSoftmaxHead(LabelTree.from_edges(PAIRS))],
-    ids=lambda head: head.head.name,
-)
-def test_a_classifier_is_exported_for_batches_of_any_size(head):
-    model, images = Classifier(MLP((8,), 4), head), jnp.zeros((2, 3, 3, 1))
-    variables = jax.eval_shape(model.init, KEY, images)
-    (size,) = jax.export.symbolic_shape("size")
-    predict = jax.jit(lambda variables, images: model.apply(variables, images).logits)
-    exported = jax.export.export(predict)(variables, jax.ShapeDtypeStruct((size, 3, 3, 1), jnp.float32))
-    assert [str(side) for side in exported.out_avals[0].shape] == ["size", "4"]

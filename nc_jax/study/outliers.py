@@ -1,0 +1,212 @@
+"""What experiments on outliers measure: images that belong to no class of the training set, and scores that find them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+from jaxtyping import Array, Float, UInt8
+
+from nc_jax.data import ExampleSource, LabelledArrays, glyphs
+from nc_jax.data.characters import SIZE
+from nc_jax.metrics import (
+    ClassStatistics,
+    Nci,
+    Neco,
+    Vim,
+    auroc,
+    energy_score,
+    false_positive_rate,
+    max_logit,
+    max_softmax,
+    outlier_orthogonality,
+)
+from nc_jax.study.comparison import Found, Run
+from nc_jax.study.data import Data
+from nc_jax.training import Trainer, TrainState
+
+CHARACTERS = 40  # other characters: as many classes as the 1,600 images of a set of outliers take
+TILES = 4  # on each axis: tiles of 7 x 7 pixels, in which strokes are left and characters are not
+DIGIT = 20  # the longer side of the ink in MNIST
+# Name of a score in a run's numbers: its title.
+SCORES = {
+    "softmax": "max softmax",
+    "logit": "max logit",
+    "energy": "energy",
+    "vim": "ViM",
+    "neco": "NECO",
+    "neco_released": "NECO, released program",
+    "nci_angle": "NCI, angle only",
+    "nci": "NCI",
+    "length": "length of the feature",
+}
+
+
+class Examples(NamedTuple):
+    """What a network gives for the examples of a set.
+
+    Attributes:
+        features: those that the head has classified, shape (N, d).
+        logits: shape (N, K).
+        lengths: of the backbone's features, which a head may scale to one length, shape (N,).
+        labels: shape (N,).
+    """
+
+    features: np.ndarray
+    logits: np.ndarray
+    lengths: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, trainer: Trainer, state: TrainState, source: ExampleSource) -> "Examples":
+        """Apply a trained network to every example of a set."""
+        parts = []
+        for output, batch in trainer.outputs(state, source):
+            lengths = jnp.linalg.norm(output.raw_features, axis=1)
+            arrays = (output.features, output.logits, lengths, batch.labels)
+            parts.append([np.asarray(array)[np.asarray(batch.mask)] for array in arrays])
+        return cls(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def check_images(data: Data) -> None:
+    """Raise a ValueError unless a set has the images that the sets of outliers have, too."""
+    shape = data.test.take(np.zeros(1, np.int64)).inputs.shape[1:]
+    if shape != (SIZE, SIZE, 1):
+        raise ValueError(f"outliers are images of shape {(SIZE, SIZE, 1)}; got {data.test!r} of shape {shape}")
+
+
+def outliers_of(name: str, data: Data, name_of_data: str) -> LabelledArrays:
+    """Return a set of outliers, images like those that the network was trained on.
+
+    Args:
+        name: one of `OUTLIERS`.
+        data: the data set of the run.
+        name_of_data: its name; glyphs are not outliers among glyphs.
+
+    Raises:
+        ValueError: if there is no such set.
+    """
+    if name not in OUTLIERS:
+        raise ValueError(f"a set of outliers must be one of {', '.join(OUTLIERS)}; got {name!r}")
+    images = OUTLIERS[name](data, data.num_classes if name_of_data.startswith("glyphs") else 0)
+    return LabelledArrays(images[..., None], np.zeros(len(images), np.int32), data.num_classes)
+
+
+def _characters(data: Data, known: int) -> UInt8[np.ndarray, "number height width"]:
+    """Test images of the characters that come after those of the training set, in the glyphs' order."""
+    del data
+    images = glyphs.load("test", num_classes=known + CHARACTERS)
+    return np.asarray(images.inputs)[np.asarray(images.labels) >= known, ..., 0]
+
+
+def _digits(data: Data, known: int) -> UInt8[np.ndarray, "number height width"]:
+    """All handwritten digits of scikit-learn, enlarged from 8 x 8 pixels to the 20 x 20 of MNIST's ink."""
+    del data, known
+    from sklearn.datasets import load_digits
+
+    small = np.rint(load_digits().images * 255 / 16).astype(np.uint8)
+    large = [
+        np.asarray(PIL.Image.fromarray(image).resize((DIGIT, DIGIT), PIL.Image.Resampling.BILINEAR)) for image in small
+    ]
+    border = (SIZE - DIGIT) // 2
+    return np.pad(np.stack(large), ((0, 0), (border, border), (border, border)))
+
+
+def _scrambled(data: Data, known: int) -> UInt8[np.ndarray, "number height width"]:
+    """The test images themselves, each with its tiles in another random order: strokes without characters."""
+    del known
+    images = np.asarray(data.test.take(np.arange(len(data.test))).inputs)[..., 0]
+    side = SIZE // TILES
+    tiles = images.reshape(-1, TILES, side, TILES, side).swapaxes(2, 3).reshape(len(images), TILES**2, side, side)
+    orders = np.random.default_rng(0).permuted(np.tile(np.arange(TILES**2), (len(images), 1)), axis=1)
+    mixed = np.take_along_axis(tiles, orders[:, :, None, None], axis=1)
+    return mixed.reshape(-1, TILES, TILES, side, side).swapaxes(2, 3).reshape(-1, SIZE, SIZE)
+
+
+OUTLIERS: Mapping[str, Callable[[Data, int], np.ndarray]] = {
+    "characters": _characters,
+    "digits": _digits,
+    "scrambled": _scrambled,
+}
+
+
+def find_outliers(run: Run, names: Sequence[str], name_of_data: str) -> Found:
+    """Score the test examples of a finished run and several sets of outliers, and say how well each score works.
+
+    Everything is fitted on the training set. No score has a number that is chosen with outliers: NECO takes K - 1
+    directions, ViM half of the dimensions (of fewer than 768), and the weight of the length in NCI is such that both of
+    its terms are equal on average over the training set.
+
+    Args:
+        run: the finished run.
+        names: sets of outliers, of `OUTLIERS`.
+        name_of_data: name of the data set.
+
+    Returns:
+        For each set and score "auroc/set/score" and "fpr95/set/score", and for each set "nc5/set".
+
+    Raises:
+        ValueError: if the images have another size, or there is no such set.
+    """
+    check_images(run.data)
+    train, test = (Examples.of(run.trainer, run.trained.state, source) for source in (run.data.train, run.data.test))
+    frame, bias = (np.asarray(part) for part in (run.trained.train.frame, run.trained.train.bias))
+    fitted = _fit(train, frame, bias)
+    inside = _scores(fitted, test)
+    found: Found = {}
+    for name in names:
+        outliers = Examples.of(run.trainer, run.trained.state, outliers_of(name, run.data, name_of_data))
+        outside = _scores(fitted, outliers)
+        labels = np.repeat([1, 0], [len(test.labels), len(outliers.labels)])
+        for score in SCORES:
+            values = np.concatenate([inside[score], outside[score]])
+            found[f"auroc/{name}/{score}"] = float(_auroc(values, labels))
+            found[f"fpr95/{name}/{score}"] = float(_fpr95(values, labels))
+        found[f"nc5/{name}"] = float(_orthogonality(fitted.stats, outliers.features.mean(axis=0)))
+    return found
+
+
+class _Fitted(NamedTuple):
+    stats: ClassStatistics
+    neco: Neco
+    standardised: Neco
+    nci_angle: Nci
+    nci: Nci
+    vim: Vim
+
+
+_auroc, _fpr95, _orthogonality = map(jax.jit, (auroc, false_positive_rate, outlier_orthogonality))
+
+
+@jax.jit
+def _fit(train: Examples, frame: Float[Array, "dim classes"], bias: Float[Array, " classes"]) -> _Fitted:
+    stats = ClassStatistics.from_batch(train.features, train.labels, frame.shape[1])
+    angle = Nci.fit(stats, frame)
+    lengths = jnp.sum(jnp.abs(train.features), axis=1)
+    alpha = jnp.mean(angle.score(train.features, train.logits)) / jnp.mean(lengths)
+    return _Fitted(
+        stats,
+        Neco.fit(stats, standardize=False),
+        Neco.fit(stats),
+        angle,
+        Nci.fit(stats, frame, alpha),
+        Vim.fit(stats, frame, bias).update(train.features, train.logits),
+    )
+
+
+@jax.jit
+def _scores(fitted: _Fitted, examples: Examples) -> dict[str, Any]:
+    features, logits = examples.features, examples.logits
+    return {
+        "softmax": max_softmax(logits),
+        "logit": max_logit(logits),
+        "energy": energy_score(logits),
+        "vim": fitted.vim.score(features, logits),
+        "neco": fitted.neco.score(features),
+        "neco_released": fitted.standardised.score(features, logits),
+        "nci_angle": fitted.nci_angle.score(features, logits),
+        "nci": fitted.nci.score(features, logits),
+        "length": jnp.asarray(examples.lengths),
+    }
