@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 
 def _end_on_ctrl_c() -> None:
@@ -34,7 +35,8 @@ def _end_on_ctrl_c() -> None:
 
 
 STARTS_HERE = sys.argv[0] == "-m"  # this package is being imported to run one of its modules
-if STARTS_HERE:
+BY_NC_JAX = Path(sys.argv[0]).name == "nc-jax" or Path(sys.argv[0]).parts[-2:] == ("nc_jax", "__main__.py")
+if STARTS_HERE or BY_NC_JAX:
     _end_on_ctrl_c()
 
 from nc_jax.extras import require_all

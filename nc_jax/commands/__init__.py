@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the command and its words; None takes those of this process.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = [*(sys.argv[1:] if argv is None else argv)]  # once nc_jax.commands.list is imported, it is `list` here
     if not words or words[0] in ("--help", "-h"):
         print(_help())
         return

@@ -6,7 +6,7 @@ Usage: nc-jax list
 from collections.abc import Sequence
 
 from nc_jax.commands.experiments_folder import import_experiments
-from nc_jax.study.ends import fail
+from nc_jax.study.ends import fail, started_by_nc_jax
 from nc_jax.study.listing import describe_experiments
 
 
@@ -17,4 +17,5 @@ def main(words: Sequence[str]) -> None:
         return
     if words:
         fail(f"nc-jax list takes no arguments; got {' '.join(words)}")
-    print(describe_experiments(import_experiments()))
+    with started_by_nc_jax():
+        print(describe_experiments(import_experiments()))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from nc_jax.commands.experiments_folder import NAME, import_experiments
-from nc_jax.study.ends import fail
+from nc_jax.study.ends import fail, started_by_nc_jax
 from nc_jax.study.listing import experiments_in
 
 
@@ -24,4 +24,5 @@ def main(words: Sequence[str]) -> None:
     if words[0] not in there:
         fail(f"the experiment must be one of {', '.join(there)}; got {words[0]!r}")
     sys.argv[1:] = words[1:]
-    runpy.run_module(f"{NAME}.{words[0]}", run_name="__main__", alter_sys=True)
+    with started_by_nc_jax():
+        runpy.run_module(f"{NAME}.{words[0]}", run_name="__main__", alter_sys=True)

@@ -20,11 +20,20 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 WORK: dict[str, Any] = {}
 # A checkout has the experiments beside nc_jax, an installation has them within it.
 INSTALLED = (Path(__file__).parents[1] / "experiments").is_dir()
+_STARTED = {"by nc-jax": False}
 
 
 def as_started_here(text: str) -> str:
-    """Return a text with the commands that start experiments here: in an installation only `nc-jax run` finds them."""
-    if not INSTALLED:
+    """Return a text with the commands that start experiments here.
+
+    Those are the commands of nc-jax for users who came by it, and in an installation, where only it finds experiments.
+
+    Example:
+        >>> with started_by_nc_jax():
+        ...     as_started_here("python -m experiments.landscape --dry-run")
+        'nc-jax run landscape --dry-run'
+    """
+    if not (INSTALLED or _STARTED["by nc-jax"]):
         return text
     return text.replace("python -m experiments.", "nc-jax run ").replace("python -m experiments", "nc-jax list")
 
@@ -33,6 +42,16 @@ def fail(sentence: str) -> NoReturn:
     """End the program with a sentence on standard error and exit status 2."""
     print(f"error: {sentence}", file=sys.stderr)
     raise SystemExit(2)
+
+
+@contextlib.contextmanager
+def started_by_nc_jax() -> Iterator[None]:
+    """Name the commands of nc-jax wherever a `with` block says how to start or to go on: the user came by them."""
+    _STARTED["by nc-jax"] = True
+    try:
+        yield
+    finally:
+        _STARTED["by nc-jax"] = False
 
 
 def way_to_go_on() -> str:

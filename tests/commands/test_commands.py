@@ -39,3 +39,17 @@ def test_an_experiment_runs_from_another_folder(tmp_path):
     done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "summary.md").is_file()
+
+
+def test_the_list_and_the_help_name_the_command_by_which_one_came(capsys, monkeypatch):
+    main(["list"])
+    said = capsys.readouterr().out
+    assert "nc-jax run nearest_etf\n" in said
+    assert "python -m" not in said
+    monkeypatch.delitem(sys.modules, "experiments.haframe_trees")  # Python warns of running what is imported
+    monkeypatch.setattr(sys, "argv", ["nc-jax"])
+    with pytest.raises(SystemExit):
+        main(["run", "haframe_trees", "--help"])
+    said = capsys.readouterr().out
+    assert said.startswith("usage: nc-jax run haframe_trees [PRESET]")
+    assert "python -m" not in said

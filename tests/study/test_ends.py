@@ -10,7 +10,7 @@ import pytest
 from nc_jax.extras import MissingExtraError
 from nc_jax.files import BusyError
 from nc_jax.study import ends
-from nc_jax.study.ends import WORK, one_sentence, sentence_of, way_to_go_on
+from nc_jax.study.ends import WORK, one_sentence, sentence_of, started_by_nc_jax, way_to_go_on
 
 
 def full_disk_in_a_thread() -> BaseException:
@@ -81,6 +81,15 @@ def test_a_bug_shows_its_traceback(error):
 def test_without_a_run_there_is_nothing_to_go_on_with():
     with one_sentence("experiments.x"):
         assert way_to_go_on() == "no run had begun, so start again with the same command"
+
+
+def test_the_way_to_go_on_is_the_command_by_which_one_came(capsys):
+    with started_by_nc_jax(), pytest.raises(SystemExit):
+        end(KeyboardInterrupt())
+    assert capsys.readouterr().err == "interrupted; go on with: nc-jax run x --resume runs/x/a\n"
+    with pytest.raises(SystemExit):
+        end(KeyboardInterrupt())
+    assert capsys.readouterr().err == f"interrupted; {GO_ON}\n"
 
 
 PLACES = {
