@@ -7,7 +7,7 @@ import sys
 import threading
 
 
-def _end_on_ctrl_c() -> None:
+def end_on_ctrl_c() -> None:
     """End the program with one sentence and status 130 as soon as Ctrl-C is pressed, whatever it is doing.
 
     Python tells of Ctrl-C by raising KeyboardInterrupt in the main thread. That waits for a compilation to end, some
@@ -35,7 +35,7 @@ def _end_on_ctrl_c() -> None:
 
 STARTS_HERE = sys.argv[0] == "-m"  # this package is being imported to run one of its modules
 if STARTS_HERE:
-    _end_on_ctrl_c()
+    end_on_ctrl_c()
 
 from nc_jax.extras import require_all
 from nc_jax.study.ends import one_sentence

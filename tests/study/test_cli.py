@@ -263,6 +263,7 @@ def test_a_log_file_shows_life_while_nothing_comes_to_an_end(monkeypatch, capsys
 MOMENTS = {
     "while modules are imported": ("jax._src", "no run had begun, so start again with the same command"),
     "in a run": ("0 of ", "go on with: python -m experiments.landscape --resume {directory}"),
+    "in a run of nc-jax": ("0 of ", "go on with: python -m experiments.landscape --resume {directory}"),
 }
 
 
@@ -270,7 +271,8 @@ MOMENTS = {
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_ctrl_c_in_a_real_process_is_one_sentence(moment, tmp_path):
     line, ending = MOMENTS[moment]
-    command = [sys.executable, *(["-X", "importtime"] if "imported" in moment else []), "-m", "experiments.landscape"]
+    command = [sys.executable, *(["-X", "importtime"] if "imported" in moment else []), "-m"]
+    command += ["nc_jax", "run", "landscape"] if "nc-jax" in moment else ["experiments.landscape"]
     command += ["--workdir", str(tmp_path / "run")]
     # A shell that started the tests in the background has told them, and so their children, to ignore Ctrl-C.
     hear = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
