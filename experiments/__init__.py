@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 
-def _end_on_ctrl_c() -> None:
+def end_on_ctrl_c() -> None:
     """End the program with one sentence and status 130 as soon as Ctrl-C is pressed, whatever it is doing.
 
     Python tells of Ctrl-C by raising KeyboardInterrupt in the main thread. That waits for a compilation to end, some
@@ -35,9 +35,8 @@ def _end_on_ctrl_c() -> None:
 
 
 STARTS_HERE = sys.argv[0] == "-m"  # this package is being imported to run one of its modules
-BY_NC_JAX = Path(sys.argv[0]).name == "nc-jax" or Path(sys.argv[0]).parts[-2:] == ("nc_jax", "__main__.py")
-if STARTS_HERE or BY_NC_JAX:
-    _end_on_ctrl_c()
+if STARTS_HERE:
+    end_on_ctrl_c()
 
 from nc_jax.extras import require_all
 from nc_jax.study.ends import one_sentence

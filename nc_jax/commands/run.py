@@ -24,5 +24,6 @@ def main(words: Sequence[str]) -> None:
     if words[0] not in there:
         fail(f"the experiment must be one of {', '.join(there)}; got {words[0]!r}")
     sys.argv[1:] = words[1:]
+    sys.modules[NAME].end_on_ctrl_c()
     with started_by_nc_jax():
         runpy.run_module(f"{NAME}.{words[0]}", run_name="__main__", alter_sys=True)
