@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pages
 import pytest
 
@@ -24,7 +25,8 @@ converged: the gradient norm is below the tolerance
 
 def test_the_blocks_are_the_ones_that_the_tests_know():
     assert {block.language for block in BLOCKS} == {"python", "bash"}
-    make, _ = (block.text.splitlines() for block in BLOCKS if block.language == "bash")
+    measure, make, _ = (block.text.splitlines() for block in BLOCKS if block.language == "bash")
+    assert [shlex.split(line)[0] for line in measure] == ["pip", "nc-jax"]
     assert [shlex.split(line, comments=True) for line in make] == [["make", "demo"], ["make", "test"]]
 
 
@@ -43,9 +45,16 @@ def test_every_method_is_in_its_table():
 @pytest.mark.slow
 def test_blocks_run_one_after_the_other(tmp_path):
     """The experiment only says what it would do; the tests of the experiments train."""
+    random = np.random.default_rng(0)
+    features, labels = random.normal(size=(90, 8)), np.arange(90) % 3
+    arrays = {"features": features, "labels": labels, "weight": random.normal(size=(3, 8)), "bias": np.zeros(3)}
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
     printed = [line for line in pages.run_page(README, tmp_path).splitlines() if line.strip()]
-    pages.compare("\n".join(printed[:5]), PRINTED)
-    assert "steps" in "\n".join(printed[5:])
+    assert printed[0].startswith("90 examples of 3 classes")
+    start = next(number for number, line in enumerate(printed) if line.startswith("converged"))
+    pages.compare("\n".join(printed[start : start + 5]), PRINTED)
+    assert "steps" in "\n".join(printed[start + 5 :])
 
 
 @pytest.mark.slow
