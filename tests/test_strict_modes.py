@@ -59,6 +59,36 @@ def calibration():
     return sums.merge(sums).compute()
 
 
+def outliers():
+    stats = from_batch()
+    scores = [metrics.Neco.fit(stats, standardize=one).score(FEATURES, LOGITS) for one in (True, False)]
+    scores += [metrics.Nci.fit(stats, FRAME, 0.1).score(FEATURES, LOGITS), metrics.energy_score(LOGITS, 2)]
+    scores += [metrics.Vim.fit(stats, FRAME, BIAS).update(FEATURES, LOGITS, LABELS).score(FEATURES, LOGITS)]
+    inside = (LABELS > 0).astype(int)
+    scores += [metrics.auroc(scores[0], inside), metrics.false_positive_rate(scores[0], inside)]
+    return scores, metrics.max_softmax(LOGITS), metrics.outlier_orthogonality(stats, FEATURES[0])
+
+
+def by_depth():
+    stats = {"last": from_batch()}
+    found = metrics.collapse_by_depth(stats, metrics.nearest_centre_by_layer({"last": FEATURES}, LABELS, stats))
+    return (
+        found,
+        metrics.few_shot_errors(FEATURES, LABELS, K, 1, key=KEY, ways=2, draws=2),
+        metrics.effective_depth([0]),
+    )
+
+
+def regression():
+    stats = metrics.RegressionStatistics.from_batch(FEATURES, LOGITS)
+    return metrics.regression_collapse(stats.merge(stats.update(FEATURES, LOGITS)), FRAME)
+
+
+def tag_wise():
+    sets, numbers = metrics.tag_sets(np.array([[1, 0, 1], [0, 1, 1]])[:, LABELS % 3].T)
+    return metrics.tag_wise_average(metrics.ClassStatistics.from_batch(FEATURES, numbers, len(sets)), sets)
+
+
 def of_clients():
     existing, server = np.arange(K) < 2, {"w": means()[0], "b": means()[1]}
     drift = metrics.client_drift({"w": means("bfloat16"), "b": means()}, server, np.arange(12))
@@ -105,6 +135,14 @@ CALLS = {
     "collapse": lambda: metrics.collapse_metrics(from_batch(), FRAME, BIAS),
     "vci": lambda: metrics.variability_collapse_index(from_batch()),
     "cdnv": lambda: metrics.within_class_collapse(from_batch(), "cdnv"),
+    "cdnv, exponent": lambda: metrics.class_distance_normalized_variance(from_batch(), 1.5),
+    "outliers": outliers,
+    "depth": by_depth,
+    "regression": regression,
+    "tag-wise average": tag_wise,
+    "ancestors": lambda: metrics.AncestorCounts.from_batch(
+        LABELS, np.roll(LABELS, 1), metrics.ancestor_overlaps(TREE)
+    ).compute(),
     "nearest centre": lambda: metrics.nearest_centre_agreement(FEATURES, FRAME, BIAS, from_batch().means),
     "zero-mean collapse": lambda: metrics.zero_mean_collapse(from_batch(), ORTHOGONAL),
     "nearest class": lambda: metrics.nearest_centre_accuracy(FEATURES, LABELS, from_batch().means),

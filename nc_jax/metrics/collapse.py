@@ -4,18 +4,20 @@ At perfect collapse the examples of each class have the same features (NC1), the
 equiangular tight frame (NC2), the classifier equals these means up to scale (NC3), and the classifier decides for the
 nearest class mean (NC4).
 
-=============================  ===============  ===============  ======================================================
-function                       at collapse      scale            source of the default form
-=============================  ===============  ===============  ======================================================
-`within_class_collapse`        0                ratio, >= 0      NC1: Papyan, Han and Donoho (2020)
-`etf_distance`                 0                [0, sqrt(2)]     NC2: Zhu et al. (2021), of the classifier
-`equinorm`                     0                ratio, >= 0      NC2: Papyan, Han and Donoho (2020)
-`equiangle`                    0                cosine, [0, 1]   NC2: Papyan, Han and Donoho (2020)
-`maximal_angle`                0                cosine, [0, 2]   NC2: Papyan, Han and Donoho (2020)
-`self_duality`                 0                [0, 2]           NC3: Zhu et al. (2021)
-`nearest_centre_agreement`     1                share, [0, 1]    NC4: Papyan, Han and Donoho (2020)
-`bias_collapse`                0                unit of logits   Zhu et al. (2021)
-=============================  ===============  ===============  ======================================================
+====================================  ===========  ==============  =========================================
+function                              at collapse  scale           source of the default form
+====================================  ===========  ==============  =========================================
+`within_class_collapse`               0            ratio, >= 0     NC1: Papyan, Han and Donoho (2020)
+`class_distance_normalized_variance`  0            ratio, >= 0     NC1 by pairs: Galanti et al. (2022)
+`etf_distance`                        0            [0, sqrt(2)]    NC2: Zhu et al. (2021), of the classifier
+`equinorm`                            0            ratio, >= 0     NC2: Papyan, Han and Donoho (2020)
+`equiangle`                           0            cosine, [0, 1]  NC2: Papyan, Han and Donoho (2020)
+`maximal_angle`                       0            cosine, [0, 2]  NC2: Papyan, Han and Donoho (2020)
+`self_duality`                        0            [0, 2]          NC3: Zhu et al. (2021)
+`nearest_centre_agreement`            1            share, [0, 1]   NC4: Papyan, Han and Donoho (2020)
+`bias_collapse`                       0            unit of logits  Zhu et al. (2021)
+`outlier_orthogonality`               0            cosine, [0, 1]  NC5, of outliers: Ammar et al. (2024)
+====================================  ===========  ==============  =========================================
 
 Classes without examples are left out (they never count as a class with mean zero), and K is then the number of classes
 present. Values never raise an error: a metric that is 0 / 0 (fewer than two classes, equal means, zero vectors) is NaN,

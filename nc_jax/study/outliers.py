@@ -1,5 +1,6 @@
-"""What experiments on outliers measure: images of no class of the training set, and scores that find them."""
+"""What experiments on outliers measure: sets of images that belong to no class, and scores that find them."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float, UInt8
 
 from nc_jax.data import ExampleSource, LabelledArrays, glyphs
 from nc_jax.data.characters import SIZE
+from nc_jax.data.digits import PIXEL_MAX
 from nc_jax.metrics import (
     ClassStatistics,
     Nci,
@@ -106,7 +108,8 @@ def _digits(data: Data, known: int) -> UInt8[np.ndarray, "number height width"]:
     del data, known
     from sklearn.datasets import load_digits
 
-    small = np.rint(load_digits().images * 255 / 16).astype(np.uint8)
+    pixels = np.asarray(load_digits(return_X_y=True)[0]).reshape(-1, 8, 8)
+    small = np.rint(pixels * 255 / PIXEL_MAX).astype(np.uint8)
     large = [
         np.asarray(PIL.Image.fromarray(image).resize((DIGIT, DIGIT), PIL.Image.Resampling.BILINEAR)) for image in small
     ]
@@ -151,20 +154,35 @@ def find_outliers(run: Run, names: Sequence[str], name_of_data: str) -> Found:
         ValueError: if the images have another size, or there is no such set.
     """
     check_images(run.data)
-    train, test = (Examples.of(run.trainer, run.trained.state, source) for source in (run.data.train, run.data.test))
+    gather = functools.partial(Examples.of, run.trainer, run.trained.state)
+    outliers = {name: gather(outliers_of(name, run.data, name_of_data)) for name in names}
     frame, bias = (np.asarray(part) for part in (run.trained.train.frame, run.trained.train.bias))
+    return detection(gather(run.data.train), gather(run.data.test), outliers, frame, bias)
+
+
+def detection(
+    train: Examples, test: Examples, outliers: Mapping[str, Examples], frame: np.ndarray, bias: np.ndarray
+) -> Found:
+    """Fit the scores on training examples, and say how well each tells test examples from outliers.
+
+    Args:
+        train: what the network gives for the training set.
+        test: the same for the test set.
+        outliers: the same for sets of outliers, by name.
+        frame: class vectors as columns, shape (d, K).
+        bias: shape (K,).
+    """
     fitted = _fit(train, frame, bias)
     inside = _scores(fitted, test)
     found: Found = {}
-    for name in names:
-        outliers = Examples.of(run.trainer, run.trained.state, outliers_of(name, run.data, name_of_data))
-        outside = _scores(fitted, outliers)
-        labels = np.repeat([1, 0], [len(test.labels), len(outliers.labels)])
+    for name, examples in outliers.items():
+        outside = _scores(fitted, examples)
+        labels = np.repeat([1, 0], [len(test.labels), len(examples.labels)])
         for score in SCORES:
             values = np.concatenate([inside[score], outside[score]])
             found[f"auroc/{name}/{score}"] = float(_auroc(values, labels))
             found[f"fpr95/{name}/{score}"] = float(_fpr95(values, labels))
-        found[f"nc5/{name}"] = float(_orthogonality(fitted.stats, outliers.features.mean(axis=0)))
+        found[f"nc5/{name}"] = float(_orthogonality(fitted.stats, examples.features.mean(axis=0)))
     return found
 
 
