@@ -1,4 +1,4 @@
-# Needs only Python >= 3.11 and make: `make demo` and `make test` create the virtual environment that they use.
+# Needs only Python >= 3.11 and make: every target creates the virtual environment that it uses.
 # Another Python: `PYTHON=python3.13 make test` (its environment is .venv-3.13; the default one is .venv).
 
 PYTHON ?= python3
@@ -8,7 +8,9 @@ PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(VERSION))
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := -m pip install --quiet --disable-pip-version-check
+INSTALL := $(BIN)/python $(PIP) --constraint constraints.txt
+LOWEST := $(VENV)-lowest
 
 # pyright's launcher would otherwise look up its newest release at every run.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -25,10 +27,10 @@ endif
 
 .PHONY: help
 help:  ## say what the targets do
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
-demo: $(VENV)/.installed  ## create the environment, install, train on real handwritten digits
+demo: $(VENV)/.installed-experiments  ## create the environment, install, train on real handwritten digits
 	$(BIN)/python -m experiments.nearest_etf
 
 .PHONY: test
@@ -38,6 +40,14 @@ test: $(VENV)/.installed-dev  ## create the environment, install, run the quick 
 .PHONY: test-slow
 test-slow: $(VENV)/.installed-dev  ## run the tests that take longer, and the benchmarks on tiny problems
 	$(BIN)/python -m pytest -m "slow or benchmark"
+
+.PHONY: test-torch
+test-torch: $(VENV)/.installed-dev $(VENV)/.installed-torch  ## install PyTorch, too, and run the tests that need it
+	$(BIN)/python -m pytest -m torch
+
+.PHONY: test-lowest
+test-lowest: $(LOWEST)/.installed  ## run the quick tests with the lowest versions that pyproject.toml allows
+	$(LOWEST)/bin/python -m pytest
 
 .PHONY: test-all
 test-all: $(VENV)/.installed-dev  ## run all of these tests at once
@@ -62,14 +72,19 @@ docs: $(VENV)/.installed-docs  ## build the documentation into docs/_build/html
 clean:  ## remove the environments, caches and build outputs (runs/ stays)
 	rm -rf .venv .venv-* .cache .pytest_cache .ruff_cache .hypothesis build dist docs/_build
 
-# A stamp says which extras are installed; it is stale once the project or a pin changes.
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python$(VERSION)
-	$(INSTALL) --editable .
-	@touch $@
-
+# A stamp says which extra is installed; it is stale once the project or a pin changes. Three extras bring another one.
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python$(VERSION)
 	$(INSTALL) --editable '.[$*]'
-	@touch $@ $(VENV)/.installed
+	@touch $@ $(if $(filter dev docs bench,$*),$(VENV)/.installed-experiments)
+
+# pip cannot choose lowest versions, so uv does, for what pyproject.toml names; what that requires in turn is the newest.
+$(LOWEST)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python $(PIP) --constraint constraints.txt uv
+	$(LOWEST)/bin/python -m uv pip compile pyproject.toml --quiet --extra dev --resolution lowest-direct \
+	  --output-file $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python $(PIP) --constraint $(LOWEST)/lowest.txt --editable '.[dev]'
+	@touch $@
 
 # An environment of another Python version is replaced, a half-made one is removed.
 $(BIN)/python$(VERSION):

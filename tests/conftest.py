@@ -1,6 +1,7 @@
 """Settings for all tests: eight virtual CPU devices, a compilation cache, and shapes checked at run time."""
 
 import gc
+import itertools
 import os
 from importlib import metadata
 from pathlib import Path
@@ -43,6 +44,15 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("ci")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not ask for
+def pytest_collection_modifyitems(items):
+    """Mark the tests of every file that skips some without PyTorch, so that `-m torch` runs them where it is there."""
+    for path, tests in itertools.groupby(items, lambda item: item.path):
+        if path.name.startswith("test_") and 'importorskip("torch")' in path.read_text(encoding="utf-8"):
+            for test in tests:
+                test.add_marker("torch")
 
 
 @pytest.fixture
