@@ -29,7 +29,8 @@ from nc_jax.solvers import Status
 
 Objective = Literal["riesz", "separation", "determinant"]
 OBJECTIVES = ("riesz", "separation", "determinant")
-_VERSION = 1  # part of the names of stored frames: raise it when the same arguments give another frame
+_VERSION = 2  # part of the names of stored frames: raise it when the same arguments give another frame
+_ROUNDS = 10  # 2 to 4 are usual
 _MOST_FOR_DETERMINANT = 4096  # its K x K kernel, the factor and their derivatives take about 1 GiB in float32
 
 
@@ -256,6 +257,12 @@ def _solve(
         solution, relative = spread(points, jnp.asarray(first, dtype), options=options)
         for exponent in later:
             solution, relative = spread(solution.point, jnp.asarray(exponent, dtype), options=options)
+        # Converged is relative to the largest gradient met, and that of a start whose points nearly coincide is huge.
+        # So a start goes on from where it ended, relative to the forces there, until it has nothing more to do.
+        for _ in range(_ROUNDS if objective == "riesz" else 0):
+            if not np.any((solution.status == Status.CONVERGED) & (solution.iterations > 0)):
+                break
+            solution, relative = spread(solution.point, jnp.asarray(first, dtype), options=options)
     found, grad_norms = jax.device_get((solution, relative))
     failed = found.status == Status.NON_FINITE
     values = np.array([_objective(points, objective, s, gamma) for points in found.point])

@@ -137,8 +137,11 @@ def equiangle(
 
     Reference: Papyan, Han and Donoho (2020).
     """
-    cosines, pairs = _pair_cosines(*checked_vectors(vectors, present))
-    return masked_std(cosines, pairs, ddof)
+    vectors, present = checked_vectors(vectors, present)
+    sum_of = _sums_over_pairs(vectors, present)
+    number = _number_of_pairs(present, vectors)
+    mean = sum_of(lambda cosines: cosines) / number
+    return jnp.sqrt(sum_of(lambda cosines: (cosines - mean) ** 2) / jnp.maximum(number - ddof, 0))
 
 
 def maximal_angle(
@@ -175,9 +178,10 @@ def maximal_angle(
     Reference: Papyan, Han and Donoho (2020). The released program of Liang and Davis (2023) applies it to class means.
     """
     vectors, present = checked_vectors(vectors, present)
-    cosines, pairs = _pair_cosines(vectors, present)
-    gaps = cosines - (-1 / (jnp.sum(present.astype(cosines.dtype)) - 1) if target is None else target)
-    return jnp.mean(gaps if signed else jnp.abs(gaps), where=pairs)
+    wanted = -1 / (jnp.sum(present.astype(vectors.dtype)) - 1) if target is None else target
+    sum_of = _sums_over_pairs(vectors, present)
+    total = sum_of(lambda cosines: cosines - wanted if signed else jnp.abs(cosines - wanted))
+    return total / _number_of_pairs(present, vectors)
 
 
 def checked_vectors(vectors: Reals, present: Mask | None) -> tuple[Array, Array]:
@@ -212,19 +216,8 @@ def distance_to_simplex(left: Array, right: Array, present: Array) -> Array:
         simplex = (own - mask[rows][:, None] * mask[None] / (others + 1)) / jnp.sqrt(others)
         return product(rows) / norm - simplex
 
-    classes = jnp.arange(mask.size)
-    if mask.size <= _TILE:
-        norm = jnp.linalg.norm(product(classes))
-        return jnp.linalg.norm(gaps(classes, norm))
-    whole, rest = jnp.split(classes, [mask.size // _TILE * _TILE])
-    parts = whole.reshape(-1, _TILE)
-
-    def root_of_squares(matrix: Callable[[Array], Array]) -> Array:
-        sums = jax.lax.map(lambda rows: jnp.sum(matrix(rows) ** 2), parts)
-        return jnp.sqrt(jnp.sum(sums) + jnp.sum(matrix(rest) ** 2))
-
-    norm = root_of_squares(product)
-    return root_of_squares(lambda rows: gaps(rows, norm))
+    norm = jnp.sqrt(_sum_over_rows(mask.size, lambda rows: product(rows) ** 2))
+    return jnp.sqrt(_sum_over_rows(mask.size, lambda rows: gaps(rows, norm) ** 2))
 
 
 def checked_frame(frame: Reals, stats: ClassStatistics, *, rows: bool = False) -> Array:
@@ -245,10 +238,38 @@ def frame_of_shape(frame: Reals, wanted: tuple[int, ...], *, rows: bool = False)
     return frame
 
 
-def _pair_cosines(vectors: Array, present: Array) -> tuple[Array, Array]:
-    """Return all cosines, shape (K, K), and the mask of the pairs i < j that count."""
+def _sums_over_pairs(vectors: Array, present: Array) -> Callable[[Callable[[Array], Array]], Array]:
+    """Return what sums a function of the cosines over the pairs i < j that count."""
     directions = vectors / jnp.where(present, safe_norm(vectors, axis=0), 1)
-    return matmul(transpose(directions), directions), jnp.triu(jnp.outer(present, present), 1)
+    classes = jnp.arange(present.size)
+
+    def sum_of(function: Callable[[Array], Array]) -> Array:
+        def part(rows: Array) -> Array:
+            cosines = matmul(transpose(directions[:, rows]), directions)
+            pairs = present[rows][:, None] & present[None] & (rows[:, None] < classes[None])
+            return jnp.where(pairs, function(cosines), 0)
+
+        return _sum_over_rows(present.size, part)
+
+    return sum_of
+
+
+def _number_of_pairs(present: Array, like: Array) -> Array:
+    number = jnp.sum(present.astype(like.dtype))
+    return number * (number - 1) / 2
+
+
+def _sum_over_rows(number: int, matrix: Callable[[Array], Array]) -> Array:
+    """Sum the entries of a matrix, of which at most `_TILE` rows are formed at once, from their indices."""
+
+    def part(rows: Array) -> Array:
+        return jnp.sum(jnp.sum(matrix(rows), axis=1))  # in two steps: a sum of 10^7 numbers in a row loses digits
+
+    rows = jnp.arange(number)
+    if number <= _TILE:
+        return part(rows)
+    whole, rest = jnp.split(rows, [number // _TILE * _TILE])
+    return jnp.sum(jax.lax.map(part, whole.reshape(-1, _TILE))) + part(rest)
 
 
 def masked_std(values: Array, mask: Array, ddof: int) -> Array:

@@ -157,23 +157,26 @@ def test_what_angles_say_without_room_for_a_simplex(x64):
     assert least_found(maximal_angle, 5, 2) > (5 - 1 - 2) / (5 - 1) ** 2
 
 
-def test_the_distance_to_a_simplex_in_parts(x64, monkeypatch):
+@pytest.mark.parametrize("metric", [etf_distance, equiangle, maximal_angle, partial(maximal_angle, signed=True)])
+def test_distances_and_angles_in_parts(x64, monkeypatch, metric):
     vectors = jnp.asarray(np.random.default_rng(2).normal(size=(3, 11)))
     present = jnp.arange(11) != 4
-    whole = etf_distance(vectors, present)
+    slope = jax.value_and_grad(metric)
+    whole = slope(vectors, present)
     monkeypatch.setattr("nc_jax.metrics.simplex._TILE", 4)
-    np.testing.assert_allclose(etf_distance(vectors, present), whole, rtol=1e-12)
+    for found, expected in zip(slope(vectors, present), whole, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
 
 
 LARGE = """
 import re, jax, jax.numpy as jnp
-from nc_jax.metrics import ClassStatistics, energy_gap, kernel_moments
+from nc_jax.metrics import ClassStatistics, energy_gap, equiangle, kernel_moments
 frame = jax.random.normal(jax.random.key(0), (64, 20_000))
 stats = ClassStatistics.init(20_000, 64, scatter=False)
 for part in range(0, 2000, 1000):  # the others are absent, which costs the same
     stats = stats.update(frame.T[part : part + 1000], jnp.arange(part, part + 1000))
 means, present = stats.centred_means(), stats.present
-print(energy_gap(frame).energy, kernel_moments(means, present=present).variance)
+print(energy_gap(frame).energy, kernel_moments(means, present=present).variance, equiangle(frame))
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())  # getrusage's begins at the parent's memory
 print(int(peak[1]) / 2**20, "GiB")
 """
