@@ -66,9 +66,6 @@ def page_of(name: str, report: Report, layers: Mapping[str, Report]) -> str:
         pictures = {}
     if layers:
         page.heading("By layer")
-        page.say(
-            ["Features of earlier layers, first to last, with the same labels; 0 is collapse, 1 for the accuracy."]
-        )
         page.tables([layer_table(report, layers)])
         _draw(page, pictures, "layers")
     page.heading("Pictures")
@@ -97,7 +94,7 @@ def at_a_glance(report: Report) -> Table:
         for key in names
         if key in report
     ]
-    return Table("At a glance", ["metric", "value", "at collapse", "what it says"], rows)
+    return Table("What papers report first", ["metric", "value", "at collapse", "what it says"], rows)
 
 
 def layer_table(report: Report, layers: Mapping[str, Report]) -> Table:
@@ -108,7 +105,11 @@ def layer_table(report: Report, layers: Mapping[str, Report]) -> Table:
         [layer, str(one.statistics.shifts.shape[0]), *(shown(one[key].value) if key in one else "" for key in names)]
         for layer, one in every.items()
     ]
-    return Table("By layer", ["layer", "dimensions", *names], rows)
+    return Table(
+        "NC1 of earlier layers with the same labels, first to last, and of the features",
+        ["layer", "dimensions", *names],
+        rows,
+    )
 
 
 def class_table(report: Report, which: Iterable[int]) -> Table:

@@ -14,6 +14,7 @@ from nc_jax.study.plots import grid, legend_below, plain_ticks
 MOST_CLASSES = 4096  # whose cosines, a K x K matrix, are drawn: 64 MiB
 BLUE, ORANGE, GREY = "#1f77b4", "#d95f02", "0.5"
 SIZE = (6.0, 3.2)
+ROUNDING = 1e-10  # squared singular values below this share of the largest are rounding, in float32
 
 
 def draw(report: Report, layers: Mapping[str, Report]) -> Iterator[tuple[str, tuple[bytes, str]]]:
@@ -30,27 +31,29 @@ def draw(report: Report, layers: Mapping[str, Report]) -> Iterator[tuple[str, tu
 
 def _spectra(report: Report) -> tuple[bytes, str]:
     stats = report.statistics.at_unit_scale()
-    between = np.linalg.svd(np.asarray(stats.centred_means(), np.float64), compute_uv=False)
+    present = int(np.sum(report.classes.count > 0))
+    means = np.linalg.svd(np.asarray(stats.centred_means(), np.float64), compute_uv=False)[: present - 1] ** 2 / present
+    total = means.sum()
     figure, axes = grid(1, 1, SIZE)
     axis = axes[0, 0]
-    variances = between**2 / max(int(np.sum(report.classes.count > 0)), 1)
-    total = variances.sum()
-    axis.plot(np.arange(1, len(variances) + 1), variances / total, ".-", color=BLUE, label="class means")
+    spectra = {"class means": (means, BLUE)}
     if stats.scaled_scatter is not None:
         within = np.linalg.eigvalsh(np.asarray(stats.scatter, np.float64))[::-1] / int(report.classes.count.sum())
-        axis.plot(np.arange(1, len(within) + 1), within / total, "-", color=ORANGE, label="within classes")
-        floor = max(within.max(), variances.max()) / total * 1e-8
-        axis.set_ylim(bottom=max(floor, min(within[within > 0].min(initial=1), variances[0]) / total))
+        spectra["within classes"] = (within, ORANGE)
+    for name, (variances, colour) in spectra.items():
+        shares = variances[variances > ROUNDING * variances[0]] / total
+        axis.plot(np.arange(1, len(shares) + 1), shares, ".-", color=colour, label=name, markersize=4)
     axis.set_yscale("log")
     axis.set_xscale("log")
     plain_ticks(axis)
+    plain_ticks(axis, "x")
     axis.set_xlabel("direction")
     axis.set_ylabel("variance")
     axis.grid(alpha=0.3)
     legend_below(figure, axis)
     return _svg(figure), (
         "Variance of the class means and within classes by direction, largest first, relative to the total variance of "
-        "the class means. At collapse, K - 1 class means have equal variance and there is none within classes."
+        "the class means. At collapse, K - 1 directions of the means have equal variance, and classes have none."
     )
 
 
@@ -97,21 +100,21 @@ def _classes(report: Report) -> tuple[bytes, str]:
     classes = report.classes
     figure, axes = grid(1, 1, SIZE)
     axis = axes[0, 0]
-    axis.plot(classes.distance, np.sqrt(classes.variance), ".", color=BLUE, label="a class")
-    axis.set_xlim(left=0)
-    axis.set_ylim(bottom=0)
-    reach = np.array([0, np.nanmax(classes.distance)]) if np.isfinite(classes.distance).any() else np.zeros(2)
-    axis.plot(reach, reach / 2, color=GREY, linestyle=":", label="half the distance")
+    deviations = np.sqrt(classes.variance)
+    axis.plot(classes.distance, deviations, ".", color=BLUE)
+    for limit, values in ((axis.set_xlim, classes.distance), (axis.set_ylim, deviations)):
+        finite = values[np.isfinite(values)]
+        limit(0, 1.1 * finite.max() if finite.any() else 1)
     if len(classes.count) <= 30:  # more numbers would cover each other
         for k in np.flatnonzero(classes.count):
-            axis.annotate(str(k), (classes.distance[k], np.sqrt(classes.variance[k])), fontsize=8)
+            axis.annotate(str(k), (classes.distance[k], deviations[k]), fontsize=8)
     axis.set_xlabel("distance to the nearest other class mean")
     axis.set_ylabel("root of the variance")
     axis.grid(alpha=0.3)
-    legend_below(figure, axis)
-    return _svg(
-        figure
-    ), "How far the examples of each class are from their mean, and that from the nearest other class mean."
+    return _svg(figure), (
+        "How far the examples of each class are from their mean, and how far that is from the nearest other one. At "
+        "collapse, all classes lie at one point of the horizontal axis."
+    )
 
 
 def _layers(report: Report, layers: Mapping[str, Report]) -> tuple[bytes, str]:

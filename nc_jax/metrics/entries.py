@@ -42,7 +42,7 @@ class Kind(NamedTuple):
     sentence: str
 
 
-def plain(value: float) -> float | str | None:
+def plain(value: float | int) -> float | int | str | None:
     """Return a number as JSON can hold it.
 
     Example:

@@ -267,6 +267,7 @@ def report(
         raise ValueError("a report needs known features and labels; got traced ones: call it outside jax.jit")
     if features.ndim != 2 or not features.shape[1]:
         raise ValueError(f"features must have shape (batch, dim) with dim >= 1; got {features.shape}")
+    checked_labels(labels, rows=len(features))
     notes: list[str] = []
     if num_classes is None and frame is not None:
         frame = as_array(frame, "frame")

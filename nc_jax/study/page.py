@@ -21,7 +21,7 @@ figcaption, caption { color: gray; max-width: 44rem; text-align: left; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0; }
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; } td.text { text-align: left; min-width: 14rem; }
+th:first-child, td:first-child, th.text, td.text { text-align: left; } td.text { min-width: 14rem; }
 tbody tr:hover { background: var(--soft); }
 code { background: var(--soft); padding: 0 .2rem; overflow-wrap: anywhere; }
 """
@@ -67,7 +67,10 @@ class Page:
         """
         left = set(text_columns)
         for table in tables:
-            head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
+            head = "".join(
+                f"<th{' class=text' if place in left else ''}>{html.escape(name)}</th>"
+                for place, name in enumerate(table.columns)
+            )
             rows = "".join(
                 "<tr>"
                 + "".join(
