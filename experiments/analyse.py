@@ -12,7 +12,6 @@ Data      directories of runs of other experiments, runs/nearest_etf/20261126-13
 
 import dataclasses
 import importlib
-import re
 import statistics
 import sys
 from collections.abc import Sequence
@@ -22,10 +21,10 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from nc_jax.methods import METHODS
 from nc_jax.study import Table, plots
 from nc_jax.study.cli import parse
-from nc_jax.study.compared import Row, Saved, columns_of, compared, label, load, settings_table
+from nc_jax.study.compared import columns_of, compared, label, load, settings_table
+from nc_jax.study.curves import Curves, curves_of, group_names, panels_of, row_of, with_mismatch
 from nc_jax.study.ends import one_sentence
 from nc_jax.study.report import Report
 from nc_jax.study.runs import new_directory, read_document
@@ -33,25 +32,7 @@ from nc_jax.study.settings import slug
 from nc_jax.study.tables import Column
 from nc_jax.training import read_metrics
 
-# What is drawn where the log has it: name without "train/" or "test/", title, scale.
-PANELS = [
-    ("loss", "loss", "log"),
-    ("accuracy", "accuracy", "linear"),
-    ("vci", "variability collapse index", "linear"),
-    ("nc1", "NC1: within-class variability", "log"),
-    ("nc2_means", "NC2 of class means", "log"),
-    ("nc2_classifier", "NC2 of the classifier", "linear"),
-    ("nearest_etf_means", "class means to the nearest ETF", "log"),
-    ("nearest_etf_classifier", "classifier to the nearest ETF", "linear"),
-    ("nc3", "NC3: classifier to class means", "log"),
-    ("mismatch", "1 - NC4: not the nearest centre", "linear"),
-    ("cosine_margin", "mean cosine margin", "linear"),
-    ("cosine_margin_min", "least cosine margin", "linear"),
-    ("rank_means", "rank of class means", "linear"),
-    ("effective_rank_means", "effective rank of class means", "linear"),
-]
 SHOWN = 5  # directories in a sentence
-OF_THE_CLASSIFIER = ("nc2_classifier", "nearest_etf_classifier")  # the same on the training and the test set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,37 +98,22 @@ def _compare(config: Config) -> dict[str, Any]:
     report.say(said)
     for _, tables in found.values():
         report.tables(tables)
-    for case in dict.fromkeys(case for case, _, _ in rows):
-        report.picture(_curves(config, runs, [row for row in rows if row[0] == case], columns, directory))
+    for case, drawn in curves_of(runs, [read_metrics(run.directory) for run in runs]).items():
+        if case in {row[0] for row in rows}:
+            report.picture(_curves(config, case, drawn, columns, directory))
     summary = {"settings": [list(row) for row in differ.rows], "verdicts": said, "directory": str(directory)}
     report.write(summary)
     return summary
 
 
-def _curves(
-    config: Config, runs: Sequence[Saved], rows: Sequence[Row], columns: Sequence[Column], directory: Path
-) -> Path | None:
+def _curves(config: Config, case: str, drawn: Curves, columns: Sequence[Column], directory: Path) -> Path | None:
     """Draw a case's curves: methods in their colours, runs by dashes."""
-    log: list[dict[str, Any]] = []
-    groups: dict[str, list[str]] = {}
-    of: dict[str, tuple[str, str]] = {}
-    for run in runs:
-        lines = read_metrics(run.directory)
-        log += [line | {"run": f"{run.name}/{line['run']}"} for line in lines]
-        there = {line["run"] for line in lines}
-        for row in rows:
-            _, variant, method = row
-            title = label(("", variant, method))
-            drawn = f"{title}, {run.name}"
-            groups[drawn] = [f"{run.name}/{name}" for name in run.names[row] if name in there]
-            of[drawn] = (run.name, title)
-    there = {name for line in log for name in line}
-    panels = [(c.key, c.panel, c.scale) for c in columns if c.panel is not None and c.key in there] or _panels(there)
-    groups = {name: names for name, names in groups.items() if names}
-    if not panels or not groups:
+    there = drawn.metrics
+    panels = [(c.key, c.panel, c.scale) for c in columns if c.panel is not None and c.key in there] or panels_of(there)
+    if not panels:
         return None
-    path = directory / f"{slug(rows[0][0]) or 'convergence'}.{config.picture_format}"
-    plots.curves(path, log, groups, panels, config.unit, plots.looks(of))
+    path = directory / f"{slug(case) or 'convergence'}.{config.picture_format}"
+    plots.curves(path, drawn.log, drawn.groups, panels, config.unit, drawn.looks)
     return path
 
 
@@ -159,13 +125,7 @@ def _statistics(config: Config) -> dict[str, Any]:
     log = read_metrics(source)
     if not log:
         raise FileNotFoundError(_without_log(source))
-    for line in log:
-        for split in ("", "train/", "test/"):
-            if line.get(f"{split}nc4") is not None:
-                line[f"{split}mismatch"] = 1 - line[f"{split}nc4"]
-    groups: dict[str, list[str]] = {}
-    for name in dict.fromkeys(line["run"] for line in log):
-        groups.setdefault(re.sub(r"-seed\d+$", "", name), []).append(name)
+    log, groups = with_mismatch(log), group_names(line["run"] for line in log)
     evaluated = sorted({line["epoch"] for line in log})
     if config.epoch is not None and config.epoch not in evaluated:
         raise ValueError(f"epoch must be one of the log's, {evaluated}; got {config.epoch}")
@@ -206,11 +166,8 @@ def _without_log(source: Path) -> str:
 
 def _looks(groups: dict[str, list[str]]) -> dict[str, plots.Look]:
     """Draw a run's rows by the methods in which their names end."""
-    ends = {
-        name: max((m for m in METHODS if name == m or name.endswith(f"-{m}")), key=len, default="") for name in groups
-    }
-    rows = {name: (name[: -len(end)] if end else name, METHODS[end].title if end else "") for name, end in ends.items()}
-    return plots.looks(rows)
+    rows = {name: row_of(name) for name in groups}
+    return plots.looks({name: (row[1], label(("", "", row[2]))) for name, row in rows.items()})
 
 
 def describe(values: Sequence[float]) -> dict[str, float]:
@@ -233,17 +190,7 @@ def _chosen(config: Config, log: list[dict]) -> list[tuple[str, str, str]]:
         raise ValueError(
             f"metrics must be in the log, which has {', '.join(sorted(there))}; got {', '.join(sorted(unknown))}"
         )
-    return [(name, name, "linear") for name in config.metrics] or _panels(there)
-
-
-def _panels(there: set[str]) -> list[tuple[str, str, str]]:
-    splits = [("", ""), ("train/", " (train)"), ("test/", " (test)")]
-    return [
-        (split + name, title + suffix, scale)
-        for name, title, scale in PANELS
-        for split, suffix in splits
-        if split + name in there and not (split == "test/" and name in OF_THE_CLASSIFIER)
-    ]
+    return [(name, name, "linear") for name in config.metrics] or panels_of(there)
 
 
 def _values(log: list[dict], runs: Sequence[str], metric: str, epoch: int | None) -> list[float]:

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 from nc_jax.methods import METHODS
 from nc_jax.study.cli import WHERE
 from nc_jax.study.ledger import Ledger
-from nc_jax.study.runs import read_document
+from nc_jax.study.runs import SETTINGS, read_document
 from nc_jax.study.tables import Column, Table, comparison_tables, named
 from nc_jax.study.verdict import verdicts
 
+RESULTS = "results.jsonl"
 Row = tuple[str, str, str]  # case, variant of the settings, method
 
 
@@ -35,6 +36,18 @@ class Saved(NamedTuple):
     names: dict[Row, list[str]]
 
 
+def names_of(directories: Sequence[Path]) -> list[str]:
+    """Return names of runs beside each other: those of their directories, or their paths if two have the same name.
+
+    Raises:
+        ValueError: if two directories are the same.
+    """
+    if len({path.resolve() for path in directories}) < len(directories):
+        raise ValueError(f"the runs must be in different directories; got {', '.join(map(str, directories))}")
+    names = [path.resolve().name for path in directories]
+    return names if len(set(names)) == len(names) else [str(path) for path in directories]
+
+
 def load(directories: Sequence[Path]) -> list[Saved]:
     """Read runs back.
 
@@ -45,24 +58,43 @@ def load(directories: Sequence[Path]) -> list[Saved]:
         FileNotFoundError: if a directory has no config.json or no results.jsonl.
         ValueError: if a run has no results by method and seed, or two directories are the same.
     """
-    if len({path.resolve() for path in directories}) < len(directories):
-        raise ValueError(f"the runs must be in different directories; got {', '.join(map(str, directories))}")
-    alone = len({path.name for path in directories}) == len(directories)
-    return [_load(path, path.name if alone else str(path)) for path in directories]
+    return [_load(path, name) for path, name in zip(directories, names_of(directories), strict=True)]
 
 
 def _load(directory: Path, name: str) -> Saved:
-    document = read_document(directory / "config.json")
-    if not (directory / "results.jsonl").is_file():
-        kind = f"{directory}, of {document['experiment']}"
-        raise FileNotFoundError(f"runs that can be compared have a results.jsonl; got {kind}, without")
+    document = read_document(directory / SETTINGS)
+    kind = f"{directory}, of {document['experiment']}"
+    if not (directory / RESULTS).is_file():
+        raise FileNotFoundError(f"runs that can be compared have a {RESULTS}; got {kind}, without")
+    results, names = results_of(directory)
+    if not results:
+        raise ValueError(f"runs that can be compared have results by method and seed; got {kind}, without")
+    return Saved(name, directory, document["experiment"], settings_of(document), results, names)
+
+
+def settings_of(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings in a run's config.json by dotted name, with what else a result depends on.
+
+    Args:
+        document: what `nc_jax.study.runs.read_document` returns.
+    """
     settings = dict(_flat(document["config"], ""))
     about = document.get("environment", {})
     settings |= {"code": about.get("commit"), "jax": about.get("versions", {}).get("jax")}
-    settings["device"] = about.get("device", {}).get("kind")
+    return settings | {"device": about.get("device", {}).get("kind")}
+
+
+def results_of(directory: Path) -> tuple[dict[Row, dict[int, dict[str, Any]]], dict[Row, list[str]]]:
+    """Return what each seed of each row of a run's table reached so far, and the names of each row's runs in the log.
+
+    Both are empty if the run has no results by method and seed.
+
+    Raises:
+        ValueError: if the file of results is damaged.
+    """
     results: dict[Row, dict[int, dict[str, Any]]] = {}
     names: dict[Row, list[str]] = {}
-    for key, found in Ledger(directory / "results.jsonl").items():
+    for key, found in Ledger(directory / RESULTS).items():
         if "method" not in key or "seed" not in key:
             continue
         row = (str(key["case"]), str(key.get("variant", "")), str(key["method"]))
@@ -70,10 +102,7 @@ def _load(directory: Path, name: str) -> Saved:
         if run.endswith(f"-seed{key['seed']}"):  # others choose a learning rate
             results.setdefault(row, {})[int(key["seed"])] = found
             names.setdefault(row, []).append(run)
-    if not results:
-        kind = f"{directory}, of {document['experiment']}"
-        raise ValueError(f"runs that can be compared have results by method and seed; got {kind}, without")
-    return Saved(name, directory, document["experiment"], settings, results, names)
+    return results, names
 
 
 def _flat(settings: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
@@ -86,15 +115,20 @@ def _flat(settings: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
             yield f"{path}{name}", value
 
 
-def settings_table(runs: Sequence[Saved]) -> Table:
-    """Return the settings in which runs differ, a row each."""
+def settings_table(runs: Sequence[Saved], *, differ: bool = True) -> Table:
+    """Return the settings in which runs differ, a row each.
+
+    Args:
+        runs: the runs.
+        differ: False returns the settings in which they agree.
+    """
     names = dict.fromkeys(name for run in runs for name in run.settings)
     rows = [
-        [name, *(json.dumps(run.settings.get(name)) for run in runs)]
+        [name, *(json.dumps(run.settings.get(name), ensure_ascii=False) for run in runs)]
         for name in names
-        if any(run.settings.get(name) != runs[0].settings.get(name) for run in runs)
+        if any(run.settings.get(name) != runs[0].settings.get(name) for run in runs) is differ
     ]
-    title = "Settings that differ" if rows else "No setting differs."
+    title = ("Settings that differ" if rows else "No setting differs.") if differ else "Settings that are the same"
     return Table(title, ["", *(run.name for run in runs)], rows)
 
 

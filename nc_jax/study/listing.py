@@ -21,7 +21,7 @@ def describe_experiments(folder: Path) -> str:
     package, entries = folder.name, []
     for name, header in experiments_in(folder).items():
         lines = [f"python -m {package}.{name}"]
-        for sentence in (header.splitlines()[0], f"Claim: {_part(header, 'Claim')}"):
+        for sentence in (header.splitlines()[0], f"Claim: {part_of(header, 'Claim')}"):
             lines += textwrap.wrap(sentence, WIDTH, initial_indent="    ", subsequent_indent="    ")
         module = importlib.import_module(f"{package}.{name}")
         if hasattr(module, "PRESETS"):
@@ -44,7 +44,7 @@ def experiments_in(folder: Path) -> dict[str, str]:
     return {name: header for name, header in headers.items() if "Command" in header}
 
 
-def _part(header: str, name: str) -> str:
+def part_of(header: str, name: str) -> str:
     """Return a part of a header, its lines joined."""
     found = re.search(rf"^{name} +(.*?)(?=^\S|\Z)", header, re.MULTILINE | re.DOTALL)
     return " ".join(found[1].split()) if found else ""

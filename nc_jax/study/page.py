@@ -5,10 +5,17 @@ themselves.
 """
 
 import base64
+import contextlib
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 from nc_jax.study.tables import Table
+
+LONG = 24  # letters of a cell of text that stays in one line
+# Dashes of curves, by Matplotlib's signs, as SVG writes them.
+DASHES = {"-": "", "--": "6 3", ":": "2 3", "-.": "7 2 2 2"}
+PIXELS_PER_INCH, DPI = 96, 150  # of CSS, and of the pictures that `nc_jax.study.plots` draws
+LEAST_SHARE = 0.6  # of its own width, to which a picture shrinks on a narrow screen: letters of 6 pixels remain
 
 # System fonts: a page of its own may not ask a server for one.
 _STYLE = """
@@ -17,12 +24,22 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 68rem; p
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; } p { max-width: 44rem; }
 nav ul { columns: 18rem; padding-left: 1.2rem; }
 figure { margin: 1rem 0; } figure img { background: white; height: auto; max-width: 100%; }
-figcaption, caption { color: gray; max-width: 44rem; text-align: left; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0; }
+figcaption, caption { color: gray; max-width: min(44rem, calc(100vw - 2rem)); text-align: left; }
+.wide { max-width: 100%; overflow-x: auto; }
+table { border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums; margin: 1rem 0; }
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: right; vertical-align: top; }
-th:first-child, td:first-child, th.text, td.text { text-align: left; } td.text { min-width: 14rem; }
+th, td { white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } td.text, th.text { text-align: left; }
+th:first-child, td:first-child { background: Canvas; left: 0; min-width: 7rem; position: sticky; white-space: normal; }
+td.long { min-width: 14rem; overflow-wrap: anywhere; white-space: normal; }
+.tables { align-items: flex-start; display: flex; flex-wrap: wrap; gap: 0 2.5rem; }
+figure { overflow-x: auto; } summary { cursor: pointer; margin: 1rem 0; }
+.panels figure { margin: 0; }
+.panels { display: grid; gap: 0 1rem; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; padding: 0; }
+.legend svg { background: white; margin-right: .4rem; vertical-align: middle; }
 tbody tr:hover { background: var(--soft); }
+@media (max-width: 40rem) { table { font-size: .85rem; } th, td { padding: .25rem .4rem; } }
 code { background: var(--soft); padding: 0 .2rem; overflow-wrap: anywhere; }
 """
 
@@ -54,18 +71,34 @@ class Page:
         self._contents[name] = text
         self._parts.append(f'<h2 id="{html.escape(name)}">{html.escape(text)}</h2>')
 
+    def subheading(self, text: str) -> None:
+        """Begin a part of a part."""
+        self._parts.append(f"<h3>{html.escape(text)}</h3>")
+
+    @contextlib.contextmanager
+    def folded(self, text: str) -> Iterator[None]:
+        """Show what a `with` block adds only to readers who ask for it.
+
+        Args:
+            text: what it is.
+        """
+        self._parts.append(f"<details><summary>{html.escape(text)}</summary>")
+        yield
+        self._parts.append("</details>")
+
     def say(self, sentences: Iterable[str]) -> None:
         """Add sentences, each a paragraph."""
         self._parts += [f"<p>{html.escape(sentence)}</p>" for sentence in sentences]
 
     def tables(self, tables: Iterable[Table], *, text_columns: Iterable[int] = ()) -> None:
-        """Add tables.
+        """Add tables, beside each other where the screen has room.
 
         Args:
             tables: tables of any width; the page need not cut them.
             text_columns: places of columns with sentences, which stand on the left of their cells.
         """
         left = set(text_columns)
+        self._parts.append('<div class="tables">')
         for table in tables:
             head = "".join(
                 f"<th{' class=text' if place in left else ''}>{html.escape(name)}</th>"
@@ -74,7 +107,7 @@ class Page:
             rows = "".join(
                 "<tr>"
                 + "".join(
-                    f"<td{' class=text' if place in left else ''}>{html.escape(cell)}</td>"
+                    f"<td{_class_of(cell) if place in left else ''}>{html.escape(cell)}</td>"
                     for place, cell in enumerate(row)
                 )
                 + "</tr>\n"
@@ -84,6 +117,7 @@ class Page:
             self._parts.append(
                 f'<div class="wide"><table>{title}<thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table></div>'
             )
+        self._parts.append("</div>")
 
     def picture(self, data: bytes, caption: str) -> None:
         """Add a picture.
@@ -92,10 +126,23 @@ class Page:
             data: the content of a PNG or SVG file.
             caption: what it shows; also read aloud in place of the picture.
         """
-        kind = "png" if data.startswith(b"\x89PNG") else "svg+xml"
-        source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
         said = html.escape(caption)
-        self._parts.append(f'<figure><img src="{source}" alt="{said}"><figcaption>{said}</figcaption></figure>')
+        self._parts.append(f"<figure>{_image(data, caption)}<figcaption>{said}</figcaption></figure>")
+
+    def panels(self, pictures: Mapping[str, bytes], legend: Mapping[str, tuple[str, str]]) -> None:
+        """Add small pictures, as many beside each other as the screen has room for, under one legend.
+
+        Args:
+            pictures: the content of PNG or SVG files, by what they show.
+            legend: colour and dash ("-", "--", ":" or "-.") of each curve, by its name.
+        """
+        lines = "".join(
+            f'<li><svg width="36" height="10"><line x1="2" y1="5" x2="34" y2="5" stroke-width="2.5" '
+            f'stroke="{html.escape(colour)}" stroke-dasharray="{DASHES[dash]}"/></svg>{html.escape(name)}</li>'
+            for name, (colour, dash) in legend.items()
+        )
+        drawn = "".join(f"<figure>{_image(data, title)}</figure>" for title, data in pictures.items())
+        self._parts.append(f'<ul class="legend">{lines}</ul><div class="panels">{drawn}</div>')
 
     def text(self) -> str:
         """Return the page."""
@@ -109,3 +156,19 @@ class Page:
             + "\n".join(self._parts)
             + "\n</body>\n</html>\n"
         )
+
+
+def _class_of(cell: str) -> str:
+    """Return the class of a cell with text, which goes on in further lines if it is long."""
+    return ' class="text long"' if len(cell) > LONG else ' class="text"'
+
+
+def _image(data: bytes, caption: str) -> str:
+    """Return the element of a picture that holds the picture itself."""
+    png = data.startswith(b"\x89PNG")
+    source = f"data:image/{'png' if png else 'svg+xml'};base64,{base64.b64encode(data).decode()}"
+    least = ""
+    if png:
+        inches = int.from_bytes(data[16:20], "big") / DPI  # its width stands in the first chunk of the file
+        least = f' style="min-width: {LEAST_SHARE * PIXELS_PER_INCH * inches:.0f}px"'
+    return f'<img src="{source}" alt="{html.escape(caption)}"{least}>'

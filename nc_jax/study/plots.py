@@ -59,6 +59,8 @@ def curves(
     panels: Sequence[tuple[str, str, str]],
     unit: str = "epoch",
     look: Mapping[str, Look] | None = None,
+    *,
+    legend: bool = True,
 ) -> None:
     """Draw one panel per metric: the mean over seeds against epochs or steps, in a band of one standard deviation.
 
@@ -69,9 +71,10 @@ def curves(
         panels: (metric, title, "linear" or "log").
         unit: "epoch" or "step", what the metrics are drawn against.
         look: how each row is drawn; None draws methods in their colours.
+        legend: whether to say below the panels which curve is which.
     """
     look = looks({name: ("", name) for name in groups}) if look is None else look
-    figure, axes = grid(len(panels), 3, (4.2, 3.1))
+    figure, axes = grid(len(panels), 3, (4.2, 3.1), (0.0, 0.4 if legend else 0.0))
     for axis, (metric, title, scale) in zip(axes.flat, panels, strict=False):
         drawn = {name: by_run(rows, runs, metric, unit) for name, runs in groups.items()}
         if scale == "linear" and _far_off_at_first(drawn):
@@ -92,7 +95,8 @@ def curves(
         axis.set_xlabel(unit)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axis.grid(alpha=0.3)
-    legend_below(figure, axes.flat[0])
+    if legend:
+        legend_below(figure, axes.flat[0])
     save(figure, path)
 
 
