@@ -1,4 +1,4 @@
-"""Reports: every entry beside plain NumPy in float64, chunks and padding, notes, values at collapse, what is refused."""
+"""Reports: entries beside plain NumPy in float64, chunks and padding, notes, values at collapse, what is refused."""
 
 import json
 import math
