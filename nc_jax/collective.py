@@ -125,12 +125,14 @@ def _varying(array: Array) -> frozenset[str]:
     return kind.manual_axis_type.varying
 
 
-def all_rows(array: Array, places: Int[Array, " rows"]) -> Array:
+def all_rows(array: Array, places: Int[Array, " rows"], *, constant: bool = False) -> Array:
     """Return the rows of all devices, in the order that they have in the whole batch.
 
     Args:
         array: rows of this device, shape (N, ...).
         places: position of each row of this device in the whole batch, shape (N,).
+        constant: whether nobody differentiates the result. `jax.shard_map` with its replication check then knows that
+            the result is the same on every device.
 
     Returns:
         Shape (N times the number of devices, ...), the same on every device. Gradients pass through it.
@@ -138,7 +140,10 @@ def all_rows(array: Array, places: Int[Array, " rows"]) -> Array:
     names = axes()
     if not names:
         return array
-    rows, order = (jax.lax.all_gather(one, names, tiled=True) for one in (array, places))
+    to = "varying"
+    if constant and _varying(jax.lax.axis_index(names)):
+        array, places, to = own(array), own(places), "invarying"
+    rows, order = (jax.lax.all_gather(one, names, tiled=True, to=to) for one in (array, places))
     return rows[jnp.argsort(order)]
 
 

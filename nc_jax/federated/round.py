@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax import collective
 from nc_jax.arrays import at_least_float32
-from nc_jax.collective import all_rows, all_sum
+from nc_jax.collective import all_rows, all_sum, own
 from nc_jax.data import Batch
 from nc_jax.data.batch import rows_with
 from nc_jax.federated.aggregate import sent, updated
@@ -81,23 +81,24 @@ class Round:
 
         def train(sums: Any, chunk: Any) -> tuple[Any, Any]:
             ends, alive = self.trained(state, chunk[0], chunk[1])
-            return self.added(sums, state, ends, alive, chunk[2]), (alive, self.keepsakes(ends))
+            return own(self.added(sums, state, ends, alive, chunk[2])), (alive, self.keepsakes(ends))
 
         chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, at_once, *leaf.shape[1:]), (numbers, rows, shares))
         shapes = jax.eval_shape(lambda: train(None, jax.tree.map(lambda leaf: leaf[0], chunks))[0])
-        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        nothing = own(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
         (sums, worst), (alive, kept) = jax.lax.scan(train, nothing, chunks)
         sums = all_sum(sums)
         worst = worst._replace(without_class=all_sum(worst.without_class))
         worst = worst._replace(status=_largest(worst.status), grad_norm=_largest(worst.grad_norm))
         one_row = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (alive, kept))
-        alive, kept, took_part, numbers = jax.tree.map(partial(all_rows, places=places), (*one_row, took_part, numbers))
+        gathered = partial(all_rows, places=places, constant=True)
+        alive, kept, took_part, numbers = jax.tree.map(gathered, (*one_row, took_part, numbers))
         return self.finished(state, sums, worst, alive, took_part & ~alive, numbers, kept)
 
     def trained(self, state: TrainState, numbers: Array, rows: Batch) -> tuple[TrainState, Bool[Array, " clients"]]:
         """Return the states at the end of some clients' local steps, and which of them made steps that were finite."""
         length = rows.mask.shape[1]
-        clients = jax.vmap(partial(self.begin, state, length))(numbers)
+        clients = own(jax.vmap(partial(self.begin, state, length))(numbers))
         steps = jnp.sum(jnp.any(rows.mask, axis=2), axis=1)
         # A single client is not a batch of one: its program is that of a plain step.
         each = jax.vmap(self.step) if len(numbers) > 1 else for_one(self.step)

@@ -10,14 +10,16 @@ import pytest
 from toy_federated import LOCAL_BATCH, ByHand, after_rounds, batches_of, small_model, spread, trainer_of
 from toy_training import NUM_CLASSES, NormalisedMLP, blobs, fit
 
+import nc_jax.federated.round
 from nc_jax import heads
 from nc_jax.data import ClientArrays, LabelledArrays
 from nc_jax.federated import Federation, Rounds
-from nc_jax.models import NearestHead
+from nc_jax.models import HeadModule, NearestHead
 from nc_jax.streams import Clients, Epochs, read
-from nc_jax.training import LoopOptions, StepOptions, Trainer
+from nc_jax.training import AXIS, LoopOptions, StepOptions, Trainer, data_parallel
 from nc_jax.training.extensions import AlignmentSlerp
 
+SLOW = pytest.mark.slow
 F32_SUMS = 2e-6  # sums over clients in another order, in float32
 DATA = spread()
 TEST = blobs(20, seed=1)
@@ -132,6 +134,40 @@ def test_devices_share_the_clients(devices):
     (expected, reports), (found, others) = after_rounds(one, MANY), after_rounds(two, MANY)
     chex.assert_trees_all_close(found, expected, rtol=0, atol=5 * F32_SUMS)
     chex.assert_trees_all_close(others, reports, rtol=0, atol=10 * F32_SUMS)
+
+
+POOLED = heads.pooled(NUM_CLASSES, radius=1.0)
+CHECKED = {
+    "averaging": ({}, None),
+    "kept and remembered parts, control variates, a server's optimiser": (
+        {"keep_optimizer": True, "federation": Federation(("head",), optax.adam(0.1), remembers=True, controlled=True)},
+        None,
+    ),
+    "a pooled head": ({"pool": POOLED}, small_model(HeadModule(POOLED))),
+}
+
+
+@pytest.mark.parametrize("name", [name if name == "averaging" else pytest.param(name, marks=SLOW) for name in CHECKED])
+def test_shard_map_proves_that_all_devices_end_a_round_alike(name):
+    """JAX checks the replication of state and metrics when it compiles; the numbers are those of pmap."""
+    options, model = CHECKED[name]
+    trainer = trainer_of(MANY, OPTIMIZER, model=model, devices=4, at_once=1, **options)
+    round_of = trainer.rounds.make_step(trainer.model, OPTIMIZER, axis_name=AXIS)
+    checked = data_parallel(round_of, devices=trainer.devices, checked=True)
+    state = other = trainer.init(MANY.source, seed=0)
+    for batch in read(MANY.source, MANY, seed=0):
+        other, reports = checked(other, batch)
+        state, expected = trainer.step(jax.tree.map(jax.numpy.copy, state), batch)
+        chex.assert_trees_all_close(jax.device_get((other, reports)), jax.device_get((state, expected)), atol=F32_SUMS)
+
+
+def test_a_round_that_forgets_the_other_devices_does_not_compile(monkeypatch):
+    monkeypatch.setattr(nc_jax.federated.round, "all_sum", lambda tree: tree)
+    trainer = trainer_of(MANY, OPTIMIZER, devices=2)
+    forgetful = trainer.rounds.make_step(trainer.model, OPTIMIZER, axis_name=AXIS)
+    batch = next(iter(read(MANY.source, MANY, seed=0)))
+    with pytest.raises(ValueError, match="out_specs"):
+        data_parallel(forgetful, devices=trainer.devices, checked=True)(trainer.init(MANY.source, seed=0), batch)
 
 
 def test_what_stands_in_padding_does_not_matter():
