@@ -93,7 +93,7 @@ def run_page(page: Path, folder: Path) -> str:
         AssertionError: if the page fails; with what it printed, and the line where it failed.
     """
     words = [sys.executable, str(Path(__file__)), str(page)]
-    done = subprocess.run(words, cwd=folder, env=_environment(), capture_output=True, text=True)
+    done = subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, f"{page} fails\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -111,7 +111,7 @@ def run_command(words: list[str], folder: Path) -> str:
     if experiment and rest[0] != "experiments.analyse" and not {"smoke", "--help", "--dry-run"} & set(rest):
         return _dry_run(rest)
     called = [sys.executable, "-m", *(["nc_jax"] if program == "nc-jax" else []), *rest]
-    done = subprocess.run(called, cwd=folder, env=_environment(), capture_output=True, text=True)
+    done = subprocess.run(called, cwd=folder, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, f"{shlex.join(words)} fails\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -152,7 +152,8 @@ def _tolerance(number: str) -> float:
     return max(RELATIVE * abs(float(number)), LAST_DIGITS * unit * (1 + 1e-6))  # the margin is for binary fractions
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """The environment of this process, in which every other one finds nc_jax and experiments."""
     places = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
 

@@ -33,7 +33,9 @@ def call_layer(layer: Callable[..., Array], inputs: Array, *, train: bool, mask:
 def _keywords(layer: Any) -> set[str]:
     if isinstance(layer, nn.Sequential):
         return _keywords(layer.layers[0])  # which gets the arguments of the whole
-    parameters = inspect.signature(type(layer).__call__ if isinstance(layer, nn.Module) else layer).parameters
+    if isinstance(layer, nn.Module):
+        layer = getattr(layer, "nnx_class", type(layer)).__call__  # flax.nnx.bridge.to_linen hides that of its module
+    parameters = inspect.signature(layer).parameters
     if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
         return {"train", "mask"}
     return {"train", "mask"} & set(parameters)

@@ -2,6 +2,9 @@
 
 import importlib.util
 import shlex
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pages
@@ -47,6 +50,37 @@ def test_blocks_run(page, tmp_path):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"this page needs {name}")
     pages.run_page(page, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_program_for_several_hosts_runs_on_two(tmp_path):
+    """The first and the last program of the page, in two processes that each see half of every batch."""
+    blocks = pages.blocks_of(DOCS / "tutorials" / "several_devices.md")
+    first, *_, last = (block.text for block in blocks if block.language == "python")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    begin = f"""import sys, jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize("127.0.0.1:{port}", 2, int(sys.argv[1]))
+"""
+    end = "\nprint(jax.process_count(), [array.addressable_shards[0].data.shape for array in here[0]])"
+    program = tmp_path / "program.py"
+    program.write_text(begin + first + last + end)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(program), str(index)],
+            env=pages.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    for output in outputs:
+        assert output.splitlines()[-2:] == ["as on one device", "2 [(8, 64), (8,)]"]
 
 
 PAGE = """
