@@ -79,9 +79,7 @@ class Made(NamedTuple):
 
 def main(words: Sequence[str]) -> None:
     """Show the properties of a frame, and write it."""
-    if {"--help", "-h"} & set(words):
-        print(__doc__)
-    config = parse(Config, words)
+    config = parse(Config, words, header=__doc__)
     check(config)
     made = make(config)
     if not np.isfinite(made.frame).all():

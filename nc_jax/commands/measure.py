@@ -30,7 +30,7 @@ from nc_jax.commands.stored_arrays import Stored, arrays_at, find_array, listed,
 from nc_jax.files import write_atomically
 from nc_jax.metrics import Measurement
 from nc_jax.metrics.measurement import chunk_rows, number_of_classes
-from nc_jax.study.cli import parse, settings_help
+from nc_jax.study.cli import parse
 from nc_jax.study.environment import environment
 from nc_jax.study.progress import Progress
 
@@ -75,11 +75,7 @@ class Classifier:
 
 def main(words: Sequence[str]) -> None:
     """Measure, print and write."""
-    default = Options(tyro.MISSING, tyro.MISSING)
-    if set(words) & {"--help", "-h"}:
-        print(f"{(__doc__ or '').strip()}\n\n{settings_help(default)}")
-        return
-    options = parse(default, words)
+    options = parse(Options, words, header=__doc__)
     if options.out is not None and options.out.exists():
         raise ValueError(f"--out must name a folder that does not exist yet; got {options.out}")
     features, labels = find_array(options.features), find_array(options.labels).read()

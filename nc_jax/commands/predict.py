@@ -50,9 +50,7 @@ class Config:
 
 def main(words: Sequence[str]) -> None:
     """Write the predictions of a run."""
-    if {"--help", "-h"} & set(words):
-        print(__doc__)
-    config = parse(Config, words)
+    config = parse(Config, words, header=__doc__)
     check_new_file(config.out, ENDINGS)
     if not config.input.exists():
         raise FileNotFoundError(f"an image, a folder of images or an array is needed; got no {config.input}")

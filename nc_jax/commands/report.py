@@ -39,9 +39,7 @@ class Config:
 
 def main(words: Sequence[str]) -> None:
     """Write the page."""
-    if {"--help", "-h"} & set(words):
-        print(__doc__)
-    config = parse(Config(()), words)
+    config = parse(Config(()), words, header=__doc__)
     check_new_file(config.out, ENDINGS)
     from nc_jax.study.opened import open_runs  # with all that reads a run
     from nc_jax.study.run_page import page_of

@@ -114,35 +114,43 @@ def main(
             run(config)
 
 
-def parse(default: Config | type[Config], arguments: Sequence[str]) -> Config:
+def parse(default: Config | type[Config], arguments: Sequence[str], *, header: str | None = None) -> Config:
     """Turn flags into settings, starting from a preset's. Nested settings are `--optimizer.learning-rate`.
 
     Args:
         default: settings to start from; or their class, whose fields without a default must then be given.
         arguments: words of the command line, without the preset.
+        header: what --help says before the settings.
     """
-    output, options = io.StringIO(), {"args": list(arguments), "description": ""}
+    if {"--help", "-h"} & set(arguments):
+        print(f"{(header or '').strip()}\n\n{settings_help(default)}")
+        raise SystemExit(0)
+    output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            if isinstance(default, type):
-                return tyro.cli(default, **options)
-            return tyro.cli(type(default), default=default, **options)
-    except SystemExit as stop:
-        if stop.code in (0, None):  # --help
-            raise
+            return _tyro(default, arguments)
+    except SystemExit:
         # Tyro draws a box around several lines; a sentence is easier to read and to search for.
         plain = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue()).partition("For full helptext")[0]
         # The first line is the box's title; the box itself is drawn or typed, depending on the terminal.
-        lines = [line.strip("│|╭╮╰╯─- ") for line in plain.splitlines()]
+        lines = [re.sub(r"^-[- ]+(?=\w+ -)|[- ]+-$", "", line.strip("│|╭╮╰╯─ ")) for line in plain.splitlines()]
         _, *said = [line for line in lines if re.search(r"\w", line)]
-        fail(f"the command line must name settings that exist and values that fit; {' '.join(said)}")
+        sentence = re.sub(r"^Missing from [^:]*:", "these are missing:", " ".join(said))
+        fail(f"the command line must name settings that exist and values that fit; {sentence}")
+
+
+def _tyro(default: Config | type[Config], arguments: Sequence[str]) -> Config:
+    start = {} if isinstance(default, type) else {"default": default}
+    return tyro.cli(
+        default if isinstance(default, type) else type(default), args=list(arguments), description="", **start
+    )
 
 
 def settings_help(default: Any) -> str:
     """Return every setting with what it means and its value, as --help shows them."""
     settings = io.StringIO()
     with contextlib.redirect_stdout(settings), contextlib.suppress(SystemExit):
-        tyro.cli(type(default), default=default, args=["--help"], description="")
+        _tyro(default, ["--help"])
     return settings.getvalue().partition("\n\n")[2].strip()  # less tyro's line of usage
 
 
