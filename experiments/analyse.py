@@ -24,10 +24,10 @@ import tyro
 from nc_jax.study import Table, plots
 from nc_jax.study.cli import parse
 from nc_jax.study.compared import columns_of, compared, label, load, settings_table
-from nc_jax.study.curves import Curves, curves_of, group_names, panels_of, row_of, with_mismatch
 from nc_jax.study.ends import one_sentence
 from nc_jax.study.report import Report
 from nc_jax.study.runs import new_directory, read_document
+from nc_jax.study.saved_curves import Curves, curves_of, group_names, panels_of, row_of, with_mismatch
 from nc_jax.study.settings import slug
 from nc_jax.study.tables import Column
 from nc_jax.training import read_metrics

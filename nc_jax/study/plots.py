@@ -86,7 +86,8 @@ def curves(
             low, high = mean - sd, mean + sd
             if scale == "log":
                 low = np.maximum(low, values.min(axis=0))  # a band must not reach below zero on a log axis
-            axis.plot(epochs, mean, color=look[name].colour, linestyle=look[name].dash, label=name)
+            marker = "." if len(epochs) == 1 else None  # a line through one point is not seen
+            axis.plot(epochs, mean, color=look[name].colour, linestyle=look[name].dash, label=name, marker=marker)
             axis.fill_between(epochs, low, high, color=look[name].colour, alpha=0.2, linewidth=0)
         axis.set_title(title, fontsize=10)
         if scale == "log" and any((values > 0).any() for _, values in drawn.values()):

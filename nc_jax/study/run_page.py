@@ -11,10 +11,10 @@ import numpy as np
 from nc_jax.study import heat_maps, plots
 from nc_jax.study.compared import columns_of, compared, label, settings_table
 from nc_jax.study.comparison import mean_confusion
-from nc_jax.study.curves import Curves, Panel, curves_of, panels_of
 from nc_jax.study.ends import as_started_here
 from nc_jax.study.opened import Opened
 from nc_jax.study.page import Page
+from nc_jax.study.saved_curves import Curves, Panel, curves_of, panels_of
 from nc_jax.study.statistics import mean_and_sd
 from nc_jax.study.tables import Column, Table, comparison_tables
 from nc_jax.study.verdict import verdicts
@@ -134,14 +134,14 @@ def _missing(run: Opened) -> list[str]:
 def _settings(page: Page, group: Sequence[Opened], experiment: str) -> None:
     page.heading(f"Settings of {experiment}" if experiment else "Settings")
     saved, places = [run.saved for run in group], range(1, len(group) + 1)
-    if len(saved) > 1:
-        differ = settings_table(saved)
-        page.tables([differ] if differ.rows else [], text_columns=places)
-        page.say([] if differ.rows else [differ.title])
-    same = settings_table(saved, differ=False)
+    differ, same = settings_table(saved), settings_table(saved, differ=False)
+    if differ.rows:
+        page.tables([differ], text_columns=places)
+    elif len(saved) > 1:
+        page.say([differ.title])
     # One value says it for all.
     rows = [row[:2] for row in same.rows]
-    with page.folded(f"{'All' if len(saved) == 1 else 'The other'} {len(rows)} settings"):
+    with page.folded(f"{'The other' if differ.rows else 'All'} {len(rows)} settings"):
         page.tables([Table("", ["", "value"], rows)], text_columns=[1])
 
 
@@ -189,7 +189,11 @@ def _number(value: Any) -> float:
 
 def _beside(page: Page, group: Sequence[Opened], own: Sequence[Column]) -> None:
     """Compare runs of one experiment, seed by seed."""
-    saved = [run.saved for run in group]
+    saved = [run.saved for run in group if run.saved.results]
+    without = [run.name for run in group if not run.saved.results]
+    page.say([f"Without results by method and seed, so not compared: {', '.join(without)}."] if without else [])
+    if len(saved) < 2:
+        return
     rows = [row for row in saved[0].results if all(row in run.results for run in saved)]
     rows = [row for row in rows if set.intersection(*(set(run.results[row]) for run in saved))]
     if not rows:
@@ -221,7 +225,7 @@ def _curves(page: Page, case: str, curves: Curves) -> None:
     page.panels({panel[1]: drawn(panel) for panel in shown}, legend)
     page.say(["A curve is the mean over seeds, in a band of one standard deviation."])
     if others:
-        with page.folded(f"{len(others)} more curves"):
+        with page.folded(f"{len(others)} more {'curve' if len(others) == 1 else 'curves'}"):
             page.panels({panel[1]: drawn(panel) for panel in others}, legend)
 
 
