@@ -75,11 +75,10 @@ class Classifier:
 
 def main(words: Sequence[str]) -> None:
     """Measure, print and write."""
-    default = Options(tyro.MISSING, tyro.MISSING)
     if set(words) & {"--help", "-h"}:
-        print(f"{(__doc__ or '').strip()}\n\n{settings_help(default)}")
+        print(f"{(__doc__ or '').strip()}\n\n{settings_help(Options)}")
         return
-    options = parse(default, words)
+    options = parse(Options, words)
     if options.out is not None and options.out.exists():
         raise ValueError(f"--out must name a folder that does not exist yet; got {options.out}")
     features, labels = find_array(options.features), find_array(options.labels).read()
@@ -249,6 +248,7 @@ def _read_twice(
             take(piece, labels[start : start + len(piece)])
             start += len(piece)
             progress.advance(len(piece), f"{what} pass over {name}")
+    progress.advance(0, f"computing the numbers of {name}")
     return measurement
 
 

@@ -114,17 +114,17 @@ def main(
             run(config)
 
 
-def parse(default: Config, arguments: Sequence[str]) -> Config:
+def parse(default: Config | type[Config], arguments: Sequence[str]) -> Config:
     """Turn flags into settings, starting from a preset's. Nested settings are `--optimizer.learning-rate`.
 
     Args:
-        default: settings to start from.
+        default: settings to start from; or their class, whose fields without a default must then be given.
         arguments: words of the command line, without the preset.
     """
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            return tyro.cli(type(default), default=default, args=list(arguments), description="")
+            return _read(default, arguments)
     except SystemExit as stop:
         if stop.code in (0, None):  # --help
             raise
@@ -136,11 +136,17 @@ def parse(default: Config, arguments: Sequence[str]) -> Config:
         fail(f"the command line must name settings that exist and values that fit; {' '.join(said)}")
 
 
+def _read(default: Any, arguments: Sequence[str]) -> Any:
+    if isinstance(default, type):
+        return tyro.cli(default, args=list(arguments), description="")
+    return tyro.cli(type(default), default=default, args=list(arguments), description="")
+
+
 def settings_help(default: Any) -> str:
     """Return every setting with what it means and its value, as --help shows them."""
     settings = io.StringIO()
     with contextlib.redirect_stdout(settings), contextlib.suppress(SystemExit):
-        tyro.cli(type(default), default=default, args=["--help"], description="")
+        _read(default, ["--help"])
     return settings.getvalue().partition("\n\n")[2].strip()  # less tyro's line of usage
 
 
