@@ -241,7 +241,9 @@ def test_a_file_that_ends_early_leaves_no_folder(folder, capsys):
 
 
 def test_help_says_what_a_command_takes(capsys):
-    measure("--help")
+    with pytest.raises(SystemExit) as stop:
+        measure("--help")
+    assert stop.value.code == 0
     said = capsys.readouterr().out
     assert said.startswith("Measure neural collapse of features that are stored in files")
     assert all(word in said for word in ("FEATURES", "LABELS", "--weight", "--rows", "--columns", "--layers", "--out"))
