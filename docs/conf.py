@@ -19,9 +19,17 @@ extensions = [
 ]
 exclude_patterns = ["_build"]
 html_theme = "furo"
-html_title = f"nc_jax {release}"
+html_title = "nc_jax"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+templates_path = ["_templates"]
+# furo's own, with the version below the name of the project
+_SIDEBAR = ["brand", "version", "search", "scroll-start", "navigation", "scroll-end"]
+html_sidebars = {"**": [f"sidebar/{part}.html" for part in _SIDEBAR]}
 
-myst_enable_extensions = ["dollarmath"]
+# colon_fence: directives between colons, so that a block between backticks is always code
+myst_enable_extensions = ["colon_fence", "dollarmath", "substitution"]
+myst_substitutions = {"version": release}
 myst_heading_anchors = 3
 
 autodoc_default_options = {"members": True, "member-order": "bysource", "special-members": "__call__"}

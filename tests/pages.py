@@ -2,7 +2,8 @@
 
 `python tests/pages.py PAGE` runs a page in the current folder:
 
-- ```python blocks run in one namespace;
+- ```python blocks run in one namespace; one that begins with a comment that is the name of a file (`# my_method.py`) is
+  saved under this name, too;
 - of ```bash and ```console blocks, the lines that begin with `nc-jax` or `python -m` run, with or without a prompt `$`.
   An experiment that is neither a smoke preset nor asked for help says what it would do (`--dry-run`). Other lines
   (`pip install`, `cd`), and lines with a word that the reader replaces, in capitals (RUN), are for the reader only;
@@ -31,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RELATIVE, LAST_DIGITS = 0.05, 2
 COMMANDS = ("bash", "console")
 _BLOCK = re.compile(r"^(?:<!-- not run: ([^\n]*?) -->\n+)?```([^\n]*)\n(.*?)^```$", re.M | re.S)
+_FILE = re.compile(r"# (\w+\.py)$", re.M)
 _NUMBER = re.compile(r"([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)")
 
 
@@ -167,6 +169,8 @@ def _outputs(page: Path) -> Iterator[tuple[Block, str]]:
         if block.not_run is not None:
             continue
         if block.language == "python":
+            if named := _FILE.match(block.text):
+                Path(named[1]).write_text(block.text, encoding="utf-8")
             program = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
             with contextlib.redirect_stdout(io.StringIO()) as printed:
                 exec(program, vars(module))
@@ -186,5 +190,5 @@ def _main(page: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # not the folder of the tests, whose modules a page must not find
+    sys.path[:1] = ["", str(ROOT)]  # not the folder of the tests, whose modules a page must not find
     _main(Path(sys.argv[1]))

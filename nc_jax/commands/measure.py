@@ -245,6 +245,7 @@ def _read_twice(
             take(piece, labels[start : start + len(piece)])
             start += len(piece)
             progress.advance(len(piece), f"{what} pass over {name}")
+    progress.advance(0, f"computing the numbers of {name}")
     return measurement
 
 

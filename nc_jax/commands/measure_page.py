@@ -78,7 +78,7 @@ def page_of(name: str, report: Report, layers: Mapping[str, Report]) -> str:
         if entries:
             page.tables([_all_numbers(title, entries)], text_columns=[3, 4, 5])
     page.heading("Classes")
-    page.tables([class_table(report, np.arange(len(report.classes.count)))])
+    page.tables([class_table(report, range(len(report.classes.count)))])
     return page.text()
 
 

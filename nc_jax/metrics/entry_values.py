@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax.arrays import safe_norm
 from nc_jax.energies import separation
@@ -43,7 +43,6 @@ def variability_values(stats: ClassStatistics) -> dict[str, Array]:
     }
 
 
-@jax.jit
 def geometry_values(
     stats: ClassStatistics, frame: Float[Array, "dim classes"] | None, bias: Float[Array, " classes"] | None
 ) -> dict[str, Array]:
@@ -54,11 +53,20 @@ def geometry_values(
         frame: class vectors as columns, shape (d, K).
         bias: shape (K,).
     """
-    found = _of_vectors("means", stats.centred_means(), stats.present)
-    if frame is None:
-        return found
+    vectors = {"means": (stats.centred_means(), stats.present)}
+    if frame is not None:
+        vectors["classifier"] = (frame, jnp.ones_like(stats.present))
+    # One program for both, because compilation takes longer than the numbers of a small report.
+    found = {f"{name}_{of}": value for of, these in vectors.items() for name, value in _of_vectors(*these).items()}
+    return found if frame is None else found | _of_both(stats, frame, bias)
+
+
+@jax.jit
+def _of_both(
+    stats: ClassStatistics, frame: Float[Array, "dim classes"], bias: Float[Array, " classes"] | None
+) -> dict[str, Array]:
     angles = class_angles(stats.means, frame, stats.present)
-    found |= _of_vectors("classifier", frame, None) | {
+    found = {
         "nc3_product": self_duality(frame, stats, "product"),
         "nc3_difference": self_duality(frame, stats, "difference"),
         "nc3_directions": self_duality(frame, stats, "directions"),
@@ -110,16 +118,17 @@ def class_values(
     )
 
 
-def _of_vectors(which: str, vectors: Array, present: Array | None) -> dict[str, Array]:
+@jax.jit
+def _of_vectors(vectors: Float[Array, "dim classes"], present: Bool[Array, " classes"]) -> dict[str, Array]:
     dim, num_classes = vectors.shape
-    number = num_classes if present is None else jnp.sum(present)
     from_simplex = etf_distance(vectors, present)
+    floor = etf_distance_floor(jnp.sum(present), dim).astype(from_simplex.dtype)
     found = {
         "nc2_equinorm": equinorm(vectors, present),
         "nc2_equiangle": equiangle(vectors, present),
         "nc2_maximal_angle": maximal_angle(vectors, present),
         "nc2_etf": from_simplex,
-        "nc2_gap": from_simplex - etf_distance_floor(number, dim).astype(from_simplex.dtype),
+        "nc2_gap": from_simplex - floor,
         "energy_gap": energy_gap(vectors, present=present).relative,
         "separation": separation(vectors, present=present),
         "log_variance": kernel_moments(vectors, present=present).variance,
@@ -130,4 +139,4 @@ def _of_vectors(which: str, vectors: Array, present: Array | None) -> dict[str, 
     }
     if num_classes <= dim + 1:
         found["nc2_nearest_etf"] = nearest_etf_distance(vectors, present)
-    return {f"{name}_{which}": value for name, value in found.items()}
+    return found

@@ -35,7 +35,7 @@ from nc_jax.metrics.simplex import frame_of_shape
 from nc_jax.metrics.statistics import ClassStatistics
 
 CHUNK_BYTES = 2**26  # 64 MiB of float32 features at once: large enough for fast products, small beside the programs
-MOST_DIMENSIONS = 4096  # with a scatter: decompositions of a matrix of this size take a minute on two CPU cores
+MOST_DIMENSIONS = 4096  # with a scatter: decompositions of a matrix of this size take two minutes of a CPU core
 
 
 class Measurement:

@@ -140,7 +140,7 @@ def parse(default: Config | type[Config], arguments: Sequence[str], *, header: s
 
 
 def _tyro(default: Config | type[Config], arguments: Sequence[str]) -> Config:
-    start = {} if isinstance(default, type) else {"default": default}
+    start: Any = {} if isinstance(default, type) else {"default": default}
     return tyro.cli(
         default if isinstance(default, type) else type(default), args=list(arguments), description="", **start
     )

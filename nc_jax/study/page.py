@@ -20,7 +20,8 @@ LEAST_SHARE = 0.6  # of its own width, to which a picture shrinks on a narrow sc
 # System fonts: a page of its own may not ask a server for one.
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 68rem; padding: 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 68rem;
+  overflow-wrap: break-word; padding: 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; } p { max-width: 44rem; }
 nav ul { columns: 18rem; padding-left: 1.2rem; }
 figure { margin: 1rem 0; } figure img { background: white; height: auto; max-width: 100%; }

@@ -29,10 +29,12 @@ def citations(text: str) -> set[tuple[str, str]]:
 
 
 def has_entry(names: str, year: str) -> bool:
-    """Whether an entry of that year has these words, of which one may be from the title: "matrix manifolds (2008)"."""
+    """Whether an entry of that year has these words; the first of several words is its first author."""
     words = re.findall(NAME, names.replace(" et al.", "").replace(" and ", ", "))
-    of_year = [entry.lower() for entry in ENTRIES if re.search(rf"\({year}[a-z]?\)", entry)]
-    return any(all(re.search(rf"\b{re.escape(word.lower())}\b", entry) for word in words) for entry in of_year)
+    of_year = [entry for entry in ENTRIES if re.search(rf"\({year}[a-z]?\)", entry)]
+    if len(words) > 1 or names.endswith("et al."):
+        of_year = [entry for entry in of_year if re.match(rf"(?:[a-z]+ )*{re.escape(words[0])}\b", entry)]
+    return any(all(re.search(rf"\b{re.escape(word)}\b", entry, re.I) for word in words) for entry in of_year)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -85,6 +85,7 @@ jax.distributed.initialize("127.0.0.1:{port}", 2, int(sys.argv[1]))
 
 PAGE = """
 ```python
+# numbers_of_mine.py
 from pathlib import Path
 number = 4
 print("training", number, "gives  0.981", Path("file").write_text("1"))
@@ -107,10 +108,12 @@ raise SystemExit(3)
 
 ```python
 import json
+import numbers_of_mine
 print(number + len(Path("file").read_text()), __name__)
 ```
 
 ```text
+training 4 gives 0.97 1
 5 page
 ```
 """
@@ -128,7 +131,7 @@ def test_a_page_runs_block_after_block_in_its_folder(tmp_path):
     assert (first.language, first.line, first.prints) == ("python", 3, text.text)
     assert [shlex.join(words) for words in command.commands] == ["python -m calendar 2024 1"]
     assert (left.not_run, left.text, command.prints) == ("it would end the process", "raise SystemExit(3)\n", None)
-    assert pages.imports_of(last) == {"json"}
+    assert pages.imports_of(last) == {"json", "numbers_of_mine"}
     printed = pages.run_page(page, tmp_path)
     assert printed.startswith("training 4 gives  0.981 1\n")
     assert "January 2024" in printed
@@ -141,7 +144,7 @@ def test_a_page_runs_block_after_block_in_its_folder(tmp_path):
         ("number = 4", "number = 5", "line 3: the page says"),
         ("0.981", "1.981", "line 3: the page says"),
         ("calendar 2024", "calendar x", "calendar x 1 fails"),
-        ("import json", "import json\nvalue = 1 / 0", r"(?s)page.md., line 25.*ZeroDivisionError"),
+        ("import json", "import json\nvalue = 1 / 0", r"(?s)page.md., line 26.*ZeroDivisionError"),
         ("import json", "import warnings\nwarnings.warn('old')", "UserWarning: old"),
     ],
 )

@@ -32,7 +32,7 @@ AT_HAND, PAPER = rows("On data at hand"), rows("With the papers' settings")
 
 @pytest.mark.parametrize(("command", "time", "measured"), [row[1:] for row in AT_HAND], ids=[row[1] for row in AT_HAND])
 def test_a_command_has_the_time_and_the_numbers_of_its_preset(command, time, measured):
-    name, preset = re.fullmatch(r"`python -m experiments\.(\w+) ?([\w-]*)`", command).groups()
+    name, preset = re.fullmatch(r"`(\w+) ?([\w-]*)`", command).groups()
     module = MODULES[name]
     about = module.ABOUT[preset or "default"]
     if about.minutes is not None:
