@@ -3,8 +3,9 @@
 Claim     Ammar et al., NECO (2024): late in training, outliers are orthogonal to the class means (NC5), and the share
           of a feature in the span of the training features finds them. Liu and Qin, NCI (2025): so does the angle of a
           feature to its class vector, with its length. Both compare with ViM (Wang et al. 2022) and with logits.
-Command   python -m experiments.outliers          (4 methods x 2 lengths x 5 seeds)
-Expected  to be measured
+Command   python -m experiments.outliers          (4 methods x 2 lengths x 5 seeds: 13 minutes on two busy CPU cores)
+Expected  AUROC for other characters after 100 epochs: energy 0.773 linear, 0.927 to 0.929 learned, fixed and nearest;
+          NECO 0.694 and 0.911 to 0.914 (0.835 to 0.850 after 8 epochs); ViM 0.862 and 0.912 to 0.915. NC5 0.19
 Writes    runs/outliers/<time>-<preset>/: config.json, results.jsonl, metrics.jsonl, tensorboard/, checkpoints/,
           summary.md, summary.json, scores.png, summary.png
 Data      rendered characters: the first 20 are the classes, others are outliers. The preset fashion needs the files of
@@ -60,6 +61,7 @@ class Config(Comparison):
 COLUMNS = (
     Column("test/accuracy", "test accuracy", 4, words=("less accurate", "more accurate")),
     Column("train/nc1", "NC1", 3, test="none"),
+    Column("train/nc2_means", "NC2 of class means", 3, test="none"),
     Column("train/nc3", "NC3", 3, test="none"),
     *(Column(f"nc5/{name}", f"NC5, {name}", 3, test="none") for name in OUTLIERS),
     *(Column(f"auroc/{name}/{score}", f"AUROC, {name}, {SCORES[score]}", 3) for name in OUTLIERS for score in SCORES),
@@ -77,7 +79,7 @@ DEFAULT = Config(
     backbone=BackboneOptions(hidden=(256, 256), dim=64),
     optimizer=OptimizerOptions(learning_rate=0.05, weight_decay=5e-4, schedule="cosine", clip_norm=1.0),
     loop=LoopOptions(epochs=100, batch_size=64, evaluate_every=20, checkpoint_every=100, keep_checkpoints=1, devices=1),
-    # The claims are about the end of training: the training error of both heads is zero after 8 epochs.
+    # The claims are about the time after the training error is zero, which it is after 8 epochs with all four heads.
     grid={"": {SHORT: {"loop.epochs": 8}, LONG: {}}},
 )
 PRESETS = {
@@ -109,10 +111,22 @@ PRESETS = {
     ),
 }
 ABOUT = {
-    "default": About("four heads on 20 characters after 8 and 100 epochs; other characters and scrambled images"),
+    "default": About(
+        "four heads on 20 characters after 8 and 100 epochs; other characters and scrambled images",
+        13,
+        "AUROC of the energy, other characters: linear 0.773, fixed 0.929; of NECO: 0.694, 0.914",
+    ),
     "smoke": About("two methods in two epochs of a small network, for the tests", 0.4),
-    "decay": About("a linear classifier and a fixed ETF on 20 characters with ten times the weight decay"),
-    "fashion": About("four heads on Fashion-MNIST; characters, handwritten digits and scrambled images"),
+    "decay": About(
+        "a linear classifier and a fixed ETF on 20 characters with ten times the weight decay",
+        5,
+        "AUROC with the fixed ETF, other characters: energy 0.921, NECO 0.932, ViM 0.933",
+    ),
+    "fashion": About(
+        "four heads on 1,000 images of each class of Fashion-MNIST; characters, handwritten digits, scrambled images",
+        14,
+        "AUROC, digits: ViM 0.971 linear, 0.952 to 0.958 else; energy 0.943 and 0.923 to 0.933",
+    ),
 }
 
 
@@ -172,7 +186,7 @@ def against_energy(scene: Scene) -> list[str]:
 EXPERIMENT = Experiment(
     "outliers",
     COLUMNS,
-    pairs=(("linear", "learned"), ("linear", "fixed"), ("linear", "nearest"), ("fixed", "nearest")),
+    pairs=(("linear", "learned"), ("linear", "fixed"), ("learned", "fixed"), ("fixed", "nearest")),
     measure=measure,
     pictures=(scores, summary_picture),
     notes=against_energy,
