@@ -214,7 +214,7 @@ def test_images_of_another_size_and_wider_numbers_are_refused(pixels, tmp_path, 
         (["run", "x.npy", "--run", "other", "--out", "found.csv"], "must hold the run other; got run"),
         (["run", "x.npy", "--out", "found.txt"], "must end in .csv or .npz or .json; got found.txt"),
         (["run", "x.npy", "--out", "x.npz"], "a new file needs a name that does not exist yet; got x.npz"),
-        (["run", "x.npy"], "the command line must name settings that exist and values that fit; these are missing: --out"),
+        (["run", "x.npy"], "must name settings that exist and values that fit; these are missing: --out"),
     ],
 )
 def test_a_mistake_in_the_words_is_one_sentence(words, sentence, vectors, tmp_path, monkeypatch, capsys):
