@@ -32,6 +32,7 @@ from nc_jax.metrics.collapse import (
 from nc_jax.metrics.depth import collapse_by_depth, effective_depth, nearest_centre_by_layer
 from nc_jax.metrics.detection import auroc, false_positive_rate
 from nc_jax.metrics.duality import self_duality, uniform_duality
+from nc_jax.metrics.feature_scores import Nci, Neco, Vim
 from nc_jax.metrics.few_shot import FewShotErrors, few_shot_errors
 from nc_jax.metrics.forgetting import average_accuracy, backward_transfer, forgetting, forward_transfer
 from nc_jax.metrics.generalized import generalized_collapse_metrics
@@ -48,15 +49,7 @@ from nc_jax.metrics.margins import MarginSummary, MarginSums, cosine_margins, lo
 from nc_jax.metrics.multi_label import TagWiseAverage, tag_sets, tag_wise_average
 from nc_jax.metrics.nearest_mean import nearest_mean_scores
 from nc_jax.metrics.one_vs_rest import OneVsRestMargin, one_vs_rest_margin
-from nc_jax.metrics.outliers import (
-    Nci,
-    Neco,
-    Vim,
-    energy_score,
-    max_logit,
-    max_softmax,
-    outlier_orthogonality,
-)
+from nc_jax.metrics.outliers import energy_score, max_logit, max_softmax, outlier_orthogonality
 from nc_jax.metrics.regression import RegressionStatistics, regression_collapse
 from nc_jax.metrics.shots import balanced_accuracy, group_recall, shot_groups, thirds
 from nc_jax.metrics.simplex import equiangle, equinorm, etf_distance, etf_distance_floor, maximal_angle
