@@ -33,6 +33,7 @@ from nc_jax.metrics.depth import collapse_by_depth, effective_depth, nearest_cen
 from nc_jax.metrics.detection import auroc, false_positive_rate
 from nc_jax.metrics.duality import self_duality, uniform_duality
 from nc_jax.metrics.entries import Entry
+from nc_jax.metrics.feature_scores import Nci, Neco, Vim
 from nc_jax.metrics.few_shot import FewShotErrors, few_shot_errors
 from nc_jax.metrics.forgetting import average_accuracy, backward_transfer, forgetting, forward_transfer
 from nc_jax.metrics.generalized import generalized_collapse_metrics
@@ -50,15 +51,7 @@ from nc_jax.metrics.measurement import Measurement, report
 from nc_jax.metrics.multi_label import TagWiseAverage, tag_sets, tag_wise_average
 from nc_jax.metrics.nearest_mean import nearest_mean_scores
 from nc_jax.metrics.one_vs_rest import OneVsRestMargin, one_vs_rest_margin
-from nc_jax.metrics.outliers import (
-    Nci,
-    Neco,
-    Vim,
-    energy_score,
-    max_logit,
-    max_softmax,
-    outlier_orthogonality,
-)
+from nc_jax.metrics.outliers import energy_score, max_logit, max_softmax, outlier_orthogonality
 from nc_jax.metrics.regression import RegressionStatistics, regression_collapse
 from nc_jax.metrics.report import ClassTable, Report
 from nc_jax.metrics.shots import balanced_accuracy, group_recall, shot_groups, thirds

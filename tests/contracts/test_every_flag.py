@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pytest
 import tyro
 
-from experiments import analyse, nearest_etf, robustness
+from experiments import analyse, nearest_etf, outliers, robustness
 from nc_jax.data.augment import AUGMENTATIONS
 from nc_jax.study import Comparison, main
 from nc_jax.study.backbones import BACKBONES
@@ -29,6 +29,7 @@ STARTS = {
 }
 # These have a plain optimiser, with which every other one can be chosen.
 STARTS |= {Comparison: nearest_etf.PRESETS["default"], robustness.Config: robustness.Config()}
+STARTS |= {outliers.Config: outliers.Config()}
 STARTS |= {analyse.Config: analyse.Config(())}
 # Choices that a type does not tell.
 NAMES = {"backbone.name": BACKBONES, "data.augmentation": tuple(AUGMENTATIONS)}
