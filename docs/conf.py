@@ -1,8 +1,24 @@
 """Sphinx configuration; `make docs` builds with warnings as errors."""
 
+import importlib
 import importlib.metadata
 import inspect
 import re
+
+from nc_jax.commands.experiments_folder import import_experiments
+from nc_jax.study.listing import experiments_in
+from nc_jax.study.progress import duration
+
+
+def experiments():
+    """Return a table of the experiments: question, name, and the time of the preset default."""
+    rows = ["| question | `nc-jax run` | time |", "|---|---|---|"]
+    for name, header in experiments_in(import_experiments()).items():
+        about = getattr(importlib.import_module(f"experiments.{name}"), "ABOUT", {}).get("default")
+        time = duration(60 * about.minutes) if about and about.minutes else "not measured" if about else "seconds"
+        rows.append(f"| {header.splitlines()[0]} | `{name}` | {time} |")
+    return "\n".join(rows)
+
 
 project = "nc_jax"
 author = "The nc_jax authors"
@@ -29,7 +45,7 @@ html_sidebars = {"**": [f"sidebar/{part}.html" for part in _SIDEBAR]}
 
 # colon_fence: directives between colons, so that a block between backticks is always code
 myst_enable_extensions = ["colon_fence", "dollarmath", "substitution"]
-myst_substitutions = {"version": release}
+myst_substitutions = {"version": release, "experiments": experiments()}
 myst_heading_anchors = 3
 
 autodoc_default_options = {"members": True, "member-order": "bysource", "special-members": "__call__"}
