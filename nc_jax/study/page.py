@@ -27,7 +27,8 @@ nav ul { columns: 18rem; padding-left: 1.2rem; }
 figure { margin: 1rem 0; } figure img { background: white; height: auto; max-width: 100%; }
 figcaption, caption { color: gray; max-width: min(44rem, calc(100vw - 2rem)); text-align: left; }
 .wide { max-width: 100%; overflow-x: auto; }
-table { border-collapse: separate; min-width: min(22rem, 100%); border-spacing: 0; font-variant-numeric: tabular-nums; margin: 1rem 0; }
+table { border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums; margin: 1rem 0; }
+table { min-width: min(22rem, 100%); }
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: right; vertical-align: top; }
 th, td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } td.text, th.text { text-align: left; }
