@@ -120,8 +120,8 @@ CASES = {
 # Names that take no arrays of data: results, sums that others fill, and functions of sizes.
 NO_ARRAYS = {
     "Agreement", "Answers", "Centre", "ClassMoments", "ClassTable", "ClientDrift", "ClientSummary", "EnergyGap",
-    "Entry", "FewShotErrors", "GroupAngles", "KernelMoments", "MarginSummary", "OneVsRestMargin", "Report", "TagWiseAverage",
-    "UniformityGap", "ancestor_overlaps", "etf_distance_floor", "etf_error_exponent", "tag_wise_average", "usual_top",
+    "Entry", "FewShotErrors", "GroupAngles", "KernelMoments", "MarginSummary", "OneVsRestMargin", "Report",
+    "TagWiseAverage", "UniformityGap", "ancestor_overlaps", "etf_distance_floor", "etf_error_exponent", "tag_wise_average", "usual_top",
 }  # fmt: skip
 
 
