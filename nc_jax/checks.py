@@ -49,8 +49,9 @@ def as_array(value: Any, name: str) -> Array | np.ndarray:
     """
     if isinstance(value, jax.Array):
         return value
-    host = _without_gradient(value)
+    host = value
     try:
+        host = _without_gradient(value)
         return np.asarray(host)
     except Exception as error:  # whatever a foreign type raises
         if hasattr(host, "__dlpack__"):

@@ -241,7 +241,7 @@ def _read_twice(
 ) -> Measurement:
     for take, what in ((measurement.first_pass, "first"), (measurement.second_pass, "second")):
         start = 0
-        for piece in features.pieces(chunk_rows(features.shape[1])):
+        for piece in features.pieces(chunk_rows(features.shape[1], measurement.num_classes)):
             take(piece, labels[start : start + len(piece)])
             start += len(piece)
             progress.advance(len(piece), f"{what} pass over {name}")

@@ -17,7 +17,9 @@ from nc_jax.checks import (
     Reals,
     Rows,
     as_array,
+    check_key,
     check_label_shape,
+    check_whole,
     checked_labels,
     checked_mask,
     real_array,
@@ -110,6 +112,11 @@ class Head:
     subsampled: "Callable[[Head, int], Head] | None" = field(default=None, repr=False)
     pool: "Callable[[Arrays, Arrays], tuple[Arrays, Solution]] | None" = field(default=None, repr=False)
 
+    def __post_init__(self):
+        check_whole("num_classes", self.num_classes)
+        if self.num_classes < 2:
+            raise ValueError(f"a head needs num_classes >= 2; got {self.num_classes}")
+
     def init(self, key: PRNGKeyArray, dim: int, dtype: DTypeLike = jnp.float32) -> tuple[Arrays, Arrays]:
         """Return the initial parameters and the initial state.
 
@@ -122,8 +129,14 @@ class Head:
             The parameters, which an optimiser trains, and the state, which every call of `apply` returns updated.
 
         Raises:
-            ValueError: if the head's frame does not fit into d dimensions.
+            ValueError: if d < 1, the head's frame does not fit into d dimensions, or the key is none.
         """
+        check_whole("dim", dim)
+        if dim < 1:
+            raise ValueError(f"a head needs features of dim >= 1; got dim={dim}")
+        check_key(key)
+        if key is None:
+            raise ValueError("a head needs a random key, as jax.random.key(0) makes one; got None")
         declared = self.declare(dim, dtype)
         keys = iter(jax.random.split(key, len(declared.params) + len(declared.state)))
         params, state = {}, {}

@@ -34,7 +34,7 @@ from nc_jax.metrics.second_pass import Sums, compare, merged, of_finite, values_
 from nc_jax.metrics.simplex import frame_of_shape
 from nc_jax.metrics.statistics import ClassStatistics
 
-CHUNK_BYTES = 2**26  # 64 MiB of float32 features at once: large enough for fast products, small beside the programs
+CHUNK_BYTES = 2**26  # 64 MiB of float32 features or scores at once: enough for fast products, small beside the programs
 MOST_DIMENSIONS = 4096  # with a scatter: decompositions of a matrix of this size take two minutes of a CPU core
 
 
@@ -277,7 +277,7 @@ def report(
         notes.append(note)
     measurement = Measurement(num_classes, features.shape[1], frame, bias, rows=rows)
     labels = np.asarray(checked_labels(labels, num_classes, rows=len(features)))
-    size = chunk_rows(features.shape[1])
+    size = chunk_rows(features.shape[1], num_classes)
     for take in (measurement.first_pass, measurement.second_pass):
         for start in range(0, len(features), size):
             take(features[start : start + size], labels[start : start + size])
@@ -300,9 +300,9 @@ def number_of_classes(labels: Labels) -> tuple[int, str]:
     return number, f"num_classes was not given: {number}, the largest label plus one."
 
 
-def chunk_rows(dim: int) -> int:
-    """Return how many examples are measured at once."""
-    return max(CHUNK_BYTES // (4 * dim), 1)
+def chunk_rows(dim: int, num_classes: int) -> int:
+    """Return how many examples are measured at once: their features, and their scores of all classes, take memory."""
+    return max(CHUNK_BYTES // (4 * max(dim, num_classes)), 1)
 
 
 @jax.jit

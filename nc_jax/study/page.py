@@ -23,7 +23,7 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 68rem;
   overflow-wrap: break-word; padding: 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; } p { max-width: 44rem; }
-nav ul { columns: 18rem; padding-left: 1.2rem; }
+nav ul { columns: 18rem; column-gap: 2.5rem; padding-left: 1.2rem; }
 figure { margin: 1rem 0; } figure img { background: white; height: auto; max-width: 100%; }
 figcaption, caption { color: gray; max-width: min(44rem, calc(100vw - 2rem)); text-align: left; }
 .wide { max-width: 100%; overflow-x: auto; }

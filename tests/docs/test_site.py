@@ -10,8 +10,9 @@ from urllib.parse import unquote, urlsplit
 
 import browser
 import pytest
-from matplotlib.figure import Figure
+from commands.test_report import make_run
 
+from nc_jax.commands import main
 from nc_jax.study.page import Page
 from nc_jax.study.tables import Table
 
@@ -86,34 +87,37 @@ def test_the_site(tmp_path):
             assert page.text > 100, page.path
 
 
-def report(picture: bytes) -> str:
-    """A page like that of `nc-jax report`: tables, one of them wide, a long word and a picture."""
+def long_words() -> str:
+    """A page with what may be too wide: a long word, a table of many columns, a table of sentences."""
     page = Page("Runs <a> and b")
     page.heading("Settings")
     page.say(["A word that is longer than a telephone is wide: --data.name=" + "folder/" * 12])
-    page.tables([Table("What differs", ["setting", "a", "b"], [["optimizer.learning_rate", "0.05", "0.1"]])])
-    page.heading("Results")
     columns = ["method", *(f"metric {number}" for number in range(14))]
     means = Table("Means over seeds", columns, [["nearest", *["0.979 ± 0.004"] * 14]])
     words = Table("In words", ["method", "verdict"], [["nearest", "reaches 95 % sooner than fixed (p = 0.001)"]])
-    page.tables([means, words], text_columns=[1])
-    page.picture(picture, "Three points")
+    page.heading("Results")
+    page.tables([means, words])
     return page.text()
 
 
 @pytest.mark.slow
 @needs_browser
-def test_a_report(tmp_path):
-    figure = Figure(figsize=(12, 3))
-    figure.add_subplot().plot([1, 2, 3])
-    figure.savefig(tmp_path / "picture.png")
-    page = tmp_path / "report.html"
-    page.write_text(report((tmp_path / "picture.png").read_bytes()), encoding="utf-8")
+def test_a_report_of_three_runs(tmp_path):
+    runs = [
+        make_run(tmp_path / f"a-run-with-a-long-name-{number}" / "20261126-default", 0.1 * number)
+        for number in range(3)
+    ]
+    main(["report", *map(str, runs), "--out", str(tmp_path / "report.html")])
+    (tmp_path / "words.html").write_text(long_words(), encoding="utf-8")
     assert not broken(tmp_path)
     for width in WIDTHS:
-        (seen,), console = browser.look(tmp_path, [page.name], width=width)
-        assert (seen.title, seen.pictures, console) == ("Runs <a> and b", [], [])
-        assert seen.taken <= seen.shown <= width, seen.wide
+        seen, console = browser.look(tmp_path, ["report.html", "words.html"], width=width)
+        assert not console
+        assert seen[1].title == "Runs <a> and b"
+        for page in seen:
+            assert page.taken <= page.shown <= width, page.wide
+            assert not page.pictures
+            assert page.text > 300
 
 
 @pytest.mark.slow

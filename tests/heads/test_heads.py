@@ -9,6 +9,7 @@ import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import oracles
 import pytest
@@ -394,6 +395,27 @@ def test_wrong_labels_are_refused_by_every_head(head):
             head.apply(params, state, jnp.ones((K, DIM)), labels, train=True)
     with pytest.raises(ValueError, match=r"mask must be booleans of shape \(4,\); got bool of shape \(3,\)"):
         head.apply(params, state, jnp.ones((K, DIM)), np.arange(K), train=True, mask=np.ones(3, bool))
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: heads.learned(1), "a head needs num_classes >= 2; got 1"),
+        (lambda: heads.learned(2.5), "num_classes must be a whole number; got 2.5"),
+        (lambda: heads.learned(K).init(KEY, 0), "a head needs features of dim >= 1; got dim=0"),
+        (lambda: heads.rotated(K).init(KEY, None), "dim must be a whole number; got None"),
+        (lambda: heads.fixed(K).init(3, DIM), "key must be a random key, as jax.random.key(0) makes one; got int 3"),
+        (
+            lambda: heads.nearest(K).init(None, DIM),
+            "a head needs a random key, as jax.random.key(0) makes one; got None",
+        ),
+    ],
+)
+def test_sizes_and_keys_are_checked(monkeypatch, call, sentence):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as in production
+    with pytest.raises(ValueError) as error:  # noqa: PT011, the whole sentence is compared below
+        call()
+    assert str(error.value) == sentence
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -241,6 +242,13 @@ def test_every_entry_names_a_function():
     for name, kind in KINDS.items():
         module = nc_jax.energies if kind.function.startswith("nc_jax.energies.") else metrics
         assert hasattr(module, kind.function.rpartition(".")[2]), name
+
+
+def test_the_page_lists_every_entry():
+    page = (Path(__file__).parents[2] / "docs" / "measuring.md").read_text(encoding="utf-8")
+    for name in KINDS:
+        either = re.sub("_(means|classifier)$", "_*", name)
+        assert f"`{name}`" in page or f"`{either}`" in page, name
 
 
 def simplex(number, dim):
