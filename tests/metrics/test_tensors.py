@@ -121,7 +121,8 @@ CASES = {
 NO_ARRAYS = {
     "Agreement", "Answers", "Centre", "ClassMoments", "ClassTable", "ClientDrift", "ClientSummary", "EnergyGap",
     "Entry", "FewShotErrors", "GroupAngles", "KernelMoments", "MarginSummary", "OneVsRestMargin", "Report",
-    "TagWiseAverage", "UniformityGap", "ancestor_overlaps", "etf_distance_floor", "etf_error_exponent", "tag_wise_average", "usual_top",
+    "TagWiseAverage", "UniformityGap", "ancestor_overlaps", "etf_distance_floor", "etf_error_exponent",
+    "tag_wise_average", "usual_top",
 }  # fmt: skip
 
 
