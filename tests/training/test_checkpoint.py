@@ -1,6 +1,5 @@
 """Checkpoints that are damaged are passed over, named and kept; a sound one is what was written."""
 
-import gc
 import random
 import re
 import shutil
@@ -139,13 +138,6 @@ def test_there_must_be_a_checkpoint_to_read(tmp_path):
         read_checkpoint(tmp_path)
 
 
-# Orbax drops coroutines where it meets some kinds of damage, and Python says so whenever it collects them.
-DROPS = pytest.mark.filterwarnings(
-    "ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
-
-
-@DROPS
 def test_a_folder_that_vanishes_is_one_sentence(state, tmp_path, capfd):
     def save_and_remove():
         with Checkpoints(tmp_path / "run") as checkpoints:
@@ -158,10 +150,8 @@ def test_a_folder_that_vanishes_is_one_sentence(state, tmp_path, capfd):
     with pytest.raises(CheckpointError, match=rf"a checkpoint must be written to {tmp_path}/run; got \w+: .*"):
         save_and_remove()
     assert "Traceback" not in capfd.readouterr().err
-    gc.collect()  # here, and not in a test that comes later
 
 
-@DROPS
 @pytest.mark.slow
 def test_no_damage_stops_a_run_or_is_taken_for_a_state(saved, state, tmp_path, capfd):
     """200 random damages of random files: the newest sound checkpoint, or one sentence."""
