@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax.arrays import angles, matmul, safe_norm, unit_scale
-from nc_jax.checks import as_array
+from nc_jax.checks import Mask, as_array
 from nc_jax.metrics.statistics import ClassStatistics
 
 
@@ -45,7 +45,7 @@ class TagWiseAverage(NamedTuple):
     counts: Int[Array, " multiplicities"]
 
 
-def tag_sets(tags: np.ndarray) -> tuple[Bool[np.ndarray, "sets tags"], Int[np.ndarray, " batch"]]:
+def tag_sets(tags: Mask) -> tuple[Bool[np.ndarray, "sets tags"], Int[np.ndarray, " batch"]]:
     """List the sets of tags that occur, and the number of each example's set.
 
     Args:
@@ -74,7 +74,7 @@ def tag_sets(tags: np.ndarray) -> tuple[Bool[np.ndarray, "sets tags"], Int[np.nd
     return sets[order], places[numbers.reshape(-1)]
 
 
-def tag_wise_average(stats: ClassStatistics, sets: np.ndarray) -> TagWiseAverage:
+def tag_wise_average(stats: ClassStatistics, sets: Mask) -> TagWiseAverage:
     r"""Measure the tag-wise average property, for each number of tags.
 
     With the mean :math:`\mu_S` of the examples that have the tags S, and the average of the means of the tags alone,
@@ -107,7 +107,7 @@ def tag_wise_average(stats: ClassStatistics, sets: np.ndarray) -> TagWiseAverage
     Reference: Li et al., Neural collapse in multi-label learning with pick-all-label loss (2024), and its released
     program (angle_metric).
     """
-    sets = np.asarray(sets)
+    sets = np.asarray(as_array(sets, "sets"))
     number = stats.counts.size
     if sets.ndim != 2 or len(sets) != number or sets.dtype != bool:
         raise ValueError(

@@ -103,7 +103,8 @@ def test_padding_is_finite_and_a_label_that_is_no_class_is_nan():
             lambda: inspect.unwrap(arc_log_loss)(
                 jnp.ones((2, 3)), jnp.eye(4, 3), jnp.zeros(2, int), jnp.zeros(2, int), (jnp.ones(2), jnp.zeros(2))
             ),
-            "features and frame must have shapes (batch, dim) and (dim, classes); got (2, 3) and (4, 3)",
+            "features and frame must have shapes (batch, dim) and (dim, classes); got (2, 3) and (4, 3): "
+            "transpose the latter",
         ),
     ],
 )

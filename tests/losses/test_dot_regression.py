@@ -166,7 +166,8 @@ def regression(features=FEATURES, labels=LABELS, frame=FRAME, lengths=None):
         ),
         (
             lambda: regression(frame=FRAME.T),
-            "features and frame must have shapes (batch, dim) and (dim, classes); got (7, 6) and (4, 6)",
+            "features and frame must have shapes (batch, dim) and (dim, classes); got (7, 6) and (4, 6): "
+            "transpose the latter",
         ),
         (
             lambda: regression(labels=LABELS[:3]),

@@ -209,7 +209,9 @@ def test_narrow_dtypes_are_widened_and_near_features_keep_their_digits():
     np.testing.assert_allclose(near, 1e-5, rtol=1e-5)
 
 
-SHAPES = "features and frame must have shapes (batch, dim) and (dim, classes); got (8, 3) and (5, 3)"
+SHAPES = (
+    "features and frame must have shapes (batch, dim) and (dim, classes); got (8, 3) and (5, 3): transpose the latter"
+)
 
 
 @pytest.mark.parametrize(
