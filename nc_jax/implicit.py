@@ -274,7 +274,7 @@ def _sylvester_by_products(matrix: Array, unique: Array) -> tuple[Callable, Call
 def conjugate_gradients(
     operator: Callable[[Array], Array],
     rhs: Float[Array, "n p"],
-    max_iterations: int = 500,
+    max_iterations: int | None = None,
     size: Float[Array, ""] | float = 0.0,
 ) -> tuple[Float[Array, "n p"], Bool[Array, ""]]:
     """Solve operator(x) = rhs for a symmetric, positive semidefinite operator.
@@ -282,8 +282,9 @@ def conjugate_gradients(
     Args:
         operator: linear function from arrays of shape (n, p) to arrays of the same shape.
         rhs: right-hand side of any scale, shape (n, p).
-        max_iterations: largest number of products with the operator. 500 is about eight times sqrt(kappa) at the
-            condition numbers kappa of 1e3 to 1e4, beyond which float32 gives no useful gradient.
+        max_iterations: largest number of products with the operator. None: 500 in float32 and 50,000 in float64. This
+            is about eight times sqrt(kappa) at the condition numbers kappa beyond which the dtype gives no useful
+            gradient, 4e3 and 4e7.
         size: norm of the terms from which the operator is computed, if they cancel and are larger than the operator.
 
     Returns:
@@ -293,6 +294,7 @@ def conjugate_gradients(
     # The conjugate gradients of JAX and SciPy do not stop at such directions, and then return arbitrary results.
     eps = float(jnp.finfo(rhs.dtype).eps)
     tolerance = 10 * eps  # the relative tolerance of the trust region for the gradient
+    limit = (500 if eps > 1e-10 else 50_000) if max_iterations is None else max_iterations
     floor = max(rhs.shape) * eps  # relative size below which curvature counts as zero, as in numpy.linalg.matrix_rank
     # At unit scale, squares neither overflow nor underflow, for every scale of the cotangent.
     norm = safe_norm(rhs).reshape(())
@@ -321,7 +323,7 @@ def conjugate_gradients(
         )
 
     def unfinished(state: _Krylov) -> Array:
-        return (state.squared > tolerance**2) & ~state.flat & (state.iteration < max_iterations)
+        return (state.squared > tolerance**2) & ~state.flat & (state.iteration < limit)
 
     unit = rhs / scale
     steepest = jnp.asarray(size, rhs.dtype)
