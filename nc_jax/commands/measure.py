@@ -84,8 +84,8 @@ def main(words: Sequence[str]) -> None:
     classifier = find_classifier(options, features.shape[1])
     layers = find_layers(options.layers, len(labels))
     if classifier is None:
-        num_classes, note = number_of_classes(labels)
-        notes = [note.replace("num_classes was not given", "The number of classes is not known")]
+        num_classes = number_of_classes(labels)
+        notes = [f"The number of classes is taken to be {num_classes}, the largest label plus one."]
     else:
         num_classes, notes = classifier.frame.shape[1], list(classifier.notes)
     check_label_range(labels, num_classes)
@@ -104,16 +104,16 @@ def main(words: Sequence[str]) -> None:
             measurement = Measurement(num_classes, features.shape[1], frame, bias)
             report = _read_twice(measurement, features.name, features, labels, progress).report()
         report = dataclasses.replace(report, notes=(*notes, *report.notes))
+        said = "--out FOLDER writes all numbers (report.json) and one page with pictures (report.html)."
+        if options.out is not None:  # before anything is printed: `| head` must not cost the files
+            of = {"features": features.name, "labels": options.labels, "weight": options.weight}
+            content = of | report.to_json() | {"layers": {name: one.to_json() for name, one in by_layer.items()}}
+            text = json.dumps(content | {"environment": environment()}, indent=1, allow_nan=False)
+            write_atomically(options.out / "report.json", text + "\n")
+            write_atomically(options.out / "report.html", page_of(features.name, report, by_layer))
+            said = f"all numbers are in {options.out / 'report.json'}, pictures in {options.out / 'report.html'}"
         show(report, by_layer)
-        if options.out is None:
-            print("\n--out FOLDER writes all numbers (report.json) and one page with pictures (report.html).")
-            return
-        of = {"features": features.name, "labels": options.labels, "weight": options.weight}
-        content = of | report.to_json() | {"layers": {name: one.to_json() for name, one in by_layer.items()}}
-        text = json.dumps(content | {"environment": environment()}, indent=1, allow_nan=False)
-        write_atomically(options.out / "report.json", text + "\n")
-        write_atomically(options.out / "report.html", page_of(features.name, report, by_layer))
-        print(f"\nall numbers are in {options.out / 'report.json'}, pictures in {options.out / 'report.html'}")
+        print(f"\n{said}")
 
 
 def find_classifier(options: Options, dim: int) -> Classifier | None:

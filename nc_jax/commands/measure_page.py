@@ -7,7 +7,7 @@ import numpy as np
 
 from nc_jax.extras import MissingExtraError, require
 from nc_jax.metrics import Entry, Report
-from nc_jax.metrics.report import shown
+from nc_jax.metrics.report import shown, shown_at_collapse
 from nc_jax.study.page import Page
 from nc_jax.study.planning import WIDTH
 from nc_jax.study.tables import Table, fitted, show_table
@@ -90,7 +90,7 @@ def at_a_glance(report: Report) -> Table:
     if first is report["nc1_quotient"]:
         names.insert(0, "nc1_quotient")
     rows = [
-        [key, shown(report[key].value), at_collapse(report[key]), report[key].sentence]
+        [key, shown(report[key].value), shown_at_collapse(report[key]), report[key].sentence]
         for key in names
         if key in report
     ]
@@ -139,12 +139,6 @@ def worst_classes(report: Report) -> list[int]:
     return np.argsort(-noise, kind="stable")[:WORST].tolist()
 
 
-def at_collapse(entry: Entry) -> str:
-    """Return what an entry is at collapse, as tables show it."""
-    sign = {"at least": "≥ ", "at most": "≤ "}.get(entry.bound, "")
-    return "" if entry.at_collapse is None else f"{sign}{shown(entry.at_collapse)}"
-
-
 def _sizes(report: Report) -> str:
     dim, num_classes = report.statistics.shifts.shape
     counts = report.classes.count
@@ -155,7 +149,7 @@ def _sizes(report: Report) -> str:
 
 def _all_numbers(title: str, entries: Mapping[str, Entry]) -> Table:
     rows = [
-        [key, shown(entry.value), at_collapse(entry), entry.sentence, entry.variant, entry.source]
+        [key, shown(entry.value), shown_at_collapse(entry), entry.sentence, entry.variant, entry.source]
         for key, entry in entries.items()
     ]
     return Table(title, ["metric", "value", "at collapse", "what it says", "variant", "source"], rows)

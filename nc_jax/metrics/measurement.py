@@ -273,8 +273,8 @@ def report(
         frame = as_array(frame, "frame")
         num_classes = frame.shape[0 if rows else -1] if frame.ndim == 2 else None
     if num_classes is None:
-        num_classes, note = number_of_classes(labels)
-        notes.append(note)
+        num_classes = number_of_classes(labels)
+        notes.append(f"num_classes was not given: {num_classes}, the largest label plus one.")
     measurement = Measurement(num_classes, features.shape[1], frame, bias, rows=rows)
     labels = np.asarray(checked_labels(labels, num_classes, rows=len(features)))
     size = chunk_rows(features.shape[1], num_classes)
@@ -285,8 +285,8 @@ def report(
     return dataclasses.replace(found, notes=(*notes, *found.notes))
 
 
-def number_of_classes(labels: Labels) -> tuple[int, str]:
-    """Return the largest label plus one, and a sentence that says so.
+def number_of_classes(labels: Labels) -> int:
+    """Return the largest label plus one.
 
     Raises:
         ValueError: if the labels are not integers of shape (N,) from -1 up, or none of them is a class.
@@ -297,7 +297,7 @@ def number_of_classes(labels: Labels) -> tuple[int, str]:
     number = int(labels.max(initial=-1)) + 1
     if number < 2:
         raise ValueError(f"labels must name at least 2 classes; got a largest label of {number - 1}")
-    return number, f"num_classes was not given: {number}, the largest label plus one."
+    return number
 
 
 def chunk_rows(dim: int, num_classes: int) -> int:

@@ -72,8 +72,12 @@ class Report(Mapping[str, Entry]):
 
     def __str__(self) -> str:
         width = max(map(len, self.entries))
-        lines = [f"{name:<{width}}  {shown(entry.value):>10}  {entry.sentence}" for name, entry in self.items()]
-        return "\n".join([*self.notes, *lines])
+        head = f"{'':<{width}}  {'value':>10}  {'at collapse':>11}"
+        lines = [
+            f"{name:<{width}}  {shown(entry.value):>10}  {shown_at_collapse(entry):>11}  {entry.sentence}"
+            for name, entry in self.items()
+        ]
+        return "\n".join([*self.notes, head, *lines])
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the statistics as JSON can hold it: NaN becomes null, infinity "inf"."""
@@ -97,3 +101,9 @@ def shown(value: float | int | None) -> str:
         ('0.1235', '9', '1e-07', '')
     """
     return "" if value is None else f"{value:.4g}"
+
+
+def shown_at_collapse(entry: Entry) -> str:
+    """Return the value of an entry at collapse as people read it, "≥" or "≤" before a bound; "" if it is not known."""
+    sign = {"at least": "≥ ", "at most": "≤ "}.get(entry.bound, "")
+    return "" if entry.at_collapse is None else f"{sign}{shown(entry.at_collapse)}"

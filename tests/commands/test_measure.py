@@ -77,7 +77,7 @@ def test_features_alone_are_printed_and_nothing_is_written(folder, capsys):
     before = sorted(folder.iterdir())
     measure("features.npy", "labels.npy")
     said = capsys.readouterr().out
-    assert "The number of classes is not known: 5, the largest label plus one." in said
+    assert "The number of classes is taken to be 5, the largest label plus one." in said
     assert "nc4" not in said
     assert "--out FOLDER writes all numbers" in said
     assert sorted(folder.iterdir()) == before
