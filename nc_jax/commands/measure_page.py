@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from nc_jax.extras import MissingExtraError, require
-from nc_jax.metrics import Entry, Report
+from nc_jax.metrics import Entry, Report, effective_depth
 from nc_jax.metrics.report import shown, shown_at_collapse
 from nc_jax.study.page import Page
 from nc_jax.study.planning import WIDTH
@@ -105,8 +105,11 @@ def layer_table(report: Report, layers: Mapping[str, Report]) -> Table:
         [layer, str(one.statistics.shifts.shape[0]), *(shown(one[key].value) if key in one else "" for key in names)]
         for layer, one in every.items()
     ]
+    depth = effective_depth([1 - one["nearest_centre_accuracy"].value for one in every.values()])
+    reached = f"{depth:.0f} of {len(every)}" if np.isfinite(depth) else "none"
     return Table(
-        "NC1 of earlier layers with the same labels, first to last, and of the features",
+        "NC1 of earlier layers with the same labels, first to last, and of the features; effective depth (the first "
+        f"layer in which the nearest class mean is right for every example): {reached}",
         ["layer", "dimensions", *names],
         rows,
     )

@@ -96,7 +96,12 @@ def test_layers_are_measured_in_their_order(capsys):
     assert {"nc1_pinv", "nc1_cdnv", "nearest_centre_accuracy"} < set(found["conv1"]["metrics"])
     assert found["input"] == found["conv1"]
     assert found["conv1"]["metrics"]["nc1_cdnv"]["value"] > found["conv2"]["metrics"]["nc1_cdnv"]["value"]
-    assert "│ conv2    │ " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "│ conv2    │ " in said
+    errors = [1 - found[name]["metrics"]["nearest_centre_accuracy"]["value"] for name in found]
+    errors.append(1 - report(FEATURES, LABELS)["nearest_centre_accuracy"].value)
+    right = [number for number, error in enumerate(errors, start=1) if error == 0]
+    assert f"for every example): {f'{right[0]} of 4' if right else 'none'}" in " ".join(said.split())
 
 
 def test_rows_that_do_not_count_are_said(capsys):
