@@ -1,5 +1,9 @@
 """The pictures of `nc-jax measure`."""
 
+from nc_jax.extras import require
+
+require("matplotlib", "plots", __name__)
+
 import io
 from collections.abc import Iterator, Mapping
 

@@ -1,5 +1,9 @@
 """What experiments on outliers measure: sets of images that belong to no class, and scores that find them."""
 
+from nc_jax.extras import require
+
+require("PIL", "data", __name__)
+
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple

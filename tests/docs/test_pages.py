@@ -21,7 +21,20 @@ PAGES = sorted(
 LANGUAGES = {"python", *pages.COMMANDS, "text", "toml", "diff", "json", "{toctree}", "mermaid"}
 OPTIONAL = {"torch", "flwr", "equinox", "safetensors"}  # what `pip install nc_jax` does not bring
 
-of_every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+
+def imports_of(page: Path) -> set[str]:
+    """The packages that the blocks of a page import which run."""
+    blocks = [block for block in pages.blocks_of(page) if block.language == "python" and block.not_run is None]
+    return set().union(*map(pages.imports_of, blocks))
+
+
+def of_page(page: Path):
+    """A page as a parameter; `-m torch` runs those that need PyTorch where it is there."""
+    marks = [pytest.mark.torch] if "torch" in imports_of(page) else []
+    return pytest.param(page, marks=marks, id=str(page.relative_to(DOCS)))
+
+
+of_every_page = pytest.mark.parametrize("page", [of_page(page) for page in PAGES])
 
 
 def test_there_are_pages():
@@ -45,8 +58,7 @@ def test_blocks_compile(page):
 @pytest.mark.slow
 @of_every_page
 def test_blocks_run(page, tmp_path):
-    blocks = [block for block in pages.blocks_of(page) if block.language == "python" and block.not_run is None]
-    for name in sorted(OPTIONAL & set().union(*map(pages.imports_of, blocks))):
+    for name in sorted(OPTIONAL & imports_of(page)):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"this page needs {name}")
     pages.run_page(page, tmp_path)
