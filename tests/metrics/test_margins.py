@@ -111,6 +111,12 @@ def test_summary_equals_numpy_and_ignores_padding(x64):
     assert_sums_close(from_batch(jnp.where(labels >= 0, margins, 99.0), jnp.array(labels)), sums)
 
 
+def test_one_example_has_a_mean_and_no_spread():
+    found = from_batch(jnp.array([0.5]), jnp.array([1])).compute()
+    np.testing.assert_array_equal([found.mean, found.minimum], [0.5, 0.5])
+    assert found.standard_deviation == 0
+
+
 def test_is_a_commutative_monoid_and_merging_equals_one_pass(x64):
     features, frame, labels = random_problem(num_examples=60)
     labels = jnp.array(labels).at[20:30].set(-1)
