@@ -123,7 +123,7 @@ def within_class_collapse(
     # square the condition number. Errors in float32 at condition number 1e4: 80 percent with eigh of the Gram matrix,
     # 100 percent with pinv of Sigma_B, 0.04 percent with this SVD.
     # For more classes than dimensions, an orthogonal factor that is not needed is taken off first: the SVD of what is
-    # left has the same U and s, and takes a tenth of the time (K = 1000, d = 512, on a CPU).
+    # left has the same U and s, and takes about a sixth of the time (K = 1000, d = 512, on a CPU).
     wide = centred.shape[1] > centred.shape[0]
     square = transpose(jnp.linalg.qr(transpose(centred), mode="r")) if wide else centred
     left, singular, _ = jnp.linalg.svd(square, full_matrices=False)
