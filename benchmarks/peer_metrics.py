@@ -35,6 +35,7 @@ from nc_jax.metrics import (
     etf_distance,
     kernel_moments,
     nearest_centre_agreement,
+    outlier_orthogonality,
     self_duality,
     uniform_duality,
     within_class_collapse,
@@ -123,8 +124,6 @@ def compare(found: Agreement, stats: ClassStatistics, frame: jax.Array, features
 def figures(stats: ClassStatistics, frame: jax.Array, foreign: ClassStatistics) -> dict[str, jax.Array]:
     """Compute all figures but NC4."""
     means = stats.centred_means()
-    centre = jnp.mean(foreign.means, axis=1)
-    cosines = (centre @ stats.means) / (jnp.linalg.norm(stats.means, axis=0) * jnp.linalg.norm(centre))
     return {
         "nc1_pinv": within_class_collapse(stats),
         "nc1_quot": within_class_collapse(stats, "quotient"),
@@ -134,7 +133,7 @@ def figures(stats: ClassStatistics, frame: jax.Array, foreign: ClassStatistics) 
         "nc2g_log": kernel_moments(means, 0).variance,
         "nc3_dual_err": self_duality(frame, stats),
         "nc3u_uni_dual": uniform_duality(frame, stats, ddof=1),
-        "nc5_ood_dev": jnp.mean(jnp.abs(cosines)),
+        "nc5_ood_dev": outlier_orthogonality(stats, jnp.mean(foreign.means, axis=1)),
     }
 
 

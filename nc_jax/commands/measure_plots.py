@@ -6,6 +6,7 @@ require("matplotlib", "plots", __name__)
 
 import io
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,8 +39,7 @@ def _spectra(report: Report) -> tuple[bytes, str]:
     present = int(np.sum(report.classes.count > 0))
     means = np.linalg.svd(np.asarray(stats.centred_means(), np.float64), compute_uv=False)[: present - 1] ** 2 / present
     total = means.sum()
-    figure, axes = grid(1, 1, SIZE)
-    axis = axes[0, 0]
+    figure, axis = _labelled("direction", "variance")
     spectra = {"class means": (means, BLUE)}
     if stats.scaled_scatter is not None:
         within = np.linalg.eigvalsh(np.asarray(stats.scatter, np.float64))[::-1] / int(report.classes.count.sum())
@@ -51,9 +51,6 @@ def _spectra(report: Report) -> tuple[bytes, str]:
     axis.set_xscale("log")
     plain_ticks(axis)
     plain_ticks(axis, "x")
-    axis.set_xlabel("direction")
-    axis.set_ylabel("variance")
-    axis.grid(alpha=0.3)
     legend_below(figure, axis)
     return _svg(figure), (
         "Variance of the class means and within classes by direction, largest first, relative to the total variance of "
@@ -66,13 +63,9 @@ def _cosines(report: Report) -> tuple[bytes, str]:
     there = np.flatnonzero(report.classes.count)
     matrix = np.asarray(cosines(jnp.asarray(stats.centred_means())[:, there]))
     pairs = matrix[np.triu_indices(len(there), 1)]
-    figure, axes = grid(1, 1, SIZE)
-    axis = axes[0, 0]
+    figure, axis = _labelled("cosine of two centred class means", "pairs")
     axis.hist(pairs, bins=60 if len(pairs) > 100 else 20, color=BLUE)
     axis.axvline(-1 / (len(there) - 1), color=ORANGE, linestyle="--", label=f"simplex: {-1 / (len(there) - 1):.3g}")
-    axis.set_xlabel("cosine of two centred class means")
-    axis.set_ylabel("pairs")
-    axis.grid(alpha=0.3)
     legend_below(figure, axis)
     return _svg(figure), f"Cosines between centred class means, {len(pairs)} pairs. In a simplex all are equal."
 
@@ -81,8 +74,7 @@ def _margins(report: Report) -> tuple[bytes, str]:
     counts = report.margins
     edges = np.linspace(-2, 2, len(counts) + 1)
     used = np.flatnonzero(counts)
-    figure, axes = grid(1, 1, SIZE)
-    axis = axes[0, 0]
+    figure, axis = _labelled("cosine margin", "examples")
     axis.stairs(counts, edges, fill=True, color=BLUE)
     axis.axvline(0, color=GREY, label="decision")
     wanted = report["margin_cosine_mean"].at_collapse
@@ -90,9 +82,6 @@ def _margins(report: Report) -> tuple[bytes, str]:
         axis.axvline(wanted, color=ORANGE, linestyle="--", label=f"at collapse: {wanted:.3g}")
     right = max(edges[used[-1] + 1], wanted or 0) + 0.05
     axis.set_xlim(min(edges[used[0]], 0) - 0.05, right)
-    axis.set_xlabel("cosine margin")
-    axis.set_ylabel("examples")
-    axis.grid(alpha=0.3)
     legend_below(figure, axis)
     return _svg(figure), (
         "Cosine margins of the examples: cosine of a centred feature with its own class less the largest one with "
@@ -102,8 +91,7 @@ def _margins(report: Report) -> tuple[bytes, str]:
 
 def _classes(report: Report) -> tuple[bytes, str]:
     classes = report.classes
-    figure, axes = grid(1, 1, SIZE)
-    axis = axes[0, 0]
+    figure, axis = _labelled("distance to the nearest other class mean", "root of the variance")
     deviations = np.sqrt(classes.variance)
     axis.plot(classes.distance, deviations, ".", color=BLUE)
     for limit, values in ((axis.set_xlim, classes.distance), (axis.set_ylim, deviations)):
@@ -112,9 +100,6 @@ def _classes(report: Report) -> tuple[bytes, str]:
     if len(classes.count) <= 30:  # more numbers would cover each other
         for k in np.flatnonzero(classes.count):
             axis.annotate(str(k), (classes.distance[k], deviations[k]), fontsize=8)
-    axis.set_xlabel("distance to the nearest other class mean")
-    axis.set_ylabel("root of the variance")
-    axis.grid(alpha=0.3)
     return _svg(figure), (
         "How far the examples of each class are from their mean, and how far that is from the nearest other one. At "
         "collapse, all classes lie at one point of the horizontal axis."
@@ -142,6 +127,16 @@ def _layers(report: Report, layers: Mapping[str, Report]) -> tuple[bytes, str]:
         axis.grid(alpha=0.3)
     legend_below(figure, axes[0, 0])
     return _svg(figure), "Collapse by depth: variability within classes, and how often another class mean is nearer."
+
+
+def _labelled(across: str, upwards: str) -> tuple[Figure, Any]:
+    """Return a figure with one empty panel."""
+    figure, axes = grid(1, 1, SIZE)
+    axis = axes[0, 0]
+    axis.set_xlabel(across)
+    axis.set_ylabel(upwards)
+    axis.grid(alpha=0.3)
+    return figure, axis
 
 
 def _svg(figure: Figure) -> bytes:

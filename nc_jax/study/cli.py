@@ -140,10 +140,9 @@ def parse(default: Config | type[Config], arguments: Sequence[str], *, header: s
 
 
 def _tyro(default: Config | type[Config], arguments: Sequence[str]) -> Config:
-    start: Any = {} if isinstance(default, type) else {"default": default}
-    return tyro.cli(
-        default if isinstance(default, type) else type(default), args=list(arguments), description="", **start
-    )
+    kind = default if isinstance(default, type) else type(default)
+    start: Any = {} if kind is default else {"default": default}
+    return tyro.cli(kind, args=list(arguments), description="", **start)
 
 
 def settings_help(default: Any) -> str:
