@@ -53,6 +53,10 @@ test-lowest: $(LOWEST)/.installed  ## run the quick tests with the lowest versio
 test-all: $(VENV)/.installed-dev  ## run all of these tests at once
 	$(BIN)/python -m pytest -m ""
 
+.PHONY: coverage
+coverage: $(VENV)/.installed-dev  ## say which lines of nc_jax the quick tests do not run
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html:.cache/coverage
+
 .PHONY: lint
 lint: $(VENV)/.installed-dev  ## ruff (rules and format) and pyright
 	$(BIN)/ruff check
