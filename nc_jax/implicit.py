@@ -12,13 +12,15 @@ the Jacobian of F is the Riemannian Hessian on tangent vectors, and c times the 
 symmetric, and positive definite at a strict minimum. The factor c is the norm of the Euclidean gradient, so that
 neither part of the Jacobian is lost in the rounding error of the other part.
 
+The closed form, the orthogonal Procrustes problem, has a simpler system of its own; see `procrustes_stationarity`.
+
 The derivative rule is jaxopt's `root_jvp` (see `nc_jax.root_rules`). Each linear solve is a `lax.custom_linear_solve`,
 which JAX can transpose. So one rule gives forward mode, reverse mode and higher derivatives.
 """
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,7 @@ from nc_jax.arrays import matmul, safe_norm, skew_part, symmetric_part, transpos
 from nc_jax.manifolds import Stiefel
 from nc_jax.root_rules import Solve, root_jvp
 from nc_jax.solvers import PolarDecomposition, PolarMethod, polar_decomposition
+from nc_jax.solvers.conjugate_gradients import conjugate_gradients
 from nc_jax.solvers.polar import judged
 
 
@@ -35,9 +38,10 @@ def implicit_root(solver: Callable, stationarity: Callable, linear_solver: Calla
     r"""Make a solver differentiable: give it the derivatives of the root that it finds.
 
     Args:
-        solver: function (init, *args) -> (point, aux), where the point solves `stationarity(point, *args) = 0`.
-        stationarity: function (point, *args) -> array of the shape of the point, whose Jacobian in the point is regular
-            and symmetric.
+        solver: function (init, *args) -> (point, aux), where the point (an array, or a tree of arrays) solves
+            `stationarity(point, *args) = 0`.
+        stationarity: function (point, *args) -> arrays of the shapes of the point, whose Jacobian in the point is
+            regular and symmetric.
         linear_solver: function (point, aux, *args) -> solve. Here solve(matvec, rhs) returns the x with
             matvec(x) = rhs, and matvec multiplies by the Jacobian of `stationarity`. Work that `linear_solver` does
             itself, such as a factorisation, is done once for all calls of solve.
@@ -50,7 +54,7 @@ def implicit_root(solver: Callable, stationarity: Callable, linear_solver: Calla
     """
 
     @jax.custom_jvp
-    def root(init: Any, *args: Any) -> tuple[Array, Any]:
+    def root(init: Any, *args: Any) -> tuple[Any, Any]:
         return solver(init, *args)
 
     @root.defjvp
@@ -60,7 +64,7 @@ def implicit_root(solver: Callable, stationarity: Callable, linear_solver: Calla
         # The prepared solver may be constant: higher derivatives go through matvec.
         prepared = linear_solver(*jax.lax.stop_gradient((point, aux, *args)))
 
-        def solve(matvec: Callable, rhs: Array) -> Array:
+        def solve(matvec: Callable, rhs: Any) -> Any:
             return jax.lax.custom_linear_solve(matvec, rhs, prepared, symmetric=True)
 
         tangent = root_jvp(stationarity, point, tuple(args), tuple(tangents[1:]), solve=solve)
@@ -162,7 +166,27 @@ def is_strict_minimum(
 
 # --- The orthogonal Procrustes problem: maximise <U, B>. Its linear system has a closed form. ---
 
-procrustes_stationarity = stiefel_stationarity(lambda point, matrix: -matrix)
+
+def procrustes_stationarity(
+    root: tuple[Float[Array, "n p"], Float[Array, "p p"]], matrix: Float[Array, "n p"]
+) -> tuple[Float[Array, "n p"], Float[Array, "p p"]]:
+    """Return what is zero at the polar decomposition B = U S: U S - B, and U^T U - I (halved).
+
+    S is the multiplier of the constraint U^T U = I, and an unknown of its own. So B enters as it is, and neither a
+    tangent nor a cotangent of B has to be projected. The system is symmetric, and regular if S is.
+
+    Args:
+        root: U, shape (n, p), and S, shape (p, p), of which the symmetric part is meant.
+        matrix: B, shape (n, p).
+    """
+    point, stretch = root
+    eye = jnp.eye(point.shape[1], dtype=point.dtype)
+    # The skew part of S is not determined by B = U S, so it must be zero.
+    constraint = symmetric_part(matmul(transpose(point), point) - eye) / 2 + skew_part(stretch)
+    # JAX transposes a linear solve only if all of its right-hand side depends on the tangent: on none of its entries.
+    constraint += jnp.sum(matrix[:0])
+    return matmul(point, symmetric_part(stretch)) - matrix, constraint
+
 
 SylvesterMethod = Literal["auto", "eigh", "products"]
 
@@ -174,12 +198,12 @@ def procrustes_solver(
     *,
     method: SylvesterMethod = "auto",
 ) -> Solve:
-    r"""Linear solver for the Procrustes problem, O(n p + p^2) memory.
+    r"""Linear solver for `procrustes_stationarity`, O(n p + p^2) memory.
 
-    Let S = sym(U^T B). The Hessian maps a tangent vector xi to the tangent part of xi S. Write xi = U X + Z with skew X
-    and U^T Z = 0, and let b be the right-hand side. Then X and Z solve
+    The system for (Y, T), with right-hand side (G, E), is Y S + U sym(T) = G and sym(U^T Y) + skew(T) = E. Write
+    Y = U (X + sym(E)) + Z with skew X and U^T Z = 0. Then
 
-    .. math:: S X + X S = 2\, \mathrm{skew}(U^\top b), \qquad Z S = (I - U U^\top) b .
+    .. math:: S X + X S = 2\, \mathrm{skew}(U^\top G - \mathrm{sym}(E) S), \qquad Z S = (I - U U^\top) G .
 
     Args:
         point: solution U, shape (n, p).
@@ -197,29 +221,64 @@ def procrustes_solver(
     """
     if method not in get_args(SylvesterMethod):
         raise ValueError(f"method must be one of {', '.join(get_args(SylvesterMethod))}; got {method!r}")
-    values, vectors = decomposition.values, decomposition.vectors
     if method == "auto":
         on_cpu = jax.default_backend() == "cpu"
-        method = "eigh" if on_cpu or vectors is not None else "products"
-    if method == "products":
-        symmetric = symmetric_part(matmul(transpose(point), matrix))
-        solve_skew, solve_outside = _sylvester_by_products(symmetric, decomposition.unique)
-    else:
-        if values is None or vectors is None:
-            values, vectors = jnp.linalg.eigh(symmetric_part(matmul(transpose(point), matrix)))
-        solve_skew, solve_outside = _sylvester_by_eigh(values, vectors, decomposition.floor)
+        method = "eigh" if on_cpu or decomposition.vectors is not None else "products"
+    prepare = _by_products if method == "products" else _by_eigh
+    solve_system = prepare(point, decomposition, matrix)
+    return lambda matvec, rhs: solve_system(*rhs)
 
-    scale = _normal_scale(matrix)
 
-    def solve(matvec: Callable, rhs: Array) -> Array:
-        del matvec
-        aligned = matmul(transpose(point), rhs)
-        turn = solve_skew(2 * skew_part(aligned))
-        # On the normal part of the right-hand side, the Jacobian is a number, the scale c.
-        inside = turn + symmetric_part(aligned) / scale
+def _by_eigh(point: Array, decomposition: PolarDecomposition, matrix: Array) -> Callable[[Array, Array], tuple]:
+    values, vectors, left = decomposition.values, decomposition.vectors, decomposition.left
+    if values is None or vectors is None:
+        values, vectors = jnp.linalg.eigh(symmetric_part(matmul(transpose(point), matrix)))
+    if left is None:
+        left = matmul(point, vectors)
+    # Directions in which U is not determined (for instance because of two zero singular values) get derivative zero.
+    divide = partial(_divide_above, floor=decomposition.floor)
+
+    def to_basis(square: Array) -> Array:
+        return matmul(matmul(transpose(vectors), square), vectors)
+
+    def from_basis(square: Array) -> Array:
+        return matmul(matmul(vectors, square), transpose(vectors))
+
+    def solve(rhs: Array, constraint: Array) -> tuple[Array, Array]:
+        # First derivatives have no residual E of the constraint, and need none of its products.
+        given = jax.lax.cond(
+            jnp.any(constraint != 0), lambda e: to_basis(symmetric_part(e)), jnp.zeros_like, constraint
+        )
+        turned = matmul(rhs, vectors)
+        inside = matmul(transpose(left), turned) - given * values[None]
+        turn = divide(inside - transpose(inside), values[:, None] + values[None])
         if point.shape[0] == point.shape[1]:
-            return matmul(point, inside)
-        return matmul(point, inside) + solve_outside(rhs - matmul(point, aligned))
+            moved = matmul(left, turn + given)
+        else:
+            # U sym(E) is part of G S^-1 - U (U^T G - sym(E) S) S^-1, which is Z + U sym(E).
+            moved = matmul(left, turn - divide(inside, values[None])) + divide(turned, values[None])
+        multiplier = from_basis(symmetric_part(inside - turn * values[None])) + skew_part(constraint)
+        return matmul(moved, transpose(vectors)), multiplier
+
+    return solve
+
+
+def _by_products(point: Array, decomposition: PolarDecomposition, matrix: Array) -> Callable[[Array, Array], tuple]:
+    stretch = symmetric_part(matmul(transpose(point), matrix))
+
+    def iterate(operator: Callable[[Array], Array], rhs: Array) -> Array:
+        # Conjugate gradients cannot tell which directions are not determined. If there are any, all get zero.
+        return conjugate_gradients(operator, jnp.where(decomposition.unique, rhs, 0))[0]
+
+    def solve(rhs: Array, constraint: Array) -> tuple[Array, Array]:
+        given = symmetric_part(constraint)
+        aligned = matmul(transpose(point), rhs)
+        inside = aligned - matmul(given, stretch)
+        turn = iterate(lambda x: matmul(stretch, x) + matmul(x, stretch), 2 * skew_part(inside))
+        moved = matmul(point, turn + given)
+        if point.shape[0] != point.shape[1]:
+            moved += iterate(lambda x: matmul(x, stretch), rhs - matmul(point, aligned))
+        return moved, symmetric_part(inside - matmul(turn, stretch)) + skew_part(constraint)
 
     return solve
 
@@ -246,111 +305,42 @@ def decompose_at(
 _EIGH_ON_ACCELERATORS = 128  # largest number of columns for eigh on an accelerator; a guess, not measured
 
 
-def _sylvester_by_eigh(values: Array, vectors: Array, floor: Array) -> tuple[Callable, Callable]:
-    # Directions in which U is not determined (for instance because of two zero singular values) get derivative zero.
-    divide = partial(_divide_above, floor=floor)
-
-    def solve_skew(rhs: Array) -> Array:
-        in_basis = matmul(matmul(transpose(vectors), rhs), vectors)
-        return matmul(matmul(vectors, divide(in_basis, values[:, None] + values[None])), transpose(vectors))
-
-    def solve_outside(rhs: Array) -> Array:
-        return matmul(divide(matmul(rhs, vectors), values[None]), transpose(vectors))
-
-    return solve_skew, solve_outside
-
-
-def _sylvester_by_products(matrix: Array, unique: Array) -> tuple[Callable, Callable]:
-    # Conjugate gradients cannot tell which directions are not determined. If there are any, all directions get zero.
-    def solve_skew(rhs: Array) -> Array:
-        return conjugate_gradients(lambda x: matmul(matrix, x) + matmul(x, matrix), jnp.where(unique, rhs, 0))[0]
-
-    def solve_outside(rhs: Array) -> Array:
-        return conjugate_gradients(lambda x: matmul(x, matrix), jnp.where(unique, rhs, 0))[0]
-
-    return solve_skew, solve_outside
-
-
-def conjugate_gradients(
-    operator: Callable[[Array], Array],
-    rhs: Float[Array, "n p"],
-    max_iterations: int | None = None,
-    size: Float[Array, ""] | float = 0.0,
-) -> tuple[Float[Array, "n p"], Bool[Array, ""]]:
-    """Solve operator(x) = rhs for a symmetric, positive semidefinite operator.
-
-    Args:
-        operator: linear function from arrays of shape (n, p) to arrays of the same shape.
-        rhs: right-hand side of any scale, shape (n, p).
-        max_iterations: largest number of products with the operator. None: 500 in float32 and 50,000 in float64. This
-            is about eight times sqrt(kappa) at the condition numbers kappa beyond which the dtype gives no useful
-            gradient, 4e3 and 4e7.
-        size: norm of the terms from which the operator is computed, if they cancel and are larger than the operator.
-
-    Returns:
-        x, and whether the iteration met a direction in which the operator is zero or negative up to rounding. If so,
-        the iteration ends before it divides by that curvature.
-    """
-    # The conjugate gradients of JAX and SciPy do not stop at such directions, and then return arbitrary results.
-    eps = float(jnp.finfo(rhs.dtype).eps)
-    tolerance = 10 * eps  # the relative tolerance of the trust region for the gradient
-    limit = (500 if eps > 1e-10 else 50_000) if max_iterations is None else max_iterations
-    floor = max(rhs.shape) * eps  # relative size below which curvature counts as zero, as in numpy.linalg.matrix_rank
-    # At unit scale, squares neither overflow nor underflow, for every scale of the cotangent.
-    norm = safe_norm(rhs).reshape(())
-    scale = jnp.where(norm > 0, norm, 1)
-
-    def inner(u: Array, v: Array) -> Array:
-        return jnp.vdot(u, v, precision="highest")
-
-    def advance(state: _Krylov) -> _Krylov:
-        product = operator(state.direction)
-        length = inner(state.direction, state.direction)
-        curvature = inner(state.direction, product) / length
-        steepest = jnp.maximum(state.steepest, safe_norm(product).reshape(()) / jnp.sqrt(length))
-        flat = ~(curvature > floor * steepest)
-        alpha = jnp.where(flat, 0, state.squared / jnp.where(flat, 1, curvature * length))
-        residual = state.residual - alpha * product
-        squared = inner(residual, residual)
-        return _Krylov(
-            solution=state.solution + alpha * state.direction,
-            residual=residual,
-            direction=residual + squared / state.squared * state.direction,
-            squared=squared,
-            steepest=steepest,
-            flat=flat,
-            iteration=state.iteration + 1,
-        )
-
-    def unfinished(state: _Krylov) -> Array:
-        return (state.squared > tolerance**2) & ~state.flat & (state.iteration < limit)
-
-    unit = rhs / scale
-    steepest = jnp.asarray(size, rhs.dtype)
-    iteration = jnp.zeros((), jnp.int32)
-    start = _Krylov(jnp.zeros_like(rhs), unit, unit, inner(unit, unit), steepest, jnp.zeros((), bool), iteration)
-    end = jax.lax.while_loop(unfinished, advance, start)
-    return scale * end.solution, end.flat
-
-
-class _Krylov(NamedTuple):
-    solution: Array
-    residual: Array
-    direction: Array
-    squared: Array  # squared norm of the residual
-    steepest: Array  # lower bound of the norm of the operator
-    flat: Array
-    iteration: Array
-
-
 def _divide_above(numerator: Array, denominator: Array, *, floor: Array) -> Array:
     large = denominator > floor
     return jnp.where(large, numerator / jnp.where(large, denominator, 1), 0)
 
 
+def procrustes_root(solver: Callable, derivative: SylvesterMethod = "auto") -> Callable:
+    """Make a solver of the Procrustes problem differentiable.
+
+    Args:
+        solver: function (known, B) -> (U, the polar decomposition of B at U, anything else).
+        derivative: method of the linear solves for derivatives; see `procrustes_solver`.
+
+    Returns:
+        A function of the same arguments and results. U has exact derivatives in B; all else counts as constant.
+    """
+
+    def solve(known: Any, matrix: Array) -> tuple[tuple[Array, Array], tuple[PolarDecomposition, Any]]:
+        point, decomposition, rest = solver(known, matrix)
+        # Only higher derivatives need S; where they are not asked for, the compiler drops it.
+        return (point, symmetric_part(matmul(transpose(point), matrix))), (decomposition, rest)
+
+    def linear_solver(root: tuple[Array, Array], aux: tuple[PolarDecomposition, Any], matrix: Array) -> Solve:
+        return procrustes_solver(root[0], aux[0], matrix, method=derivative)
+
+    with_multiplier = implicit_root(solve, procrustes_stationarity, linear_solver)
+
+    def root(known: Any, matrix: Array) -> tuple[Array, PolarDecomposition, Any]:
+        (point, _), (decomposition, rest) = with_multiplier(known, matrix)
+        return point, decomposition, rest
+
+    return root
+
+
 @cache
 def polar_root(method: PolarMethod = "auto", derivative: SylvesterMethod = "auto") -> Callable:
-    """Return the function ((init, rounding), matrix) -> (factor, decomposition), differentiable in the matrix.
+    """Return the function ((init, rounding), matrix) -> (factor, decomposition, None), differentiable in the matrix.
 
     Its argument init is a rotation near the factor, or None, and rounding how far rounding may have moved the matrix.
 
@@ -359,12 +349,12 @@ def polar_root(method: PolarMethod = "auto", derivative: SylvesterMethod = "auto
         derivative: method of the linear solves for derivatives; see `procrustes_solver`.
     """
 
-    def solve(known: tuple[Array | None, Array | float], matrix: Array) -> tuple[Array, PolarDecomposition]:
+    def solve(known: tuple[Array | None, Array | float], matrix: Array) -> tuple[Array, PolarDecomposition, None]:
         init, rounding = known
         decomposition = polar_decomposition(matrix, method=method, init=init, rounding=rounding)
-        return decomposition.factor, decomposition
+        return decomposition.factor, decomposition, None
 
-    return implicit_root(solve, procrustes_stationarity, partial(procrustes_solver, method=derivative))
+    return procrustes_root(solve, derivative)
 
 
 def polar_factor(

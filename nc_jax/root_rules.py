@@ -14,24 +14,23 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jaxtyping import Array
 
 with warnings.catch_warnings():
     # At import, jaxopt warns that it is no longer maintained.
     warnings.filterwarnings("ignore", message="JAXopt is no longer maintained", category=DeprecationWarning)
     from jaxopt.implicit_diff import root_jvp as jaxopt_root_jvp
 
-Solve = Callable[[Callable[[Array], Array], Array], Array]
+Solve = Callable[[Callable[[Any], Any], Any], Any]  # (matvec, rhs) -> x, of arrays or trees of arrays
 
 
 def implicit_root_jvp(
-    stationarity: Callable[..., Array], point: Array, args: tuple[Any, ...], tangents: tuple[Any, ...], *, solve: Solve
-) -> Array:
+    stationarity: Callable[..., Any], point: Any, args: tuple[Any, ...], tangents: tuple[Any, ...], *, solve: Solve
+) -> Any:
     """Return the derivative of a root in the direction of some tangents, by JAX alone.
 
     Args:
-        stationarity: function (point, *args) -> array of the shape of the point, zero at the point.
-        point: the root.
+        stationarity: function (point, *args) -> arrays of the shapes of the point, zero at the point.
+        point: the root, an array or a tree of arrays.
         args: arguments of `stationarity` after the point: trees of arrays.
         tangents: a direction for each of them, trees of the same structure.
         solve: function (matvec, rhs) -> the x with matvec(x) = rhs. If it can be differentiated and transposed, so can
@@ -48,11 +47,11 @@ def implicit_root_jvp(
     Reference: Blondel et al., Efficient and modular implicit differentiation (2022), section 2.1.
     """
 
-    def times_jacobian(tangent: Array) -> Array:
+    def times_jacobian(tangent: Any) -> Any:
         return jax.jvp(lambda at: stationarity(at, *args), (point,), (tangent,))[1]
 
     moved = jax.jvp(lambda *at: stationarity(point, *at), args, tangents)[1]
-    return solve(times_jacobian, -moved)
+    return solve(times_jacobian, jax.tree.map(jax.numpy.negative, moved))
 
 
 root_jvp = jaxopt_root_jvp  # or implicit_root_jvp

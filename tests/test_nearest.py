@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from nc_jax import NearestFrame, nearest_frame
 from nc_jax.discrepancies import huber, squared_frobenius
+from nc_jax.frames import simplex_template
 from nc_jax.solvers import Status, TrustRegionOptions, describe
 
 F64_SOLUTION = 2e-15  # rounding, times condition and square root of the size of a problem; ten times observed errors
@@ -264,3 +265,17 @@ def test_an_unconverged_solve_raises_its_flag(x64):
     assert unfinished.found.solution.status == Status.ITERATION_LIMIT
     assert describe(Status.ITERATION_LIMIT) == "not converged: the iteration limit was reached first"
     assert unfinished.found.solution.grad_norm > 0.1
+
+
+def test_the_length_of_the_gradient_is_estimated_for_large_templates():
+    rng = np.random.default_rng(0)
+    means, start = rng.normal(size=(60, 41)), np.linalg.qr(rng.normal(size=(60, 40)))[0]
+    template = simplex_template(41)
+    limit = TrustRegionOptions(max_iterations=2)
+    found = nearest_frame(
+        jnp.asarray(means, jnp.float32), template, init=jnp.asarray(start, jnp.float32), options=limit
+    )
+    turn, matrix = np.asarray(found.rotation, float), 2 * means @ np.asarray(template, float).T
+    aligned = turn.T @ matrix
+    exact = np.linalg.norm(matrix - turn @ (aligned + aligned.T) / 2)
+    np.testing.assert_allclose(found.solution.grad_norm, exact, rtol=0.2)

@@ -203,7 +203,7 @@ def _solved(
     # over all classes are compensated, so their rounding is that of what a batch adds.
     heaviest = 1 if weights is None else jnp.sqrt(jnp.max(weights))
     rounding = max(dim, rows) * float(jnp.finfo(matrix.dtype).eps) * (2 * heaviest / rank + pull)
-    rotation, decomposition = implicit.polar_root()((start, jax.lax.stop_gradient(rounding)), matrix)
+    rotation, decomposition, _ = implicit.polar_root()((start, jax.lax.stop_gradient(rounding)), matrix)
     point, matrix, correlation, pull = jax.lax.stop_gradient((rotation, matrix, correlation, pull))
     none = jnp.zeros((), jnp.int32)
     solution = Solution(

@@ -7,20 +7,21 @@ rounding unit of the dtype:
 method            arithmetic                                               accuracy of the factor
 ================  =======================================================  ========================================
 "svd"             singular value decomposition                             eps kappa; any B, also of deficient rank
-"gram"            eigendecomposition of B^T B, then refined by a Newton    eps kappa while eps kappa^2 << 1;
-                  and a Newton-Schulz step                                 otherwise it calls "svd"
+"gram"            eigendecomposition of B^T B, then one Newton step for    eps kappa while eps kappa^2 << 1;
+                  what its rounding has done                               otherwise it calls "svd"
 "qdwh"            JAX's QR-based dynamically weighted Halley iteration     eps kappa; full rank
 "newton_schulz"   scaled Newton-Schulz: matrix products only               eps kappa; full rank, otherwise "svd"
 ================  =======================================================  ========================================
 """
 
+import itertools
 from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nc_jax.arrays import at_least_float32, matmul, skew_part, symmetric_part, transpose, unit_scale
+from nc_jax.arrays import at_least_float32, matmul, symmetric_part, transpose, unit_scale
 
 PolarMethod = Literal["auto", "svd", "gram", "qdwh", "newton_schulz"]
 
@@ -41,6 +42,8 @@ class PolarDecomposition(NamedTuple):
         factor: U, shape (n, p), orthonormal columns.
         values: singular values s of B in any order, shape (p,); None if the method does not compute them.
         vectors: right singular vectors V as columns, shape (p, p); None if the method does not compute them.
+        left: left singular vectors U V as columns, shape (n, p), to the accuracy that a derivative needs; None if the
+            method does not compute them.
         floor: singular values up to this are rounding and count as zero.
         unique: whether all singular values exceed the floor, so that U is the only solution.
         iterations: number of iterations of "newton_schulz", each with two products; 0 for other methods.
@@ -49,6 +52,7 @@ class PolarDecomposition(NamedTuple):
     factor: Float[Array, "n p"]
     values: Float[Array, " p"] | None
     vectors: Float[Array, "p p"] | None
+    left: Float[Array, "n p"] | None
     floor: Float[Array, ""]
     unique: Bool[Array, ""]
     iterations: Int[Array, ""] | int = 0
@@ -104,7 +108,8 @@ def polar_decomposition(
         None if found.values is None else found.values * scale,
         found.vectors,
         rounding,
-        found.iterations,
+        left=found.left,
+        iterations=found.iterations,
     )
 
 
@@ -114,6 +119,8 @@ def judged(
     values: Float[Array, " p"] | None,
     vectors: Float[Array, "p p"] | None,
     rounding: Float[Array, ""] | float,
+    *,
+    left: Float[Array, "n p"] | None = None,
     iterations: Int[Array, ""] | int = 0,
 ) -> PolarDecomposition:
     """Return a decomposition with its floor, and whether its factor is the only one.
@@ -128,6 +135,7 @@ def judged(
         values: singular values of B in any order, shape (p,), or None.
         vectors: right singular vectors of B, shape (p, p), or None.
         rounding: how far rounding may have moved B, as a singular value.
+        left: left singular vectors of B, shape (n, p), or None.
         iterations: number of iterations that led to the factor.
     """
     eps = float(jnp.finfo(matrix.dtype).eps)
@@ -137,13 +145,13 @@ def judged(
 
     if values is not None:
         floor = floor_for(jnp.max(jnp.abs(values)))
-        return PolarDecomposition(factor, values, vectors, floor, jnp.min(values) > floor, iterations)
+        return PolarDecomposition(factor, values, vectors, left, floor, jnp.min(values) > floor, iterations)
     stretch = symmetric_part(matmul(transpose(factor), matrix))
     largest = _largest_singular_value(stretch)
     floor, unit = floor_for(largest), jnp.where(largest > 0, largest, 1)
     eye = jnp.eye(matrix.shape[1], dtype=matrix.dtype)
     positive = jnp.all(jnp.isfinite(jnp.linalg.cholesky(stretch / unit - floor / unit * eye)))
-    return PolarDecomposition(factor, None, vectors, floor, positive, iterations)
+    return PolarDecomposition(factor, None, vectors, None, floor, positive, iterations)
 
 
 def _largest_singular_value(matrix: Array) -> Array:
@@ -201,6 +209,7 @@ class _Found(NamedTuple):
     factor: Array
     values: Array | None
     vectors: Array | None
+    left: Array | None = None
     iterations: Array | int = 0
 
 
@@ -209,37 +218,64 @@ def _by_svd(matrix: Array) -> _Found:
     tall = matrix.shape[0] >= 4 * matrix.shape[1]
     basis, square = jnp.linalg.qr(matrix) if tall else (None, matrix)
     left, values, right = jnp.linalg.svd(square, full_matrices=False)
-    factor = matmul(left, right)
-    return _Found(factor if basis is None else matmul(basis, factor), values, transpose(right))
+    if basis is not None:
+        left = matmul(basis, left)
+    return _Found(matmul(left, right), values, transpose(right), left)
 
 
 def _by_gram(matrix: Array) -> _Found:
+    r"""Polar factor by the eigendecomposition B^T B = V diag(s^2) V^T: U = L V^T with L = B V diag(1/s).
+
+    The rounding of B^T B is relative to its largest eigenvalue. It leaves errors of size eps kappa^2 in L, whose
+    columns are then not orthonormal: R = I - L^T L. Those of V are not quite either: E = I - V^T V. Both are formed
+    from L and V themselves, so they are accurate. To first order, U = L (I + C + E / 2) V^T has orthonormal columns and
+    a symmetric U^T B for
+
+    .. math:: C_{ij} = s_i D_{ij} + \frac{s_i}{2 s_j} E_{ij}, \qquad
+        D_{ij} = \frac{R_{ij} - (s_i / s_j + s_j / s_i) E_{ij} / 2}{s_i + s_j} .
+    """
     eps = float(jnp.finfo(matrix.dtype).eps)
-    eigenvalues, vectors = jnp.linalg.eigh(matmul(transpose(matrix), matrix))
+    # LAPACK reads one triangle, so the rounding by which a Gram matrix is not symmetric does not matter.
+    eigenvalues, vectors = jnp.linalg.eigh(_gram(matrix), symmetrize_input=False)
 
     def refine(_: None) -> _Found:
         values = jnp.sqrt(eigenvalues)
-        factor = matmul(matrix, matmul(vectors / values[None], transpose(vectors)))
-        # B^T B has the squared condition number, which leaves errors of size eps kappa^2 in the orthogonality and in
-        # the rotation of the factor. A Newton-Schulz step removes the error in the orthogonality, and a Newton step for
-        # the symmetry of U^T B removes the error in the rotation.
-        stretch = jnp.eye(len(values), dtype=matrix.dtype) - matmul(transpose(factor), factor)
-        product = matmul(transpose(factor), matrix)
-        asymmetry = matmul(matmul(transpose(vectors), 2 * skew_part(product)), vectors)
-        turn = asymmetry / (values[:, None] + values[None])
-        step = stretch / 2 + matmul(matmul(vectors, turn), transpose(vectors))
-        # The Rayleigh quotients of sym(U^T B) are the singular values to second order.
-        return _Found(factor + matmul(factor, step), jnp.sum(vectors * matmul(product, vectors), axis=0), vectors)
+        left = matmul(matrix, vectors) / values[None]
+        eye = jnp.eye(len(values), dtype=matrix.dtype)
+        bent, skewed = eye - _gram(left), eye - _gram(vectors)
+        ratio = values[:, None] / values[None]
+        step = values[:, None] * (bent - (ratio + 1 / ratio) * skewed / 2) / (values[:, None] + values[None])
+        turn = eye + step + (ratio + 1) * skewed / 2
+        values *= 1 - (jnp.diagonal(bent) - jnp.diagonal(skewed)) / 2  # as B^T B = V diag(s) (I - R) diag(s) V^T
+        return _Found(matmul(left, matmul(turn, transpose(vectors))), values, vectors, left)
 
-    # The test is kappa <= eps^(-1/4), 54 in float32. Then both steps leave an error of the order of eps, and with these
-    # eigenvectors the derivative has an error of sqrt(eps).
+    # The test is kappa <= eps^(-1/4), 54 in float32. Then what the step leaves, (eps kappa^2)^2, is of the order of
+    # eps, and with these singular vectors the derivative has an error of sqrt(eps).
     well_conditioned = eigenvalues[0] > eps**0.5 * eigenvalues[-1]
     return jax.lax.cond(well_conditioned, refine, lambda _: _by_svd(matrix), None)
 
 
+def _gram(matrix: Array) -> Array:
+    """B^T B in full precision. Large ones are formed by blocks of columns, each pair once: the result is symmetric."""
+    rows, columns = matrix.shape
+    # 16.7 instead of 22.2 ms for 2048 x 999 on two EPYC cores, 0.63 instead of 0.93 of a product.
+    if jax.default_backend() != "cpu" or min(rows, columns) < _BLOCKS_FROM:
+        return matmul(transpose(matrix), matrix)
+    cuts = [columns * part // _BLOCKS for part in range(_BLOCKS + 1)]
+    parts = [matrix[:, start:end] for start, end in itertools.pairwise(cuts)]
+    found = {(i, j): matmul(transpose(parts[i]), parts[j]) for j in range(_BLOCKS) for i in range(j + 1)}
+    return jnp.block(
+        [[found[i, j] if i <= j else transpose(found[j, i]) for j in range(_BLOCKS)] for i in range(_BLOCKS)]
+    )
+
+
+_BLOCKS, _BLOCKS_FROM = 4, 512
+
+
 def _by_qdwh(matrix: Array) -> _Found:
     factor, symmetric, *_ = jax.lax.linalg.qdwh(matrix, is_hermitian=False)
-    return _Found(factor, *jnp.linalg.eigh(symmetric))
+    values, vectors = jnp.linalg.eigh(symmetric)
+    return _Found(factor, values, vectors)
 
 
 class _NewtonSchulzState(NamedTuple):
@@ -290,7 +326,7 @@ def _by_newton_schulz(matrix: Array, init: Array | None = None) -> _Found:
     end = jax.lax.while_loop(unfinished, iterate, state)
     # If the rank is deficient, the iteration may not raise the least singular values to 1; then use an SVD.
     factor = jax.lax.cond(end.error <= tolerance, lambda: end.factor, lambda: _by_svd(matrix).factor)
-    return _Found(factor, None, None, end.iteration)
+    return _Found(factor, None, None, iterations=end.iteration)
 
 
 # Power iteration approaches the largest eigenvalue from below, so 16 steps (products with a vector) give a least

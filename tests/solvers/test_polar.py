@@ -1,5 +1,6 @@
 """The orthogonal polar factor against the singular value decomposition, by every method."""
 
+import sys
 from typing import get_args
 
 import cases
@@ -136,3 +137,19 @@ def test_bad_input_is_refused(monkeypatch, sentence, call):
     with pytest.raises(ValueError) as error:  # noqa: PT011, the whole sentence is compared below
         call(matrix, method=method)
     assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("condition", [2, 10, 50])
+def test_the_refined_gram_matrix_is_as_accurate_as_the_svd(monkeypatch, condition):
+    monkeypatch.setattr(sys.modules["nc_jax.solvers.polar"], "_BLOCKS_FROM", 4)  # by blocks, as large ones are
+    rng = np.random.default_rng(condition)
+    left, right = cases.random_rotation(rng, 120, 40), cases.random_rotation(rng, 40, 40)
+    matrix = (left * np.geomspace(1, 1 / condition, 40) @ right.T).astype(np.float32)
+    expected = oracles.polar_by_svd(matrix.astype(float))
+    error = {}
+    for method in ("svd", "gram"):
+        found = jax.device_get(polar_decomposition(jnp.asarray(matrix), method=method))
+        error[method] = np.linalg.norm(found.factor - expected)
+        np.testing.assert_allclose(found.factor.T @ found.factor, np.eye(40), atol=1e-6)
+        np.testing.assert_allclose(found.left, found.factor @ found.vectors, atol=1e-7 * (2 + condition**2))
+    assert error["gram"] <= 1.1 * error["svd"]
