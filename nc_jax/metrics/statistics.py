@@ -181,28 +181,29 @@ class ClassStatistics(NamedTuple):
         features = jnp.where(used, features - origin[None], 0)
         unit = jnp.maximum(self.unit, unit_scale(features).reshape(()))
         features = features / unit
-        # One-hot products add in a fixed order on every backend, unlike scatter-adds, and cost less than the product S.
-        membership = jax.nn.one_hot(labels, num_classes, dtype=dtype)
-        added = jnp.sum(jax.nn.one_hot(labels, num_classes, dtype=jnp.int32), axis=0, dtype=jnp.int32)
-        counts = self.counts + added
-        total = jnp.maximum(counts, 1).astype(dtype)
-
         # A class without a mean so far is centred on its first example. The summed differences then have the size of
         # the spread of the class, even if the class is far from the origin.
-        first = transpose(features[jnp.argmax(membership, axis=0)])
-        centre = jnp.where(self.present[None], self.shifts / unit, first)
-        centred = jnp.where(used, features - transpose(centre)[classes], 0)
-        moved = matmul(transpose(centred), membership) / total[None]
-        share = moved / (1 + jnp.sqrt(self.counts.astype(dtype) / total))[None]
-        centred = jnp.where(used, centred - transpose(share)[classes], 0)
+        places = jnp.where(member, labels, num_classes)  # those of padding are beyond the end, and dropped
+        added = jnp.zeros(num_classes, jnp.int32).at[places].add(1, mode="drop")
+        first = jnp.full(num_classes, len(labels) - 1).at[places].min(jnp.arange(len(labels)), mode="drop")
+        counts = self.counts + added
+        total = jnp.maximum(counts, 1).astype(dtype)[:, None]
+
+        # Class vectors are rows here, so that examples read theirs, and sums of examples write theirs, in one piece.
+        centre = jnp.where(self.present[:, None], _as_rows(self.shifts) / unit, features[first])
+        centred = jnp.where(used, features - centre[classes], 0)
+        moved = _class_sums(centred, places, num_classes) / total
+        share = moved / (1 + jnp.sqrt(self.counts.astype(dtype)[:, None] / total))
+        centred = jnp.where(used, centred - share[classes], 0)
         old, scatter = (self.unit / unit) ** 2, self.scaled_scatter
+        squares = _class_sums(jnp.sum(centred**2, axis=1, keepdims=True), places, num_classes)[:, 0]
         return ClassStatistics(
             counts=counts,
             origin=origin,
-            shifts=jnp.where((added > 0)[None], (centre + moved) * unit, self.shifts),
+            shifts=jnp.where((added > 0)[None], transpose((centre + moved) * unit), self.shifts),
             unit=unit,
             scaled_scatter=None if scatter is None else old * scatter + matmul(transpose(centred), centred),
-            scaled_class_scatter=old * self.scaled_class_scatter + matmul(jnp.sum(centred**2, axis=1), membership),
+            scaled_class_scatter=old * self.scaled_class_scatter + squares,
             without_class=self.without_class + jnp.sum(without_class(labels, num_classes), dtype=jnp.int32),
         )
 
@@ -366,6 +367,30 @@ class ClassStatistics(NamedTuple):
             within_covariance=self.scatter / total,
             between_covariance=matmul(centred, transpose(centred)) / num_present,
         )
+
+
+def _class_sums(
+    rows: Float[Array, "batch dim"], places: Int[Array, " batch"], num_classes: int
+) -> Float[Array, "classes dim"]:
+    """Return the sum of the rows of each class; rows whose place is K belong to none.
+
+    One-hot products add in a fixed order on every backend, unlike scatter-adds on an accelerator, and cost less than
+    the product S there. On a CPU, sums row by row have a fixed order too, and cost a twentieth of the product of 1000
+    classes.
+    """
+    if jax.default_backend() == "cpu" and num_classes >= _MANY_CLASSES:
+        return jnp.zeros((num_classes, rows.shape[1]), rows.dtype).at[places].add(rows, mode="drop")
+    return matmul(jax.nn.one_hot(places, num_classes, axis=0, dtype=rows.dtype), rows)
+
+
+# With 64 classes and 4096 x 2048 features the product takes 7 ms of an update (2 ms row by row, on two CPU cores), and it
+# rounds less where classes are large.
+_MANY_CLASSES = 64
+
+
+def _as_rows(vectors: Float[Array, "dim classes"]) -> Float[Array, "classes dim"]:
+    """Return class vectors as rows, in memory too: XLA would fuse the transposition with what gathers from it."""
+    return jax.lax.optimization_barrier(transpose(vectors))
 
 
 def checked_features(features: Reals) -> Float[Array, "batch dim"]:
