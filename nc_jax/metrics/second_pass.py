@@ -50,12 +50,12 @@ def directions_of(
     The middle is the point from which cosine margins look: the mean of all features or, without a classifier, the mean
     of the class means.
     """
+    middle = jnp.mean(stats.means, axis=1, where=stats.present) if frame is None else stats.global_mean
+    # About the middle as it is rounded, because that is what features will lose.
+    means = normalized(stats.means_about(middle), axis=0)
     if frame is None:
-        means = normalized(stats.centred_means(), axis=0)
-        middle = jnp.mean(stats.means, axis=1, where=stats.present)
         return Directions(stats.present, middle, *means, None, None, None)
-    means = normalized(stats.centred_means("sample"), axis=0)
-    middle, centred = stats.global_mean, frame - jnp.mean(frame, axis=1, keepdims=True)
+    centred = frame - jnp.mean(frame, axis=1, keepdims=True)
     offsets = (matmul(middle, centred) + checked_bias(bias, frame))[None]
     return Directions(stats.present, middle, *means, *normalized(centred, axis=0), offsets)
 
@@ -81,9 +81,8 @@ def compare(directions: Directions, features: Array, labels: Array) -> Sums:
     to_means = matmul(units, directions.means)
     size = unit_scale(directions.mean_lengths)  # with it, no square over- or underflows
     far, near = lengths / size, directions.mean_lengths / size
-    scores = jnp.where(
-        there, (to_means * far - near / 2) * near, -jnp.inf
-    )  # -|h - mu_k|^2 / 2, by which mu_k is nearest
+    # -|h - mu_k|^2 / 2 for each class with examples, up to scale.
+    scores = jnp.where(there, (to_means * far - near / 2) * near, -jnp.inf)
     right = agreement = of_logits = None
     if directions.frame is None or directions.frame_lengths is None or directions.offsets is None:
         cosines = jnp.where(there, to_means, -jnp.inf)

@@ -222,7 +222,7 @@ class ClassStatistics(NamedTuple):
         dtype = self.shifts.dtype
         total, added = (jnp.sum(part.counts.astype(dtype)) for part in (self, other))
         origin = self.origin + added / jnp.maximum(total + added, 1) * (other.origin - self.origin)
-        left, right = self._about(origin), other._about(origin)
+        left, right = self.means_about(origin), other.means_about(origin)
         counts = self.counts + other.counts
         # A product of two int32 counts could overflow; the share of `other` cannot.
         share = other.counts.astype(dtype) / jnp.maximum(counts, 1).astype(dtype)
@@ -257,7 +257,7 @@ class ClassStatistics(NamedTuple):
         counts, lacking = psum((self.counts, self.without_class), axis_name)
         number = jnp.sum(self.counts.astype(dtype))
         origin = psum(self.origin * (number / jnp.maximum(psum(number, axis_name), 1)), axis_name)
-        shifts = self._about(origin)
+        shifts = self.means_about(origin)
         share = self.counts.astype(dtype) / jnp.maximum(counts, 1).astype(dtype)
         together = psum(shifts * share[None], axis_name)
         # The scatter about any point m is S + n (mu - m)(mu - m)^T, so rounding errors of the new means do no harm.
@@ -279,8 +279,14 @@ class ClassStatistics(NamedTuple):
             without_class=lacking,
         )
 
-    def _about(self, origin: Float[Array, " dim"]) -> Float[Array, "dim classes"]:
-        """Return the class means relative to another origin, with zero columns for absent classes."""
+    def means_about(self, origin: Float[Array, " dim"]) -> Float[Array, "dim classes"]:
+        """Return the class means relative to another origin, with zero columns for absent classes.
+
+        Differences of nearby numbers are exact, so this is more accurate than `means` minus the origin.
+
+        Args:
+            origin: shape (d,).
+        """
         return jnp.where(self.present[None], self.shifts + (self.origin - origin)[:, None], 0)
 
     def at_unit_scale(self) -> "ClassStatistics":
@@ -294,7 +300,7 @@ class ClassStatistics(NamedTuple):
     @property
     def means(self) -> Float[Array, "dim classes"]:
         """Class means as columns, shape (d, K); zero for a class without examples."""
-        return self._about(jnp.zeros_like(self.origin))
+        return self.means_about(jnp.zeros_like(self.origin))
 
     @property
     def global_mean(self) -> Float[Array, " dim"]:
@@ -383,8 +389,8 @@ def _class_sums(
     return matmul(jax.nn.one_hot(places, num_classes, axis=0, dtype=rows.dtype), rows)
 
 
-# With 64 classes and 4096 x 2048 features the product takes 7 ms of an update (2 ms row by row, on two CPU cores), and it
-# rounds less where classes are large.
+# The product of 64 classes with 4096 x 2048 features takes 7 ms, a twentieth of an update (on two CPU cores; row by row
+# it is 2 ms). It rounds less where classes are large, as they are when there are few.
 _MANY_CLASSES = 64
 
 
