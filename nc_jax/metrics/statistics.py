@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, transpose, unit_scale
 from nc_jax.checks import Labels, Reals, checked_labels, real_array, without_class
+from nc_jax.metrics.slots import slots_of, sums_of
 
 Centre = Literal["balanced", "sample", "origin"]
 
@@ -181,26 +182,32 @@ class ClassStatistics(NamedTuple):
         features = jnp.where(used, features - origin[None], 0)
         unit = jnp.maximum(self.unit, unit_scale(features).reshape(()))
         features = features / unit
+        slots = slots_of(classes, member, num_classes)
+        number, own = len(slots.owners), jnp.minimum(slots.of_examples, len(slots.owners) - 1)
+        owners, every = jnp.minimum(slots.owners, num_classes - 1), number == num_classes
+        counts = self.counts + slots.added
+        total = jnp.maximum(counts, 1).astype(dtype)
         # A class without a mean so far is centred on its first example. The summed differences then have the size of
-        # the spread of the class, even if the class is far from the origin.
-        places = jnp.where(member, labels, num_classes)  # those of padding are beyond the end, and dropped
-        added = jnp.zeros(num_classes, jnp.int32).at[places].add(1, mode="drop")
-        first = jnp.full(num_classes, len(labels) - 1).at[places].min(jnp.arange(len(labels)), mode="drop")
-        counts = self.counts + added
-        total = jnp.maximum(counts, 1).astype(dtype)[:, None]
-
-        # Class vectors are rows here, so that examples read theirs, and sums of examples write theirs, in one piece.
-        centre = jnp.where(self.present[:, None], _as_rows(self.shifts) / unit, features[first])
-        centred = jnp.where(used, features - centre[classes], 0)
-        moved = _class_sums(centred, places, num_classes) / total
-        share = moved / (1 + jnp.sqrt(self.counts.astype(dtype)[:, None] / total))
-        centred = jnp.where(used, centred - share[classes], 0)
+        # the spread of the class, even if the class is far from the origin. The barrier keeps rows together in memory,
+        # where XLA would fuse the transposition with the reading of single rows.
+        known = jax.lax.optimization_barrier(transpose(self.shifts if every else jnp.take(self.shifts, owners, axis=1)))
+        centre = jnp.where(self.present[owners][:, None], known / unit, features[slots.starts])
+        centred = jnp.where(used, features - centre[own], 0)
+        moved = sums_of(centred, slots.of_examples, number) / total[owners][:, None]
+        share = moved / (1 + jnp.sqrt(self.counts.astype(dtype) / total))[owners][:, None]
+        centred = jnp.where(used, centred - share[own], 0)
+        means = transpose((centre + moved) * unit)
+        if every:
+            shifts = jnp.where((slots.added > 0)[None], means, self.shifts)
+        else:
+            shifts = self.shifts.at[:, slots.owners].set(means, mode="drop")
         old, scatter = (self.unit / unit) ** 2, self.scaled_scatter
-        squares = _class_sums(jnp.sum(centred**2, axis=1, keepdims=True), places, num_classes)[:, 0]
+        places = jnp.where(member, classes, num_classes)
+        squares = sums_of(jnp.sum(centred**2, axis=1, keepdims=True), places, num_classes)[:, 0]
         return ClassStatistics(
             counts=counts,
             origin=origin,
-            shifts=jnp.where((added > 0)[None], transpose((centre + moved) * unit), self.shifts),
+            shifts=shifts,
             unit=unit,
             scaled_scatter=None if scatter is None else old * scatter + matmul(transpose(centred), centred),
             scaled_class_scatter=old * self.scaled_class_scatter + squares,
@@ -373,30 +380,6 @@ class ClassStatistics(NamedTuple):
             within_covariance=self.scatter / total,
             between_covariance=matmul(centred, transpose(centred)) / num_present,
         )
-
-
-def _class_sums(
-    rows: Float[Array, "batch dim"], places: Int[Array, " batch"], num_classes: int
-) -> Float[Array, "classes dim"]:
-    """Return the sum of the rows of each class; rows whose place is K belong to none.
-
-    One-hot products add in a fixed order on every backend, unlike scatter-adds on an accelerator, and cost less than
-    the product S there. On a CPU, sums row by row have a fixed order too, and cost a twentieth of the product of 1000
-    classes.
-    """
-    if jax.default_backend() == "cpu" and num_classes >= _MANY_CLASSES:
-        return jnp.zeros((num_classes, rows.shape[1]), rows.dtype).at[places].add(rows, mode="drop")
-    return matmul(jax.nn.one_hot(places, num_classes, axis=0, dtype=rows.dtype), rows)
-
-
-# The product of 64 classes with 4096 x 2048 features takes 7 ms, a twentieth of an update (on two CPU cores; row by row
-# it is 2 ms). It rounds less where classes are large, as they are when there are few.
-_MANY_CLASSES = 64
-
-
-def _as_rows(vectors: Float[Array, "dim classes"]) -> Float[Array, "classes dim"]:
-    """Return class vectors as rows, in memory too: XLA would fuse the transposition with what gathers from it."""
-    return jax.lax.optimization_barrier(transpose(vectors))
 
 
 def checked_features(features: Reals) -> Float[Array, "batch dim"]:
