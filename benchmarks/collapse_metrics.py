@@ -1,15 +1,26 @@
-"""Can the class statistics of ImageNet's features be streamed: how long, and how much memory?
+"""Can the collapse of ImageNet's features be measured in a stream: how long, and how much memory?
 
-Claim     One pass over 1.28 million features of 2048 dimensions in 1000 classes needs a fixed 25 MB of statistics (the
-          features themselves would be 10.5 GB), and gives every collapse metric that needs no second pass.
+Claim     One pass over 1.28 million features of 2048 dimensions in 1000 classes takes at most three times the matrix
+          products that it needs, within 2 GiB (the features themselves would be 10.5 GB), and gives every metric of
+          collapse that needs no second pass. For both passes of a report, the same holds.
 Command   python -m benchmarks.collapse_metrics [smoke|default|gpu]
 Checked   the statistics and NC1 to NC3 of some batches against NumPy in float64, at full d and K, to 1e-4; after all
           batches, the number of examples and the variance within classes that they were drawn with.
 Writes    benchmarks/results/collapse_metrics-<preset>-<device>-<time>.json and .png
 
+A program is compared with the products that its batch X (b, d) needs, which are timed in turns with it:
+
+statistics                  X^T X, (d x b)(b x d): the scatter is one, of features minus their class means
+statistics without scatter  Y X, (K x b)(b x d), with one-hot labels Y: the sums of the classes
+both passes of a report     X^T X, and X M, (b x d)(d x K), with the class means M: the distances from all means
+  with a classifier         the same, and X W with the class vectors W: the logits
+
+In the first, class sums count nothing: they need additions only. Cosines of the same vectors are the same product.
+Passes of a report begin with features in NumPy, as `nc-jax measure` reads them, and include all of their work.
+
 Features are drawn on the device, batch by batch; drawing is not timed. The default preset times some batches of each
 size and extrapolates to all batches (marked ~ in the table, "extrapolated" in the JSON). The gpu preset runs all
-batches. For comparison, each row also gives the time of one product, features^T features: a scatter matrix needs it.
+batches of the first program.
 """
 
 import dataclasses
@@ -26,36 +37,26 @@ from matplotlib.figure import Figure
 
 from benchmarks import harness
 from benchmarks.memory import peak_memory
+from benchmarks.streamed_features import (
+    TOLERANCE,
+    Config,
+    check,
+    class_sums,
+    make_batch,
+    metrics_of,
+    num_batches,
+    scores,
+    second_moment,
+    update,
+)
 from nc_jax.frames import simplex_etf
-from nc_jax.metrics import ClassStatistics, collapse_metrics
+from nc_jax.metrics import ClassStatistics, Measurement
+from nc_jax.metrics.measurement import chunk_rows
 
-# Largest relative error of statistics and metrics in float32 against NumPy in float64; else no time is reported.
-TOLERANCE = 1e-4
-
-
-@dataclasses.dataclass(frozen=True)
-class Config(harness.Options):
-    """Settings of the benchmark.
-
-    Attributes:
-        num_examples: number of examples N.
-        dim: feature dimension d.
-        num_classes: number of classes K.
-        batch_sizes: batch sizes to time.
-        complete: run all batches, instead of extrapolating from `repeats` batches.
-        repeats: number of batches that are timed one by one.
-        budget: seconds after which no more batches of a size are timed; at least three are.
-        check_batches: number of batches of the first size to compare with NumPy.
-    """
-
-    num_examples: int = 1_280_000  # ImageNet has 1 281 167 training images
-    dim: int = 2048  # ResNet-50
-    num_classes: int = 1000
-    batch_sizes: tuple[int, ...] = (256, 1024, 4096)
-    complete: bool = False
-    repeats: int = 10
-    budget: float = 10.0
-    check_batches: int = 8
+MOST_PRODUCTS = 3  # target: times the products that a program needs
+MOST_MEMORY = 2**31  # bytes, target
+STATISTICS, LIGHT = "statistics", "statistics without scatter"
+FEATURES_ALONE, WITH_CLASSIFIER = "both passes, features alone", "both passes, with a classifier"
 
 
 PRESETS = {
@@ -67,135 +68,39 @@ PRESETS = {
 }
 
 
-# --- Data, drawn where it is needed. ---
-
-
-def make_batch(config: Config, size: int) -> Callable[[Any], tuple[jax.Array, jax.Array]]:
-    """Return the compiled function index -> (features, labels) of the batch that begins with example index * size.
-
-    The features of class k are Gaussian with unit variance about centre k of a simplex ETF of radius sqrt(d), and all
-    are shifted by 1: so they are neither centred nor collapsed. The labels are 0..K-1 in turn, and -1 (padding) for
-    examples beyond N.
-    """
-    # The centres are an argument, not a constant, of the compiled function: XLA would spend seconds on folding them.
-    centres = 1 + math.sqrt(config.dim) * simplex_etf(config.num_classes, config.dim).T
-
-    @jax.jit
-    def draw(centres: jax.Array, index: Any) -> tuple[jax.Array, jax.Array]:
-        examples = index * size + jnp.arange(size)
-        labels = jnp.where(examples < config.num_examples, examples % config.num_classes, -1)
-        key = jax.random.fold_in(jax.random.key(0, impl="rbg"), index)
-        return centres[labels] + jax.random.normal(key, (size, config.dim)), labels
-
-    return functools.partial(draw, centres)
-
-
-def num_batches(config: Config, size: int) -> int:
-    """Number of batches of a size that hold all examples."""
-    return -(-config.num_examples // size)
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def update(stats: ClassStatistics, features: jax.Array, labels: jax.Array) -> ClassStatistics:
-    """Add a batch to the statistics, in place."""
-    return stats.update(features, labels)
-
-
-@jax.jit
-def product(features: jax.Array) -> jax.Array:
-    """Compute features^T features, with the precision of the statistics."""
-    return jnp.matmul(features.T, features, precision="highest")
-
-
-metrics_of = jax.jit(collapse_metrics)
-
-
-# --- Right before fast. ---
-
-
-def check(config: Config) -> dict[str, float]:
-    """Compare some batches' statistics and metrics with NumPy's in float64.
-
-    Returns:
-        Relative errors by name.
-
-    Raises:
-        WrongAnswerError: if an error exceeds `TOLERANCE`.
-    """
-    size = config.batch_sizes[0]
-    draw = make_batch(config, size)
-    stats = ClassStatistics.init(config.num_classes, config.dim)
-    kept = []
-    # Every class must occur at least twice, because the scatter of a single example is zero.
-    needed = max(config.check_batches, -(-2 * config.num_classes // size))
-    for index in range(min(needed, num_batches(config, size))):
-        batch = draw(index)
-        stats = update(stats, *batch)
-        kept.append(jax.device_get(batch))
-    frame = simplex_etf(config.num_classes, config.dim)
-    found = jax.device_get(metrics_of(stats, frame))
-    features = np.concatenate([features for features, _ in kept]).astype(np.float64)
-    labels = np.concatenate([labels for _, labels in kept])
-    expected = reference(features[labels >= 0], labels[labels >= 0], np.asarray(frame, np.float64))
-    answers: dict[str, Any] = {"counts": stats.counts, "class_means": stats.means, "scatter": stats.scatter}
-    answers["class_scatter"] = stats.class_scatter
-    answers |= {name: found[name] for name in expected if name in found}
-    return {
-        name: harness.require_close(f"the {name} of {len(features)} examples", answers[name], value, TOLERANCE)
-        for name, value in expected.items()
-    }
-
-
-def reference(features: np.ndarray, labels: np.ndarray, frame: np.ndarray) -> dict[str, Any]:
-    """Compute statistics and some metrics in NumPy, from all features at once; every class must be present."""
-    num_classes = frame.shape[1]
-    counts = np.bincount(labels, minlength=num_classes)
-    order = np.argsort(labels, kind="stable")
-    starts = np.cumsum(counts) - counts
-    means = np.add.reduceat(features[order], starts) / counts[:, None]  # (K, d)
-    residuals = features - means[labels]
-    scatter = residuals.T @ residuals
-    centred = means - means.mean(axis=0)
-    # NC1 = tr(S_W pinv(S_B)) / K, where M holds the centred means as rows and K S_B = M^T M. Use the K - 1 positive
-    # eigenvalues of M M^T.
-    values, vectors = np.linalg.eigh(centred @ centred.T)
-    values, vectors = values[1:], vectors[:, 1:]
-    directions = centred.T @ vectors / np.sqrt(values)
-    within = np.sum(directions * (scatter @ directions), axis=0) / len(features)
-    simplex = (np.eye(num_classes) - 1 / num_classes) / math.sqrt(num_classes - 1)
-    gram, crossed = centred @ centred.T, frame.T @ centred.T
-    return {
-        "counts": counts,
-        "class_means": means.T,
-        "scatter": scatter,
-        "class_scatter": np.bincount(labels, np.sum(residuals**2, axis=1), minlength=num_classes),
-        "nc1": np.sum(within / values),
-        "nc2_means": np.linalg.norm(gram / np.linalg.norm(gram) - simplex),
-        "nc3": np.linalg.norm(crossed / np.linalg.norm(crossed) - simplex),
-    }
-
-
 # --- Time and memory. ---
 
 
-def time_batches(config: Config, size: int) -> dict[str, Any]:
-    """Time updates with one batch size, one by one, and in a complete run with all batches.
+def time_batches(config: Config, size: int) -> list[dict[str, Any]]:
+    """Time updates with one batch size, one by one, and with the scatter in a complete run with all batches.
 
     Raises:
         WrongAnswerError: if the complete run lost examples, or found another variance than that of the features.
     """
     draw, total = make_batch(config, size), num_batches(config, size)
     batch = jax.block_until_ready(draw(0))
-    stats = ClassStatistics.init(config.num_classes, config.dim)
+    held = {
+        STATISTICS: ClassStatistics.init(config.num_classes, config.dim),
+        LIGHT: ClassStatistics.init(config.num_classes, config.dim, scatter=False),
+    }
+    accumulators = {name: sum(leaf.nbytes for leaf in stats if leaf is not None) for name, stats in held.items()}
 
-    def step() -> ClassStatistics:
-        nonlocal stats
-        stats = update(stats, *batch)
-        return stats
+    def step(name: str) -> ClassStatistics:
+        held[name] = update(held[name], *batch)
+        return held[name]
 
-    functions: dict[str, Callable[[], Any]] = {"update": step, "product": lambda: product(batch[0])}
+    functions: dict[str, Callable[[], Any]] = {name: functools.partial(step, name) for name in held}
+    functions |= {
+        "second moment": lambda: second_moment(batch[0]),
+        "class sums": lambda: class_sums(*batch, config.num_classes),
+    }
     times = harness.compare(functions, repeats=config.repeats, budget=config.budget)
-    seconds = times["update"].median
+    rows = [
+        row_of(config, name, size, [times[name]], [times[needed]])
+        for name, needed in ((STATISTICS, "second moment"), (LIGHT, "class sums"))
+    ]
+    for row in rows:
+        row["accumulator_bytes"] = accumulators[row["program"]]
     if config.complete:
         stats = ClassStatistics.init(config.num_classes, config.dim)
         waited = 0.0
@@ -204,20 +109,73 @@ def time_batches(config: Config, size: int) -> dict[str, Any]:
             stats = jax.block_until_ready(update(stats, features, labels))
             waited += time.perf_counter() - start
         check_complete(config, stats)
-    else:
-        waited = seconds * total
+        rows[0] |= {"total_seconds": waited, "extrapolated": False}
+    return rows
+
+
+def row_of(
+    config: Config, program: str, size: int, timings: Sequence[harness.Timing], needed: Sequence[harness.Timing]
+) -> dict[str, Any]:
+    """Return what is known of a program that takes several calls for a batch, beside the products that it needs."""
+    seconds, products = (sum(timing.median for timing in some) for some in (timings, needed))
     return {
+        "program": program,
         "batch": size,
-        "num_batches": total,
+        "num_batches": num_batches(config, size),
         "seconds_per_batch": seconds,
-        "seconds_per_batch_quartiles": [times["update"].lower_quartile, times["update"].upper_quartile],
-        "repeats": times["update"].repeats,
-        "product_seconds": times["product"].median,
-        "products": harness.ratio(times["update"], times["product"]),
-        "compile_seconds": times["update"].compile,
-        "total_seconds": waited,
-        "extrapolated": not config.complete,
+        "seconds_per_batch_quartiles": [
+            sum(timing.lower_quartile for timing in timings),
+            sum(timing.upper_quartile for timing in timings),
+        ],
+        "repeats": min(timing.repeats for timing in timings),
+        "product_seconds": products,
+        "products": seconds / products,
+        "compile_seconds": sum(timing.compile for timing in timings),
+        "total_seconds": seconds * num_batches(config, size),
+        "extrapolated": True,
     }
+
+
+def make_passes(config: Config, with_classifier: bool) -> tuple[Measurement, np.ndarray, np.ndarray]:
+    """Return a report that has seen both passes, and the batch that it saw, of the size that `nc-jax measure` reads."""
+    size = min(chunk_rows(config.dim, config.num_classes), config.num_examples)
+    features, labels = jax.device_get(make_batch(config, size)(0))
+    frame = simplex_etf(config.num_classes, config.dim) if with_classifier else None
+    measurement = Measurement(config.num_classes, config.dim, frame)
+    measurement.first_pass(features, labels)
+    measurement.second_pass(features, labels)
+    return measurement, features, labels
+
+
+def time_passes(config: Config) -> list[dict[str, Any]]:
+    """Time both passes of a report, with and without a classifier."""
+    measurement, *batch = make_passes(config, False)
+    with_classifier, *_ = make_passes(config, True)
+    features, vectors = jnp.asarray(batch[0]), simplex_etf(config.num_classes, config.dim)
+    times = harness.compare(
+        {
+            "first": lambda: measurement.first_pass(*batch),
+            "second": lambda: measurement.second_pass(*batch),
+            "second, classifier": lambda: with_classifier.second_pass(*batch),
+            "second moment": lambda: second_moment(features),
+            "scores": lambda: scores(features, vectors),
+        },
+        repeats=config.repeats,
+        budget=config.budget,
+    )
+    moment, one = times["second moment"], times["scores"]
+    accumulator = sum(leaf.nbytes for leaf in measurement.statistics if leaf is not None)
+    return [
+        row_of(config, program, len(features), [times["first"], times[second]], needed)
+        | {
+            "accumulator_bytes": accumulator,
+            "second_moments": (times["first"].median + times[second].median) / moment.median,
+        }
+        for program, second, needed in (
+            (FEATURES_ALONE, "second", [moment, one]),
+            (WITH_CLASSIFIER, "second, classifier", [moment, one, one]),
+        )
+    ]
 
 
 def batches(draw: Callable[[Any], tuple[jax.Array, jax.Array]], total: int) -> Iterator[tuple[jax.Array, jax.Array]]:
@@ -237,11 +195,22 @@ def check_complete(config: Config, stats: ClassStatistics) -> None:
     harness.require_at_most("the error of the variance within classes", abs(variance - 1), limit)
 
 
-def prepare_update(config: Config, size: int) -> Callable[[], Any]:
+def prepare_update(config: Config, size: int, scatter: bool) -> Callable[[], Any]:
     """Return a compiled update with its arguments. `benchmarks.memory.peak_memory` runs this in a new process."""
-    stats = jax.block_until_ready(ClassStatistics.init(config.num_classes, config.dim))
+    stats = jax.block_until_ready(ClassStatistics.init(config.num_classes, config.dim, scatter=scatter))
     arguments = (stats, *jax.block_until_ready(make_batch(config, size)(0)))
     return functools.partial(update.lower(*arguments).compile(), *arguments)
+
+
+def prepare_passes(config: Config, with_classifier: bool) -> Callable[[], Any]:
+    """Return both passes over a batch. `benchmarks.memory.peak_memory` runs this in a new process."""
+    measurement, *batch = make_passes(config, with_classifier)
+
+    def both() -> None:
+        measurement.first_pass(*batch)
+        measurement.second_pass(*batch)
+
+    return both
 
 
 def prepare_metrics(config: Config) -> Callable[[], Any]:
@@ -270,13 +239,15 @@ def run(config: Config) -> dict[str, Any]:
         WrongAnswerError: if a statistic or a metric is wrong.
     """
     errors = check(config)
-    rows = [time_batches(config, size) for size in config.batch_sizes]
+    rows = [row for size in config.batch_sizes for row in time_batches(config, size)] + time_passes(config)
     stats, frame = some_statistics(config), simplex_etf(config.num_classes, config.dim)
     metrics = harness.measure(metrics_of, stats, frame, repeats=config.repeats, budget=config.budget)
     metrics_memory = peak_memory(prepare_metrics, config)
-    accumulator = sum(leaf.nbytes for leaf in stats if leaf is not None)
     for row in rows:
-        memory = peak_memory(prepare_update, config, row["batch"])
+        if row["program"] in (STATISTICS, LIGHT):
+            memory = peak_memory(prepare_update, config, row["batch"], row["program"] == STATISTICS)
+        else:
+            memory = peak_memory(prepare_passes, config, row["program"] == WITH_CLASSIFIER)
         row |= {
             "peak_bytes": memory.peak,
             "planned_bytes": memory.planned,
@@ -284,46 +255,65 @@ def run(config: Config) -> dict[str, Any]:
             "examples": config.num_examples,
             "dim": config.dim,
             "classes": config.num_classes,
-            "accumulator_bytes": accumulator,
             "metrics_seconds": metrics.median,
             "metrics_peak_bytes": metrics_memory.peak,
             "errors": errors,
         }
-    best = min(rows, key=lambda row: row["total_seconds"])
     problem = f"N={config.num_examples}, d={config.dim}, K={config.num_classes}"
-    estimate = " (extrapolated)" if best["extrapolated"] else ""
+    best = [
+        min((row for row in rows if row["program"] == program), key=lambda row: row["total_seconds"])
+        for program in (STATISTICS, LIGHT, FEATURES_ALONE, WITH_CLASSIFIER)
+    ]
     return harness.report(
         "collapse_metrics",
         config,
         rows=rows,
         table=harness.Table(
-            f"class statistics, {problem}; metrics after the pass take {harness.duration(metrics.median)}",
-            ("batch", "time per batch", "in products", "total", "statistics", "peak of an update"),
+            f"collapse in a stream, {problem}; metrics after the pass take {harness.duration(metrics.median)}",
+            (
+                "program",
+                "batch",
+                "time per batch",
+                "in products that it needs",
+                "total",
+                "statistics",
+                "peak of a batch",
+            ),
             [_cells(row) for row in rows],
         ),
         claims=[
-            harness.Claim(f"one pass, batch {best['batch']}{estimate}", problem, best["total_seconds"], unit="s"),
-            harness.Claim("memory of the statistics", problem, accumulator / 1e6, unit="MB"),
-            harness.Claim("extra peak memory of an update", problem, best["peak_bytes"] / 1e6, unit="MB"),
+            *(claim for row in best for claim in _claims(row, problem)),
             harness.Claim("metrics after the pass", problem, 1e3 * metrics.median, unit="ms"),
             harness.Claim("extra peak memory of the metrics", problem, metrics_memory.peak / 1e6, unit="MB"),
         ],
-        draw=functools.partial(_draw, rows),
+        draw=functools.partial(_draw, [row for row in rows if row["program"] == STATISTICS]),
     )
+
+
+def _claims(row: dict[str, Any], problem: str) -> list[harness.Claim]:
+    estimate = " (extrapolated)" if row["extrapolated"] else ""
+    name = f"{row['program']}, batch {row['batch']}"
+    held = row["accumulator_bytes"] + row["peak_bytes"]
+    return [
+        harness.Claim(f"{name}: products that it needs", problem, row["products"], at_most=MOST_PRODUCTS, unit="x"),
+        harness.Claim(f"{name}: all examples{estimate}", problem, row["total_seconds"], unit="s"),
+        harness.Claim(f"{name}: memory", problem, held / 1e6, at_most=MOST_MEMORY / 1e6, unit="MB"),
+    ]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     total = f"{'~ ' if row['extrapolated'] else ''}{harness.duration(row['total_seconds'])}"
     seconds = harness.duration(row["seconds_per_batch"])
     memory = [f"{harness.number(row[name] / 1e6)} MB" for name in ("accumulator_bytes", "peak_bytes")]
-    return [str(row["batch"]), seconds, harness.number(row["products"]), total, *memory]
+    return [row["program"], str(row["batch"]), seconds, harness.number(row["products"]), total, *memory]
 
 
 def _draw(rows: Sequence[dict[str, Any]], figure: Figure) -> None:
     times, memory = figure.subplots(1, 2)
     sizes = [row["batch"] for row in rows]
     times.semilogx(sizes, [1e6 * row["seconds_per_batch"] / row["batch"] for row in rows], "o-", label="update")
-    times.semilogx(sizes, [1e6 * row["product_seconds"] / row["batch"] for row in rows], "s--", label="one product")
+    needed = [1e6 * row["product_seconds"] / row["batch"] for row in rows]
+    times.semilogx(sizes, needed, "s--", label="the product that it needs")
     times.set_ylim(0)
     times.set_ylabel("time per example, us")
     times.legend()

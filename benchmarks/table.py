@@ -27,6 +27,7 @@ ORDER = (
     "replay",
     "federated",
     "orthogonal_logits",
+    "draws",
     "hyperspherical",
     "collapse_metrics",
     "peer_metrics",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from nc_jax.arrays import matmul, wider
+from nc_jax.arrays import wider
 from nc_jax.checks import check_floating, check_key, check_whole
 from nc_jax.manifolds import Stiefel
 
@@ -164,10 +164,9 @@ def simplex_etf(
     check_floating(dtype)
     check_key(key)
     wide = wider(dtype)
-    template = simplex_template(num_classes, dtype=wide)
     manifold = Stiefel(dim, num_classes - 1)
     rotation = jnp.eye(*manifold.shape, dtype=wide) if key is None else manifold.random_point(key, wide)
-    return (matmul(rotation, template) * math.sqrt(num_classes / (num_classes - 1))).astype(dtype)
+    return SimplexTemplate.of_unit_columns(num_classes).rotate(rotation).astype(dtype)
 
 
 def aligned_etf(

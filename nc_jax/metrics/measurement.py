@@ -30,7 +30,7 @@ from nc_jax.metrics.collapse import checked_bias
 from nc_jax.metrics.entries import KINDS, Entry
 from nc_jax.metrics.entry_values import class_values, geometry_values, hull_margins, variability_values
 from nc_jax.metrics.report import MARGIN_BINS, ClassTable, Report
-from nc_jax.metrics.second_pass import Sums, compare, merged, of_finite, values_of
+from nc_jax.metrics.second_pass import Directions, Sums, compare, directions_of, merged, of_finite, values_of
 from nc_jax.metrics.simplex import frame_of_shape
 from nc_jax.metrics.statistics import ClassStatistics
 
@@ -78,7 +78,7 @@ class Measurement:
             self.bias = None if bias is None else checked_bias(bias, self.frame)
         self._stats: ClassStatistics | None = None
         self._sums: Sums | None = None
-        self._centre: tuple[Array, Array] | None = None
+        self._directions: Directions | None = None
         self._rows = self._unlabelled = self._not_finite = 0
 
     @property
@@ -126,10 +126,9 @@ class Measurement:
             ValueError: as in the first pass, and if that has not seen features of two classes.
         """
         rows, classes = self._checked(features, labels)
-        if self._centre is None:
-            self._centre = self._directions()
-        stats = self.statistics._replace(scaled_scatter=None)  # a program needs no d x d matrix here
-        sums = compare(stats, self._centre, self.frame, self.bias, rows, classes)
+        if self._directions is None:
+            self._directions = directions_of(self.statistics, self.frame, self.bias)
+        sums = compare(self._directions, rows, classes)
         self._sums = jax.block_until_ready(sums if self._sums is None else merged(self._sums, sums))
 
     def report(self, *, geometry: bool = True) -> Report:
@@ -174,14 +173,6 @@ class Measurement:
         )
         histogram = np.zeros(MARGIN_BINS, np.int32) if sums is None else np.asarray(sums.histogram)
         return Report(entries, classes, tuple(self._notes(counts)), stats, histogram)
-
-    def _directions(self) -> tuple[Array, Array]:
-        """Return what cosine margins subtract from features, and the centred class vectors (or class means) of them."""
-        stats = self.statistics
-        if self.frame is not None:
-            return stats.global_mean, self.frame - jnp.mean(self.frame, axis=1, keepdims=True)
-        there = np.flatnonzero(np.asarray(stats.present))
-        return jnp.mean(stats.means[:, there], axis=1), stats.centred_means()[:, there]
 
     def _checked(self, features: Reals, labels: Labels) -> tuple[Array, Array]:
         """Return a batch with as many rows as the largest so far, the new ones being padding."""

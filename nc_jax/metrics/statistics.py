@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, transpose, unit_scale
 from nc_jax.checks import Labels, Reals, checked_labels, real_array, without_class
+from nc_jax.metrics.slots import slots_of, sums_of
 
 Centre = Literal["balanced", "sample", "origin"]
 
@@ -181,28 +182,35 @@ class ClassStatistics(NamedTuple):
         features = jnp.where(used, features - origin[None], 0)
         unit = jnp.maximum(self.unit, unit_scale(features).reshape(()))
         features = features / unit
-        # One-hot products add in a fixed order on every backend, unlike scatter-adds, and cost less than the product S.
-        membership = jax.nn.one_hot(labels, num_classes, dtype=dtype)
-        added = jnp.sum(jax.nn.one_hot(labels, num_classes, dtype=jnp.int32), axis=0, dtype=jnp.int32)
-        counts = self.counts + added
+        slots = slots_of(classes, member, num_classes)
+        number, own = len(slots.owners), jnp.minimum(slots.of_examples, len(slots.owners) - 1)
+        owners, every = jnp.minimum(slots.owners, num_classes - 1), number == num_classes
+        counts = self.counts + slots.added
         total = jnp.maximum(counts, 1).astype(dtype)
-
         # A class without a mean so far is centred on its first example. The summed differences then have the size of
-        # the spread of the class, even if the class is far from the origin.
-        first = transpose(features[jnp.argmax(membership, axis=0)])
-        centre = jnp.where(self.present[None], self.shifts / unit, first)
-        centred = jnp.where(used, features - transpose(centre)[classes], 0)
-        moved = matmul(transpose(centred), membership) / total[None]
-        share = moved / (1 + jnp.sqrt(self.counts.astype(dtype) / total))[None]
-        centred = jnp.where(used, centred - transpose(share)[classes], 0)
+        # the spread of the class, even if the class is far from the origin. The barrier keeps rows together in memory,
+        # where XLA would fuse the transposition with the reading of single rows.
+        known = jax.lax.optimization_barrier(transpose(self.shifts if every else jnp.take(self.shifts, owners, axis=1)))
+        centre = jnp.where(self.present[owners][:, None], known / unit, features[slots.starts])
+        centred = jnp.where(used, features - centre[own], 0)
+        moved = sums_of(centred, slots.of_examples, number) / total[owners][:, None]
+        share = moved / (1 + jnp.sqrt(self.counts.astype(dtype) / total))[owners][:, None]
+        centred = jnp.where(used, centred - share[own], 0)
+        means = transpose((centre + moved) * unit)
+        if every:
+            shifts = jnp.where((slots.added > 0)[None], means, self.shifts)
+        else:
+            shifts = self.shifts.at[:, slots.owners].set(means, mode="drop")
         old, scatter = (self.unit / unit) ** 2, self.scaled_scatter
+        places = jnp.where(member, classes, num_classes)
+        squares = sums_of(jnp.sum(centred**2, axis=1, keepdims=True), places, num_classes)[:, 0]
         return ClassStatistics(
             counts=counts,
             origin=origin,
-            shifts=jnp.where((added > 0)[None], (centre + moved) * unit, self.shifts),
+            shifts=shifts,
             unit=unit,
             scaled_scatter=None if scatter is None else old * scatter + matmul(transpose(centred), centred),
-            scaled_class_scatter=old * self.scaled_class_scatter + matmul(jnp.sum(centred**2, axis=1), membership),
+            scaled_class_scatter=old * self.scaled_class_scatter + squares,
             without_class=self.without_class + jnp.sum(without_class(labels, num_classes), dtype=jnp.int32),
         )
 
@@ -221,7 +229,7 @@ class ClassStatistics(NamedTuple):
         dtype = self.shifts.dtype
         total, added = (jnp.sum(part.counts.astype(dtype)) for part in (self, other))
         origin = self.origin + added / jnp.maximum(total + added, 1) * (other.origin - self.origin)
-        left, right = self._about(origin), other._about(origin)
+        left, right = self.means_about(origin), other.means_about(origin)
         counts = self.counts + other.counts
         # A product of two int32 counts could overflow; the share of `other` cannot.
         share = other.counts.astype(dtype) / jnp.maximum(counts, 1).astype(dtype)
@@ -256,7 +264,7 @@ class ClassStatistics(NamedTuple):
         counts, lacking = psum((self.counts, self.without_class), axis_name)
         number = jnp.sum(self.counts.astype(dtype))
         origin = psum(self.origin * (number / jnp.maximum(psum(number, axis_name), 1)), axis_name)
-        shifts = self._about(origin)
+        shifts = self.means_about(origin)
         share = self.counts.astype(dtype) / jnp.maximum(counts, 1).astype(dtype)
         together = psum(shifts * share[None], axis_name)
         # The scatter about any point m is S + n (mu - m)(mu - m)^T, so rounding errors of the new means do no harm.
@@ -278,8 +286,14 @@ class ClassStatistics(NamedTuple):
             without_class=lacking,
         )
 
-    def _about(self, origin: Float[Array, " dim"]) -> Float[Array, "dim classes"]:
-        """Return the class means relative to another origin, with zero columns for absent classes."""
+    def means_about(self, origin: Float[Array, " dim"]) -> Float[Array, "dim classes"]:
+        """Return the class means relative to another origin, with zero columns for absent classes.
+
+        Differences of nearby numbers are exact, so this is more accurate than `means` minus the origin.
+
+        Args:
+            origin: shape (d,).
+        """
         return jnp.where(self.present[None], self.shifts + (self.origin - origin)[:, None], 0)
 
     def at_unit_scale(self) -> "ClassStatistics":
@@ -293,7 +307,7 @@ class ClassStatistics(NamedTuple):
     @property
     def means(self) -> Float[Array, "dim classes"]:
         """Class means as columns, shape (d, K); zero for a class without examples."""
-        return self._about(jnp.zeros_like(self.origin))
+        return self.means_about(jnp.zeros_like(self.origin))
 
     @property
     def global_mean(self) -> Float[Array, " dim"]:

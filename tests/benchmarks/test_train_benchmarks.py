@@ -16,6 +16,7 @@ from benchmarks import (
     networks,
     orthogonal_logits,
     replay,
+    streamed_features,
     throughput,
     train_step,
 )
@@ -99,23 +100,29 @@ def test_collapse_metrics_reports_a_complete_pass(tmp_path):
     document = collapse_metrics.run(dataclasses.replace(METRICS, results=tmp_path, preset="smoke"))
     assert json.loads(document["path"].read_text())["rows"] == document["rows"]
     assert document["path"].with_suffix(".png").stat().st_size > 0
-    (row,) = document["rows"]
+    row, light, *passes = document["rows"]
     assert (row["batch"], row["num_batches"], row["extrapolated"]) == (100, 20, False)
     assert row["accumulator_bytes"] == 4 * (7 + 24 + 24 * 7 + 1 + 24 * 24 + 7 + 1)
+    assert row["accumulator_bytes"] - light["accumulator_bytes"] == 4 * 24 * 24
+    assert [part["program"] for part in passes] == [collapse_metrics.FEATURES_ALONE, collapse_metrics.WITH_CLASSIFIER]
+    for part in document["rows"]:
+        assert part["products"] == part["seconds_per_batch"] / part["product_seconds"]
+    limits = [claim["at_most"] for claim in document["claims"] if claim["unit"] == "x"]
+    assert limits == [3, 3, 3, 3]
     assert max(row["errors"].values()) < 1e-5
     assert set(row["errors"]) == {"counts", "class_means", "scatter", "class_scatter", "nc1", "nc2_means", "nc3"}
     assert row["peak_bytes"] > 0
 
 
 def test_an_extrapolated_pass_says_so():
-    row = collapse_metrics.time_batches(dataclasses.replace(METRICS, complete=False), 100)
-    assert row["extrapolated"]
-    assert row["total_seconds"] == 20 * row["seconds_per_batch"]
+    for row in collapse_metrics.time_batches(dataclasses.replace(METRICS, complete=False), 100):
+        assert row["extrapolated"]
+        assert row["total_seconds"] == 20 * row["seconds_per_batch"]
 
 
 def test_padding_completes_the_last_batch():
-    draw = collapse_metrics.make_batch(METRICS, 300)
-    labels = np.asarray(draw(collapse_metrics.num_batches(METRICS, 300) - 1)[1])
+    draw = streamed_features.make_batch(METRICS, 300)
+    labels = np.asarray(draw(streamed_features.num_batches(METRICS, 300) - 1)[1])
     assert np.count_nonzero(labels >= 0) == 2000 - 6 * 300
 
 
@@ -127,15 +134,15 @@ def test_lost_examples_and_wrong_statistics_are_refused(monkeypatch):
         collapse_metrics.check_complete(
             dataclasses.replace(METRICS, num_examples=14), stats._replace(scaled_scatter=0 * stats.scaled_scatter)
         )
-    right = collapse_metrics.update
+    right = streamed_features.update
 
     def wrong(stats, *batch):
         new = right(stats, *batch)
         return new._replace(scaled_scatter=1.01 * new.scaled_scatter)
 
-    monkeypatch.setattr(collapse_metrics, "update", wrong)
+    monkeypatch.setattr(streamed_features, "update", wrong)
     with pytest.raises(harness.WrongAnswerError, match="scatter of 300 examples"):
-        collapse_metrics.check(METRICS)
+        streamed_features.check(METRICS)
 
 
 def test_throughput_reports_images_per_second_and_the_share_outside(tmp_path):

@@ -10,7 +10,7 @@ import oracles
 import pytest
 
 from nc_jax.manifolds import Stiefel, checks
-from nc_jax.manifolds.stiefel import orthogonal_factor
+from nc_jax.manifolds.stiefel import _gaussian_trapezoid, orthogonal_factor, random_reflections
 
 F64_EXACT = 1e-13
 F32_EXACT = 3e-6
@@ -122,6 +122,54 @@ def test_random_points_have_the_dtype_that_is_asked_for(x64):
 def test_both_components_of_the_orthogonal_group_are_drawn():
     points = jax.jit(jax.vmap(Stiefel(3, 3).random_point))(jax.random.split(KEY, 1000))
     assert abs(np.linalg.det(points).mean()) < 0.16, "five standard deviations of a fair coin"
+
+
+@pytest.mark.parametrize(("n", "p"), [(3, 3), (4, 2), (5, 4), (4, 1), (2, 2)])
+def test_reflections_have_the_moments_of_the_haar_distribution(n, p):
+    """Of first, second and fourth order: wrong signs or lengths would show in one of them."""
+    count = 20_000
+    points = jax.jit(jax.vmap(lambda key: random_reflections(key, n, p)))(jax.random.split(KEY, count))
+    points = np.asarray(points, np.float64)
+    turned = np.linalg.qr(np.random.default_rng(0).normal(size=(n, n)))[0] @ points
+    for u in (points, turned):  # a turned point has the same distribution
+        expected = [(u, 0, "mean"), (u**2, 1 / n, "square"), (u**4, 3 / (n * (n + 2)), "fourth power")]
+        if p > 1:
+            first, second = u[:, :, 0], u[:, :, 1]
+            expected.append((first**2 * second**2, 1 / (n * (n + 2)), "squares of a row"))
+            across = n * (n - 1) * (n + 2)
+            expected.append((first[:, 0] ** 2 * second[:, 1] ** 2, (n + 1) / across, "squares of other rows"))
+            both = first[:, 0] * first[:, 1] * second[:, 0] * second[:, 1]
+            expected.append((both, -1 / across, "four entries"))
+        for values, wanted, name in expected:
+            five_sigma = 5 * values.std(axis=0) / np.sqrt(count)
+            assert np.all(np.abs(values.mean(axis=0) - wanted) < five_sigma + 1e-6), name
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.float64, 1e-14)])
+@pytest.mark.parametrize(("n", "p"), [(200, 200), (201, 200), (300, 151), (64, 1)])
+def test_products_of_reflections_are_orthonormal(x64, n, p, dtype, tolerance):
+    point = random_reflections(KEY, n, p, dtype)
+    assert point.dtype == dtype
+    assert point.shape == (n, p)
+    point = np.asarray(point, np.float64)
+    np.testing.assert_allclose(point.T @ point, np.eye(p), atol=tolerance)
+
+
+def test_a_trapezoid_uses_every_number_once():
+    """So its entries are independent: no two of them are equal, and none is missing."""
+    for n, p in ((7, 7), (9, 4), (9, 5), (3, 1)):
+        drawn = np.asarray(_gaussian_trapezoid(KEY, n, p, jnp.float32))
+        lower = drawn[np.tril_indices(n, 0, p)]
+        assert len(set(lower.tolist())) == lower.size
+        assert np.all(lower != 0)
+        assert np.all(np.triu(drawn, 1) == 0)
+
+
+def test_many_columns_are_drawn_by_reflections(monkeypatch):
+    monkeypatch.setattr("nc_jax.manifolds.stiefel._MANY_COLUMNS", 3)
+    np.testing.assert_array_equal(Stiefel(5, 3).random_point(KEY), random_reflections(KEY, 5, 3))
+    few = orthogonal_factor(jax.random.normal(KEY, (5, 2)))
+    np.testing.assert_array_equal(Stiefel(5, 2).random_point(KEY), few)
 
 
 def test_batches_are_computed_like_their_members(x64):

@@ -327,6 +327,32 @@ def test_a_memory_map_is_read_in_pieces(whole, tmp_path, monkeypatch):
     assert_same(report(np.load(tmp_path / "features.npy", mmap_mode="r"), labels, frame, bias), whole)
 
 
+@pytest.mark.parametrize("with_classifier", [False, True])
+def test_far_from_the_origin_every_example_is_compared_as_nearby(with_classifier):
+    """The class means are rounded to 0.06 there."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, 300)
+    centres = rng.normal(size=(5, 6))
+    features = np.float32(1e6 + centres[labels] + 0.8 * rng.normal(size=(300, 6)))
+    frame = jnp.asarray(rng.normal(size=(6, 5)), jnp.float32) if with_classifier else None
+    found = report(features, labels, frame)
+    near = features.astype(np.float64) - 1e6
+    means = np.stack([near[labels == k].mean(axis=0) for k in range(5)], axis=1)
+    nearest = np.argmin(np.sum((near[:, :, None] - means[None]) ** 2, axis=1), axis=1)
+    assert 0.5 < np.mean(nearest == labels) < 1
+    np.testing.assert_allclose(found["nearest_centre_accuracy"].value, np.mean(nearest == labels), atol=1e-6)
+    # A cosine margin looks from a middle that is rounded, too, so it is another one by 0.06 of a distance of about 1.
+    middle = np.float64(np.float32((near.mean(axis=0) if with_classifier else means.mean(axis=1)) + 1e6)) - 1e6
+    vectors = means - middle[:, None]
+    if frame is not None:
+        vectors = np.asarray(frame, np.float64)
+        vectors = vectors - vectors.mean(axis=1, keepdims=True)
+    cosines = unit((near - middle).T).T @ unit(vectors)
+    own = np.eye(5, dtype=bool)[labels]
+    margins = cosines[own] - np.max(np.where(own, -np.inf, cosines), axis=1)
+    np.testing.assert_allclose(found["margin_cosine_mean"].value, margins.mean(), atol=0.02)
+
+
 def test_features_alone_have_all_but_the_classifier(whole):
     features, labels, _, _ = small()
     found = report(features, labels)

@@ -109,6 +109,26 @@ def test_order_and_batches_do_not_matter(x64, seed, order):
     assert_same(stats, by_definition(features, labels, NUM_CLASSES))
 
 
+@pytest.mark.parametrize("num_classes", [5, 40, 100])
+def test_batches_smaller_and_larger_than_the_number_of_classes(x64, num_classes):
+    """Sums go by class, or by first example; by a product, or row by row."""
+    features, labels = draw(9, num=240, num_classes=num_classes)
+    exact = by_definition(features, labels, num_classes)
+    for size in (1, 8, 80, 240):
+        stats = ClassStatistics.init(num_classes, DIM, jnp.float64)
+        for start in range(0, 240, size):
+            stats = update(stats, features[start : start + size], labels[start : start + size])
+        assert_same(stats, exact, rtol=1e-11, atol=1e-11)
+
+
+def test_a_mean_is_not_touched_by_batches_of_other_classes():
+    stats = ClassStatistics.from_batch(jnp.full((1, 2), 0.1), jnp.array([3]), 200)
+    more = update(stats, jnp.full((2, 2), 1e30), jnp.array([0, -1]))
+    assert more.shifts[:, 3].tolist() == stats.shifts[:, 3].tolist()
+    assert more.counts[3] == 1
+    assert more.counts.sum() == 2
+
+
 def test_padding_is_ignored_whatever_it_holds(x64):
     features, labels = draw(1, num=10)
     garbage = jnp.array([[jnp.nan] * DIM, [jnp.inf] * DIM, [1e300] * DIM])
