@@ -18,6 +18,7 @@ from nc_jax.study.ends import as_started_here, fail, one_sentence
 from nc_jax.study.planning import MACHINE, About, Plan, describe_presets, forecast
 from nc_jax.study.progress import Heartbeat, duration
 from nc_jax.study.runs import read_config
+from nc_jax.study.xla import faster_convolutions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,7 @@ def main(
         plan: settings -> the amount of work that they ask for, for --help and --dry-run.
         check: (settings, preset) -> None, or a ValueError about what the command line changed.
     """
+    faster_convolutions()
     words = list(sys.argv[1:] if argv is None else argv)
     preset = words.pop(0) if words and not words[0].startswith("-") else "default"
     if preset not in presets:
