@@ -7,7 +7,7 @@ Writes    the parts of the README between its markers: ratios, and missed target
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def newest(results: Path, presets: Sequence[str]) -> list[dict[str, Any]]:
     return [found[key] for key in sorted(found, key=lambda key: (rank.get(key[0], len(ORDER)), *key))]
 
 
-def device_of(document: dict[str, Any]) -> str:
+def device_of(document: Mapping[str, Any]) -> str:
     """Name the device on which a result was obtained."""
     device, cpu = document["environment"]["device"], document["environment"]["cpu"]
     cores = f"{cpu['cores']} core{'s' if cpu['cores'] > 1 else ''}"
