@@ -12,9 +12,10 @@ unit class vectors, no bias. Four shares of the step with the nearest head are r
 
 - difference: 1 - learned / nearest of two compiled steps, called in rounds of alternating order (`benchmarks.paired`):
   the median over the rounds, with an interval of at least 95 % confidence. It includes all costs.
-- small batch: the difference in seconds at a small batch, of which there are many rounds, over the step at the full
-  batch. The solve does not depend on the batch, so this sees it with a fraction of the noise; it leaves out what the
-  head does for each further example, which is scaling a feature and adding it to its class. For a ResNet on a CPU.
+- small batch: for a ResNet on a CPU, where a step of seconds has more noise than the head has time. The difference in
+  seconds at a small batch, of which there are many rounds, over the step at the full batch. The solve does not depend
+  on the batch, so this sees it with a fraction of the noise; it leaves out what the head does for each further example,
+  which is scaling a feature and adding it to its class ("head" has it).
 - head: forward and backward pass of the nearest head on given features, minus those of the learned head.
 - solve: the inner solve and its derivative, on the class means and the previous rotation of a training step.
 
@@ -188,6 +189,8 @@ def time_case(config: Config, case: str, dtype: Dtype, num_devices: int) -> list
             "steps_per_call": chunk,
             "first_step_seconds": checked[solver]["first_seconds"],  # compilation, and the first step's second solve
             **paired.share(times["learned"], times[solver]).row("share"),
+            "learned_rounds": times["learned"].tolist(),
+            "nearest_rounds": times[solver].tolist(),
             "head_seconds": alone.get("nearest"),
             "learned_head_seconds": alone.get("learned"),
             "head_share": (alone["nearest"] - alone["learned"]) / step if alone else None,
@@ -270,16 +273,34 @@ def _cut_cpu(num_devices: int) -> None:
 
 
 def claims_of(row: dict[str, Any]) -> list[harness.Claim]:
-    """Return the shares of one row with their target."""
+    """Return the shares of one row. A difference has a target, and so has the upper end of its interval.
+
+    If there is a small batch, its difference has the target. A step of seconds varies by more than the target from
+    call to call, and so does the interval of the difference at the full batch.
+    """
     case = f"{row['case']}, batch {row['batch']}, {row['dtype']}, {row['solver']}"
     target = TARGETS["mlp" if parse(row["case"])[0] == "mlp" else "resnet"]
-    found = {"by difference": row["share"], "by difference, upper end of its interval": row["share_upper"]}
-    if "small_batch" in row:
-        found[f"by difference at batch {row['small_batch']}"] = row["small_batch_share"]
-    found["timed alone"] = row["head_share"]
+    small = "small_batch" in row
+    found = [
+        ("by difference", "share", not small),
+        ("by difference, upper end of its interval", "share_upper", not small),
+    ]
+    if small:
+        how = f"by difference at batch {row['small_batch']}"
+        found += [
+            (how, "small_batch_share", True),
+            (f"{how}, upper end of its interval", "small_batch_share_upper", True),
+        ]
+    found.append(("timed alone", "head_share", True))
     return [
-        harness.Claim(f"nearest head's share of a step, {how}", case, 100 * share, at_most=target, unit="%")
-        for how, share in found.items()
+        harness.Claim(
+            f"nearest head's share of a step, {how}",
+            case,
+            100 * row[name],
+            at_most=target if limited else None,
+            unit="%",
+        )
+        for how, name, limited in found
     ]
 
 

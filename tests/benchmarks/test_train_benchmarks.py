@@ -55,8 +55,11 @@ def test_a_slow_step_is_also_measured_at_a_small_batch(tmp_path):
     row |= {"small_batch": 4, "small_step_seconds": 1e-3} | paired.median(np.arange(9) / 1000).row("small_batch_share")
     document = train_step.report(dataclasses.replace(STEP, results=tmp_path), [row])
     assert document["table"]["rows"][0][9] == "0.4 % (0.1 to 0.7 %)"
-    (claim,) = (claim for claim in document["claims"] if "at batch 4" in claim["statement"])
-    assert claim["obtained"] == pytest.approx(0.4)
+    # A step of seconds has too much noise for a target, so the small batch has it.
+    limited = [claim for claim in document["claims"] if claim["met"] is not None]
+    assert [claim["obtained"] for claim in limited[:2]] == pytest.approx([0.4, 0.7])
+    assert all("at batch 4" in claim["statement"] for claim in limited[:2])
+    assert len(document["claims"]) == len(limited) + 2
 
 
 def test_devices_must_agree():
