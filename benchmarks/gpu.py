@@ -253,6 +253,8 @@ def draw(rows: Sequence[Mapping[str, Any]], figure: Figure) -> None:
     """Time of everything that was timed."""
     timed = [(row, row.get("seconds", row.get("nearest_seconds"))) for row in rows]
     timed = [(row, seconds) for row, seconds in timed if seconds]
+    if not timed:  # a logarithmic axis needs a number
+        return
     axes = figure.subplots()
     names = [", ".join(cells(row)[:3]) for row, _ in timed]
     axes.barh(range(len(timed)), [seconds for _, seconds in timed])
