@@ -234,12 +234,20 @@ def of_trust_region(document: Document, claim: harness.Claim) -> str | None:
 
 
 def of_share(document: Document, claim: harness.Claim) -> str | None:
-    """Say what the solve takes of a step."""
+    """Say what the solve takes of a step, or what the noise of a step makes of an interval."""
     for row in document["rows"]:
         names = (row["case"], f"batch {row['batch']}", row["dtype"], row["solver"])
-        if row["solve_share"] is not None and claim.case == ", ".join(names):
-            solve, step = harness.duration(row["solve_seconds"]), harness.duration(row["nearest_seconds"])
-            return f"solve and its derivative alone take {solve} of a step of {step}"
+        if row["solve_share"] is None or claim.case != ", ".join(names):
+            continue
+        solve, step = harness.duration(row["solve_seconds"]), harness.duration(row["nearest_seconds"])
+        alone = f"solve and its derivative alone take {solve} of a step of {step}"
+        if "small_batch" in row and row["share_lower"] < 0 and "at batch" not in claim.statement:
+            ends = [harness.number(100 * row[f"small_batch_share_{end}"]) for end in ("lower", "upper")]
+            return (
+                f"noise of the machine, since the interval holds zero, too: {alone}; by difference at batch "
+                f"{row['small_batch']} the share is {ends[0]} to {ends[1]} %"
+            )
+        return alone
     return None
 
 
