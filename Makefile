@@ -65,8 +65,12 @@ lint: $(VENV)/.installed-dev  ## ruff (rules and format) and pyright
 
 .PHONY: bench
 bench: $(VENV)/.installed-bench  ## run every benchmark; results go to benchmarks/results
-	for name in nearest_frame implicit_gradient scaling train_step step_memory throughput replay federated orthogonal_logits hyperspherical collapse_metrics table; do \
+	for name in nearest_frame implicit_gradient scaling train_step step_memory throughput replay federated orthogonal_logits hyperspherical draws collapse_metrics table; do \
 	  $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+.PHONY: bench-gpu
+bench-gpu: $(VENV)/.installed-bench  ## all that only a GPU shows, in one run; install jax for it first: docs/installing.md
+	$(BIN)/python -m benchmarks.gpu
 
 .PHONY: docs
 docs: $(VENV)/.installed-docs  ## build the documentation into docs/_build/html

@@ -238,6 +238,12 @@ def relative_error(found: Any, expected: Any) -> float:
     return float(error) if math.isfinite(error) else math.inf
 
 
+def sentence(error: BaseException) -> str:
+    """Return the kind of an error and the first line of its message, at most 200 characters."""
+    line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {line}"[:200]
+
+
 def require_close(what: str, found: Any, expected: Any, tolerance: float) -> float:
     """Return the relative error of an answer.
 

@@ -4,7 +4,7 @@ Claim     The implicit gradient is exact to float32 (relative error at most 1e-3
           (At 1 the classes have collapsed, and autodiff of the singular value decomposition fails.) It is faster than
           the dense declarative-node formula by a factor of at least 30 at (d, K) = (512, 10) and 2000 at (512, 100).
           It also works at (2048, 1000), where the dense formula would need terabytes.
-Command   python -m benchmarks.implicit_gradient [smoke|default|gpu]
+Command   python -m benchmarks.implicit_gradient [smoke|default]
 Compared  (a) the dense formula in PyTorch (benchmarks/declarative.py), with the blocks of the Hessian and, if it fits
           into memory, with the whole Hessian; (b) autodiff of the singular value decomposition; (c) autodiff of
           unrolled iterations: of a trust region (a fixed number of Newton steps from the warm start, each by a fixed
@@ -78,15 +78,6 @@ class Config(harness.SolverOptions):
 PRESETS = {
     "default": Config(),
     "smoke": Config(sizes=((24, 5),), memory=("polar",), repeats=2, minimum=1),
-    "gpu": Config(
-        sizes=((512, 10), (512, 100), (2048, 1000)),
-        methods=("polar", "trust region", "unrolled Newton-Schulz"),
-        dense=False,
-        memory=("polar",),
-        precisions=("highest", "tensorfloat32"),
-        budget=3.0,
-        minimum=1,
-    ),
 }
 
 

@@ -14,14 +14,16 @@ from nc_jax.models import MLP, HeadModule, LearnedHead, NearestHead, ResNet
 
 Solver = Literal["polar", "trust_region"]
 
-MODELS = ("mlp", "resnet18", "resnet18-imagenet")
+MODELS = ("mlp", "resnet18", "resnet18-imagenet", "resnet50-imagenet")
+FEATURES = {18: 512, 50: 2048}  # of a ResNet, by depth
 RADIUS = 5.0  # tau of both heads, Markou et al. (2024)
 
 
 def parse(case: str) -> tuple[str, int]:
     """Split "model:K" into the model and the number of classes K.
 
-    The models are mlp (64-256-256-128), resnet18 (CIFAR stem, 32x32 pixels) and resnet18-imagenet (224x224 pixels).
+    The models are mlp (64-256-256-128), resnet18 (CIFAR stem, 32x32 pixels), resnet18-imagenet and resnet50-imagenet
+    (224x224 pixels).
 
     Raises:
         ValueError: if there is no such model, or K is not a number of at least 2.
@@ -60,12 +62,13 @@ def make_problem(case: str, batch_size: int, dtype: DTypeLike) -> Problem:
     model, num_classes = parse(case)
     if model == "mlp":
         return Problem(functools.partial(MLP, (256, 256), 128), [_digits(batch_size, num_classes)], num_classes)
-    imagenet = model == "resnet18-imagenet"
+    network, _, imagenet = model.partition("-")
+    depth = int(network.removeprefix("resnet"))
     backbone = functools.partial(
         ResNet,
-        depth=18,
+        depth=depth,
         stem="imagenet" if imagenet else "cifar",
-        final_dim=None if num_classes <= 513 else 1 << (num_classes - 2).bit_length(),
+        final_dim=None if num_classes <= FEATURES[depth] + 1 else 1 << (num_classes - 2).bit_length(),
         dtype=jnp.dtype(dtype),
     )
     return Problem(backbone, _class_images(batch_size, num_classes, 224 if imagenet else 32), num_classes)

@@ -26,11 +26,18 @@ def template_of(num_classes: int) -> SimplexTemplate:
     return SimplexTemplate(num_classes, 1 / math.sqrt(num_classes - 1))
 
 
-def solve(solver: SolverName, means: jax.Array, previous: jax.Array, weight: Any, init: jax.Array) -> NearestFrame:
-    """Solve with one of our solvers."""
+def solve(
+    solver: SolverName,
+    means: jax.Array,
+    previous: jax.Array,
+    weight: Any,
+    init: jax.Array,
+    template: jax.Array | None = None,
+) -> NearestFrame:
+    """Solve with one of our solvers; without a template, with that of the simplex."""
     return nearest_frame(
         means,
-        template_of(means.shape[1]),
+        template_of(means.shape[1]) if template is None else template,
         prox_point=previous,
         prox_weight=weight,
         solver="polar" if solver == "polar" else "trust_region",
@@ -45,8 +52,10 @@ def compiled(solver: SolverName) -> Any:
 
 
 def inputs_of(problem: Problem, start: str = "warm") -> list[jax.Array]:
-    """Means, previous rotation, prox weight and starting point on the device."""
-    arrays = (problem.means, problem.previous, np.float32(problem.prox_weight), problem.start(start))
+    """Means, previous rotation, prox weight and starting point on the device, and a template without structure."""
+    arrays = [problem.means, problem.previous, np.float32(problem.prox_weight), problem.start(start)]
+    if not problem.simplex:
+        arrays.append(problem.template)
     return [jnp.asarray(array) for array in arrays]
 
 

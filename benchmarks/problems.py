@@ -35,6 +35,7 @@ class Problem:
         random: a Haar-random rotation, shape (d, r): the cold start.
         cotangent: G, shape (d, K): cotangent of the frame U T, Gaussian with unit norm.
         prox_weight: delta.
+        simplex: whether T is the simplex template; otherwise it is a matrix without structure.
     """
 
     means: np.ndarray
@@ -43,6 +44,7 @@ class Problem:
     random: np.ndarray
     cotangent: np.ndarray
     prox_weight: float
+    simplex: bool = True
 
     @property
     def dim(self) -> int:
@@ -134,6 +136,38 @@ def make_problem(
         random=haar(generator, dim, rank).astype(np.float32),
         cotangent=(cotangent / np.linalg.norm(cotangent)).astype(np.float32),
         prox_weight=PROX_WEIGHT if condition is None else 0.0,
+    )
+
+
+def make_wide_problem(dim: int, num_classes: int, *, seed: int = 0, move: float = MOVE) -> Problem:
+    """Draw a problem with more classes than dimensions, for a dense template: random unit vectors.
+
+    A frame of hyperspherical energy has this form, too, and takes minutes to find. The class means are a rotated
+    template and as much noise, and neither is centred. Where K is far above d, the noise averages out in H T^T, so the
+    condition number is about 1.1 at (128, 100,000).
+
+    Args:
+        dim: d, which is also the rank r.
+        num_classes: K > d.
+        seed: random seed.
+        move: relative change of the means since the previous step.
+    """
+    generator = np.random.default_rng(seed)
+    template = generator.normal(size=(dim, num_classes))
+    template /= np.linalg.norm(template, axis=0)
+    template /= np.linalg.norm(template)
+    noise, step, cotangent = (generator.normal(size=template.shape) for _ in range(3))
+    means = haar(generator, dim, dim) @ template + noise / np.linalg.norm(noise)
+    means /= np.linalg.norm(means)
+    step *= move / np.linalg.norm(step)
+    return Problem(
+        means=means.astype(np.float32),
+        template=template.astype(np.float32),
+        previous=polar((means - step) @ template.T).astype(np.float32),
+        random=haar(generator, dim, dim).astype(np.float32),
+        cotangent=(cotangent / np.linalg.norm(cotangent)).astype(np.float32),
+        prox_weight=PROX_WEIGHT,
+        simplex=False,
     )
 
 

@@ -3,7 +3,7 @@
 Claim     On a GPU, a ResNet-18 training step is at least 1.5 times as fast as PyTorch's eager step, and at least as
           fast as its compiled step. On two CPU cores the ratios are reported without a target. Training on the digits
           spends at most 10 % of an epoch outside compiled code, including evaluation and logs, after the first epoch.
-Command   python -m benchmarks.throughput [smoke|default|gpu]
+Command   python -m benchmarks.throughput [smoke|default]
 Checked   the first loss of a peer, with the same parameters on the same batch, against ours: to 1e-3 in float32 and to
           3e-2 in bfloat16. A peer that misses this gets no time. Our own loss must have fallen after five more steps.
 Compared  ResNet-18 with the stem for small images (32x32), a linear classifier, SGD with momentum, parameters in
@@ -67,7 +67,6 @@ PRESETS = {
     "default": Config(),
     # Leaves out what takes too long to compile for a test.
     "smoke": Config(width=4, batch_size=4, dtypes=("float32",), peers=(EAGER,), epochs=3, repeats=2),
-    "gpu": Config(batch_size=256, repeats=50),
 }
 
 

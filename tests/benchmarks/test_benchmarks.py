@@ -1,6 +1,5 @@
 """The harness counts and measures right, and every benchmark runs from end to end on a tiny problem."""
 
-import dataclasses
 import itertools
 import json
 import subprocess
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import declarative, harness, implicit_gradient, nearest_frame, peers, problems, scaling, table
+from benchmarks import declarative, harness, implicit_gradient, nearest_frame, peers, problems, scaling
 from benchmarks.memory import peak_memory
 
 pytestmark = pytest.mark.benchmark
@@ -159,45 +158,6 @@ def test_a_benchmark_writes_what_it_measured(name, tmp_path):
         assert rows["polar"]["memory_peak"] > 0
 
 
-def test_the_table_names_the_device_and_keeps_the_rest(tmp_path, capsys):
-    harness.report(
-        "scaling",
-        harness.Options(results=tmp_path, preset="smoke"),
-        rows=[{"seconds": 1.0, "error": float("inf")}],
-        table=harness.Table("title", ("program", "median"), [("|U^T U - I|", "1.00 s")]),
-        claims=[harness.Claim("speed", "(2, 1)", 3.0, at_least=4, unit="x")],
-    )
-    capsys.readouterr()
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{table.BEGIN}\nstale text\n{table.END}\nafter\n")
-    config = table.Config(results=tmp_path, readme=readme, presets=("smoke",))
-    table.run(config)
-    text = readme.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("\nafter\n")
-    assert "stale text" not in text
-    assert "| scaling | speed | (2, 1) | at least 4 x | 3.00 x | no |" in text
-    assert "| \\|U^T U - I\\| | 1.00 s |" in text
-    assert f"## `scaling` on {harness.environment()['cpu']['model']}" in text
-    table.run(config)
-    assert readme.read_text() == text
-
-    with pytest.raises(ValueError, match="must hold results of the presets gpu; got none"):
-        table.run(dataclasses.replace(config, presets=("gpu",)))
-    readme.write_text("no markers")
-    with pytest.raises(ValueError, match="must hold the lines"):
-        table.run(config)
-
-
-def test_the_newest_result_of_a_device_counts(tmp_path):
-    cpu = {"device": {"platform": "cpu", "kind": "cpu"}, "cpu": {"model": "A", "cores": 2}}
-    gpu = {"device": {"platform": "gpu", "kind": "G"}, "cpu": {"model": "A", "cores": 2}}
-    for number, (where, moment) in enumerate([(cpu, "2026-01-02"), (cpu, "2026-01-01"), (gpu, "2026-01-01")]):
-        document = {"benchmark": "scaling", "preset": "default", "environment": where | {"time": moment}}
-        (tmp_path / f"{number}.json").write_text(json.dumps(document))
-    assert [found["file"] for found in table.newest(tmp_path, ("default",))] == ["0.json", "2.json"]
-
-
 def test_a_result_is_never_overwritten(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda *_: "20260101-000000")
     config = harness.Options(results=tmp_path)
@@ -232,7 +192,7 @@ def test_a_preset_without_flags_needs_neither_the_training_stack_nor_the_peers()
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["huge"], "the preset must be one of default, smoke, gpu; got 'huge'"),
+        (["huge"], "the preset must be one of default, smoke; got 'huge'"),
         (["smoke", "--repeat", "3"], "the command line must name settings that exist"),
     ],
 )
