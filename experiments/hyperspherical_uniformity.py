@@ -179,8 +179,8 @@ ABOUT = {
     "smoke": About("two methods in two and three dimensions, two epochs, for the tests", 0.5),
     "glyphs": About("1000 rendered characters in 32 and 64 dimensions, an hour and a half or more"),
     "fashion": About("Fashion-MNIST in 3 and 64 dimensions"),
-    "objectives": About("energy, separation and Gram determinant between classes"),
-    "rotations": About("all parametrisations of the rotation that HUG trains"),
+    "objectives": About("energy, separation and Gram determinant between classes", 9),
+    "rotations": About("all parametrisations of the rotation that HUG trains", 5.5),
     "long-tail": About(
         "digits at four ratios of class sizes",
         10,

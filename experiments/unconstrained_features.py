@@ -95,7 +95,7 @@ ABOUT = {
         "steps to NC3 < 0.1 at 100:512: nearest 5, fixed 15, learned 196",
     ),
     "smoke": About("five classes, twelve steps, for the tests", 0.4),
-    "large": About("200 classes in 512 dimensions and 1000 in 1024, 2 seeds; hours on a CPU"),
+    "large": About("200 classes in 512 dimensions and 1000 in 1024, 2 seeds; the latter take half an hour of CPU time"),
     "agd": About("the default with automatic gradient descent", 5),
     "sgd": About("the default with batches instead of all features at once", 5),
 }
