@@ -87,12 +87,14 @@ def _from_array(run: Any, path: Path) -> tuple[int, Iterator[tuple[list[str], np
     from nc_jax.training.runs import BATCH
 
     with readable(f"array {path}"):
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
         if path.suffix == ".npz":
-            names = array.files
-            if IN_NPZ not in names and len(names) != 1:
-                raise ValueError(f"{len(names)} arrays ({', '.join(names)}), of which none is called {IN_NPZ}")
-            array = array[IN_NPZ if IN_NPZ in names else names[0]]
+            with np.load(path, allow_pickle=False) as file:
+                names = file.files
+                if IN_NPZ not in names and len(names) != 1:
+                    raise ValueError(f"{len(names)} arrays ({', '.join(names)}), of which none is called {IN_NPZ}")
+                array = file[IN_NPZ if IN_NPZ in names else names[0]]
+        else:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
     run.check_inputs(array.shape, array.dtype)
     starts = range(0, len(array), BATCH)
     return len(array), (

@@ -198,7 +198,7 @@ def _npz(path: Path) -> dict[str, Stored]:
             name = member.removesuffix(".npy")
             of = f"{path}:{name}"
             if in_columns:
-                found[name] = _of_array(of, lambda name=name: np.load(path)[name], shape, dtype)
+                found[name] = _of_array(of, lambda name=name: _member(path, name), shape, dtype)
             else:
                 found[name] = _of_bytes(of, lambda member=member: _opened_member(path, member), shape, dtype)
     return found
@@ -310,6 +310,11 @@ def _opened_at(path: Path, start: int) -> Any:
     file = io.FileIO(path)
     file.seek(start)
     return file
+
+
+def _member(path: Path, name: str) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as file:
+        return file[name]
 
 
 @contextlib.contextmanager
