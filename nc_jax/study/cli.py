@@ -93,11 +93,12 @@ def main(
     if preset not in presets:
         fail(f"the preset must be one of {', '.join(presets)}; got {preset!r}")
     start = dataclasses.replace(presets[preset], preset=preset)
-    name = _module(run)
-    with one_sentence(name):
+    program = _program(run)
+    name = Path(program).name.removesuffix(".py").removeprefix("-m ")
+    with one_sentence(program):
         if {"--help", "-h"} & set(words):
             header = sys.modules[run.__module__].__doc__
-            print(_help(name, (header or "").strip(), describe_presets(presets, about or {}, plan), start))
+            print(_help(program, (header or "").strip(), describe_presets(presets, about or {}, plan), start))
             raise SystemExit(0)
         config, start = _parsed(start, words, name)
         if isinstance(config, RunOptions):
@@ -155,9 +156,9 @@ def settings_help(default: Any) -> str:
     return settings.getvalue().partition("\n\n")[2].strip()  # less tyro's line of usage
 
 
-def _help(name: str, header: str, presets: str, start: Any) -> str:
+def _help(program: str, header: str, presets: str, start: Any) -> str:
     """Return what --help says: the program's header, its presets, and every setting with the preset's value."""
-    usage = f"usage: python -m {name} [PRESET] [--setting value ...]"
+    usage = f"usage: python {program} [PRESET] [--setting value ...]"
     values = f"Settings, with their values in the preset {start.preset}:"
     parts = [usage, header, f"Presets (time on {MACHINE}):\n{presets}", values, settings_help(start)]
     return as_started_here("\n\n".join(parts))
@@ -188,7 +189,9 @@ def _check_run(config: RunOptions, start: RunOptions) -> None:
         raise ValueError("--distributed needs --workdir or --resume: every process must know the run's directory")
 
 
-def _module(run: Callable[..., Any]) -> str:
-    """Return the name under which `python -m` finds a program."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return spec.name if run.__module__ == "__main__" and spec is not None else run.__module__
+def _program(run: Callable[..., Any]) -> str:
+    """Return what follows `python` in a command that starts a program: `-m MODULE`, or the path of a file."""
+    if run.__module__ != "__main__":
+        return f"-m {run.__module__}"
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return sys.argv[0] if spec is None else f"-m {spec.name}"

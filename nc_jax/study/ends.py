@@ -58,20 +58,20 @@ def way_to_go_on() -> str:
     """Return the complete command that finishes the run on which this process works."""
     if "directory" not in WORK:
         return "no run had begun, so start again with the same command"
-    return as_started_here(f"go on with: python -m {WORK['program']} --resume {WORK['directory']}")
+    return as_started_here(f"go on with: python {WORK['program']} --resume {WORK['directory']}")
 
 
 @contextlib.contextmanager
-def one_sentence(name: str) -> Iterator[None]:
+def one_sentence(program: str) -> Iterator[None]:
     """End in a sentence and a status where a user, or a scheduler, is the cause.
 
     Anything else is a bug and shows its traceback; with NC_JAX_DEBUG=1 in the environment everything does.
 
     Args:
-        name: name of the module, for the command that goes on with the run.
+        program: what follows `python` in its command, for the one that goes on with the run.
     """
     WORK.clear()
-    WORK["program"] = name
+    WORK["program"] = program
     if os.environ.get("NC_JAX_DEBUG"):
         yield
         return

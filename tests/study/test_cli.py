@@ -204,6 +204,39 @@ def test_how_a_run_ends_is_said_with_the_command_to_go_on(error, status, sentenc
     assert status == 2 or printed.endswith("--resume here\n")
 
 
+MINE = """'An experiment of my own.'
+from experiments.unconstrained_features import PRESETS
+from nc_jax.study import main
+from nc_jax.study.runs import open_run
+
+def run(config):
+    with open_run("mine", config):
+        raise KeyboardInterrupt
+
+main(run, PRESETS)
+"""
+
+
+def test_a_file_of_a_users_own_is_named_as_it_was_started(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+
+    def start(*words):
+        return subprocess.run(
+            [sys.executable, "mine.py", *words],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    assert start("--help").stdout.startswith("usage: python mine.py [PRESET]")
+    stopped = start("--workdir", "here")
+    assert stopped.returncode == 130
+    assert stopped.stderr == "interrupted; go on with: python mine.py --resume here\n"
+
+
 def test_the_environment_variable_shows_the_traceback(monkeypatch):
     monkeypatch.setitem(os.environ, "NC_JAX_DEBUG", "1")
     with pytest.raises(FileNotFoundError):

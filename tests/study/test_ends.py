@@ -45,7 +45,7 @@ MENDED = {
 
 def end(error: BaseException):
     """End a program that works on a run."""
-    with one_sentence("experiments.x"):
+    with one_sentence("-m experiments.x"):
         WORK["directory"] = Path("runs/x/a")
         raise error
 
@@ -79,7 +79,7 @@ def test_a_bug_shows_its_traceback(error):
 
 
 def test_without_a_run_there_is_nothing_to_go_on_with():
-    with one_sentence("experiments.x"):
+    with one_sentence("-m experiments.x"):
         assert way_to_go_on() == "no run had begun, so start again with the same command"
 
 
@@ -122,6 +122,6 @@ def test_an_installation_names_the_command_that_works_there(monkeypatch):
     assert ends.as_started_here(text) == text
     monkeypatch.setattr(ends, "INSTALLED", True)
     assert ends.as_started_here(text) == "nc-jax run haframe smoke, or nc-jax list"
-    with one_sentence("experiments.haframe"):
+    with one_sentence("-m experiments.haframe"):
         WORK["directory"] = Path("runs/a")
         assert way_to_go_on() == "go on with: nc-jax run haframe --resume runs/a"
