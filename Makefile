@@ -54,8 +54,8 @@ test-all: $(VENV)/.installed-dev  ## run all of these tests at once
 	$(BIN)/python -m pytest -m ""
 
 .PHONY: coverage
-coverage: $(VENV)/.installed-dev  ## say which lines of nc_jax the quick tests do not run
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html:.cache/coverage
+coverage: $(VENV)/.installed-dev  ## say which lines of nc_jax no test runs
+	$(BIN)/python -m pytest -m "not benchmark" --cov --cov-report=term --cov-report=html:.cache/coverage
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev  ## ruff (rules and format) and pyright

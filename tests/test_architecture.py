@@ -130,6 +130,7 @@ def project_sources() -> dict[str, str]:
     return {".".join(file.relative_to(ROOT).with_suffix("").parts): file.read_text() for file in files}
 
 
+@pytest.mark.slow
 def test_the_project_keeps_its_architecture():
     assert violations(project_sources()) == []
 

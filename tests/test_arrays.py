@@ -24,6 +24,7 @@ def test_angles_of_any_size(angle):
     np.testing.assert_allclose(angles(left, right), angle, rtol=1e-6, atol=1e-30)
 
 
+@pytest.mark.slow
 def test_slerp_turns_by_its_share_and_keeps_lengths(x64):
     vectors, targets = jnp.array(random_pair())
     whole = angles(vectors, targets)
@@ -52,6 +53,7 @@ def test_slerp_between_nearly_equal_directions(apart):
     np.testing.assert_allclose(jacobian[1][:, 0, :, 0], np.diag([0, 0.5]), atol=3e-3)
 
 
+@pytest.mark.slow
 def test_the_weights_of_slerp_have_one_derivative_on_both_sides_of_the_series(x64):
     t, angle, step = 0.3, 3e-3, 1e-5
     below, above = (jnp.array([[np.cos(x)], [np.sin(x)]]) for x in (angle - step, angle + step))
@@ -62,6 +64,7 @@ def test_the_weights_of_slerp_have_one_derivative_on_both_sides_of_the_series(x6
         np.testing.assert_allclose(turn(vectors, target, t)[1, 0], np.sin(t * x), rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_columns_without_a_shortest_arc_stay():
     vectors = jnp.array([[0.0, 1.0, 1.0, 1.0], [0.0, 2.0, 2.0, 0.0]])
     targets = jnp.array([[1.0, 0.0, -2.0, -1.0], [1.0, 0.0, -4.0, 1e-4]])

@@ -59,6 +59,7 @@ def costs_of(labels, vectors, biases):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [fgsm, partial(pgd, key=KEY, steps=6)], ids=["fgsm", "pgd"])
 def test_two_linear_classes_are_moved_to_the_worst_input(attack, x64):
     """Both costs grow with the one gap there is, so each attack must find the corner of the closed form."""
@@ -93,6 +94,7 @@ def test_many_linear_classes_against_the_closed_form_of_each_rival(radius, x64):
     np.testing.assert_allclose(many.costs, margin(many.inputs), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_result_stays_in_the_ball_and_in_the_box_of_each_coordinate():
     draw = np.random.default_rng(1)
     low = -draw.uniform(size=DIM).astype(np.float32)
@@ -113,6 +115,7 @@ def small_network(x):
     return jnp.tanh(jnp.tanh(3 * x @ first) @ second)
 
 
+@pytest.mark.slow
 def test_pgd_finds_what_a_fine_grid_finds(x64):
     inputs = np.random.default_rng(3).uniform(size=(8, 2))
     found = pgd(small_network, inputs, 0.2, bounds=BOX, key=KEY, steps=40, step_size=0.01, restarts=8)
@@ -122,6 +125,7 @@ def test_pgd_finds_what_a_fine_grid_finds(x64):
     np.testing.assert_allclose(found.costs, best, atol=2e-3)  # the grid and the steps are a hundredth wide
 
 
+@pytest.mark.slow
 def test_pgd_keeps_the_worst_point_it_has_seen(x64):
     inputs = np.random.default_rng(4).uniform(size=(8, 2))
     at_its_worst = pgd(lambda x: -jnp.sum(jnp.abs(x - inputs), axis=1), inputs, 0.2, bounds=BOX, key=KEY)
@@ -138,6 +142,7 @@ def test_pgd_keeps_the_worst_point_it_has_seen(x64):
     np.testing.assert_allclose(many.costs, small_network(many.inputs), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "blind"), [(14, False), (1e3, True)])
 def test_long_logits_hide_the_gradient_of_cross_entropy_and_not_that_of_the_margin(scale, blind):
     """Softmax less label is rounded: it loses the true class first, then the rival; the model is as weak as before."""
@@ -157,6 +162,7 @@ def test_long_logits_hide_the_gradient_of_cross_entropy_and_not_that_of_the_marg
     np.testing.assert_allclose(hidden.inputs, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_trusted_is_nan():
     inputs = np.full((3, 2), 0.5, np.float32)
     broken = lambda x: jnp.sum(x, axis=1) + jnp.sqrt(jnp.asarray([1.0, -1.0, 0.0]) * x[:, 0])  # noqa: E731
@@ -178,6 +184,7 @@ def test_what_cannot_be_trusted_is_nan():
     ).all()
 
 
+@pytest.mark.slow
 def test_every_point_counts_for_what_is_said_about_an_attack():
     """The last point for the cost, all of them for NaN, and any gradient for not being blind."""
     inputs = np.full((2, 3), 0.5, np.float32)
@@ -189,6 +196,7 @@ def test_every_point_counts_for_what_is_said_about_an_attack():
     assert attack(lambda x: jnp.sum(jnp.round(x), axis=1)).blind.all()
 
 
+@pytest.mark.slow
 def test_an_attack_is_a_constant_for_derivatives():
     inputs = jnp.full((2, 3), 0.5)
     for attack in (fgsm, partial(pgd, key=KEY, steps=2)):

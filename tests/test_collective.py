@@ -227,6 +227,7 @@ def assert_same(found, expected):
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4), found, expected)
 
 
+@pytest.mark.slow
 def test_a_head_takes_the_axis_of_a_pmap_of_ones_own(problem):
     step, weights, state, batch, expected = problem
 
@@ -239,6 +240,7 @@ def test_a_head_takes_the_axis_of_a_pmap_of_ones_own(problem):
     assert_same(mapped(weights, state, *split), expected)
 
 
+@pytest.mark.slow
 def test_a_head_needs_no_axis_in_a_jit_over_sharded_arrays(problem):
     step, weights, state, batch, expected = problem
     inputs, labels = jax.device_put(batch, NamedSharding(mesh(), SPLIT))
@@ -286,6 +288,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_loop_of_ones_own_finds_the_gradient_of_the_whole_batch(problem, name):
     _, weights, state, (inputs, labels), _ = problem

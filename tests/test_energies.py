@@ -111,6 +111,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_values_tiles_and_classes_that_are_absent(x64, name):
     function, vectors = FUNCTIONS[name], drawn()
@@ -138,6 +139,7 @@ def test_gradients_equal_finite_differences(x64, name):
     np.testing.assert_allclose(slope, difference / (2 * step), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_ties_share_the_gradient_of_the_separation_whatever_the_tile(x64):
     vectors = jnp.asarray(named("cross_C8"))
     slopes = [jax.grad(partial(separation, tile=tile))(vectors) for tile in (8, 3, 1)]
@@ -148,6 +150,7 @@ def test_ties_share_the_gradient_of_the_separation_whatever_the_tile(x64):
 # --- Distances: a Gram matrix where pairs are far, differences where they are close. ---
 
 
+@pytest.mark.slow
 def test_close_pairs_are_as_accurate_as_far_ones():
     """Large enough that the Gram matrix would be used; distances down to 1e-6 in float32."""
     rng = np.random.default_rng(0)
@@ -163,6 +166,7 @@ def test_close_pairs_are_as_accurate_as_far_ones():
     assert far.shape == (70, 69)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", [0, 2])
 def test_the_energy_of_close_directions_in_a_large_block(s):
     vectors = drawn(100, 64).astype(np.float32)
@@ -198,6 +202,7 @@ def test_equal_directions_give_their_limit_and_no_nan_in_the_gradient(name, tile
         assert np.isfinite(value)
 
 
+@pytest.mark.slow
 def test_all_directions_equal():
     same = jnp.ones((3, 4))
     for name, function in FUNCTIONS.items():
@@ -215,6 +220,7 @@ def test_a_vector_without_direction_gives_nan(bad):
         assert np.isfinite(slopes).all(), name
 
 
+@pytest.mark.slow
 def test_kernels_beyond_the_range_of_the_dtype():
     """A kernel of 2^-200 is zero in float32 and harmless; close pairs overflow; the energy between them is exact."""
     pair = jnp.asarray([[1.0, -1.0], [0.0, 0.0]])
@@ -230,6 +236,7 @@ def test_kernels_beyond_the_range_of_the_dtype():
     np.testing.assert_allclose(smooth_separation(near, 1e6), 1e-3, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_kernel_that_is_singular_to_rounding_has_no_determinant():
     vectors = drawn(40, 2)
     assert log_gram_determinant(vectors.astype(np.float32)) == -np.inf
@@ -238,6 +245,7 @@ def test_a_kernel_that_is_singular_to_rounding_has_no_determinant():
     assert np.isfinite(slopes).all()
 
 
+@pytest.mark.slow
 def test_fewer_than_two_classes_have_no_pairs():
     present = np.array([True, *[False] * 6])
     for name, function in FUNCTIONS.items():
@@ -245,6 +253,7 @@ def test_fewer_than_two_classes_have_no_pairs():
     assert riesz_energy(drawn(), reduction="sum", present=present) == 0
 
 
+@pytest.mark.slow
 def test_dtypes_and_transformations(x64):
     vectors = drawn()
     assert riesz_energy(jnp.asarray(vectors, jnp.bfloat16)).dtype == jnp.float32

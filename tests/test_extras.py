@@ -67,6 +67,7 @@ def test_an_extra_brings_what_the_page_says(extra):
     assert said == brought
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", extras.EXTRAS)
 def test_the_program_knows_what_an_extra_brings(extra):
     """Distributions and packages have different names: scikit-learn and sklearn, for instance."""

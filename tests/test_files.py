@@ -34,6 +34,7 @@ def test_no_file_has_no_lines(tmp_path):
     assert read_lines(tmp_path / "absent") == []
 
 
+@pytest.mark.slow
 def test_a_lock_is_held_once_and_freed_by_the_end_of_its_process(tmp_path):
     path = tmp_path / ".lock"
     program = (

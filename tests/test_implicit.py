@@ -122,6 +122,7 @@ def test_equals_an_unrolled_newton_schulz_iteration(x64, name):
     np.testing.assert_allclose(polar_vjp(matrix, cotangent), unrolled_vjp(matrix, cotangent), atol=F64_UNROLLED)
 
 
+@pytest.mark.slow
 def test_equals_unrolled_gradient_descent_on_a_general_cost(x64):
     problem = cases.random_problem("outlier class", seed=0)
     arguments = [jnp.asarray(argument) for argument in problem.arguments]
@@ -183,6 +184,7 @@ def directional_derivatives(matrix, tangent, cotangent):
     return orders(implicit.polar_factor), orders(formula)
 
 
+@pytest.mark.slow
 def test_derivatives_of_higher_order(x64):
     matrix = MATRICES["random"]
     found, expected = directional_derivatives(matrix, *np.random.default_rng(1).normal(size=(2, *matrix.shape)))

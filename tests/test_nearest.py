@@ -71,6 +71,7 @@ def test_reaches_the_polar_factor(x64, problem, solver):
     assert describe(int(found.solution.status)) == "converged: the gradient norm is below the tolerance"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_solution_reports_the_objective(x64, solver):
     problem = cases.RELEASED_PROBLEMS[0].problem  # whose program other tests share
@@ -119,6 +120,7 @@ def from_start(means, template, prox_point, init, **how):
     return nearest_frame(means, template, prox_point=prox_point, init=init, **how)
 
 
+@pytest.mark.slow
 def test_a_batch_is_solved_like_each_of_its_members(x64):
     problems = [cases.random_problem("random", seed, prox_weight=1e-3) for seed in range(4)]
     batch = [np.stack(arrays) for arrays in zip(*(problem.arguments for problem in problems), strict=True)]
@@ -160,6 +162,7 @@ def test_iterations_equal_the_released_program(x64, released, solver):
     check_released(released, solver, np.float64, F64_GOLDEN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["polar", "trust region"])
 @pytest.mark.parametrize("released", RELEASED, ids=str)
 def test_equals_the_released_program_in_float32(released, solver):
@@ -244,6 +247,7 @@ def test_second_derivatives(x64, how):
     np.testing.assert_allclose(np.vdot(second, product), np.vdot(first, other), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_hessian_is_symmetric(x64):
     problem = cases.random_problem("d = K - 1", seed=0)
 
@@ -255,6 +259,7 @@ def test_the_hessian_is_symmetric(x64):
     np.testing.assert_allclose(hessian, hessian.T, atol=F64_EXACT * np.linalg.norm(hessian))
 
 
+@pytest.mark.slow
 def test_an_unconverged_solve_raises_its_flag(x64):
     problem = cases.random_problem("random", seed=0, prox_weight=1e-3)
     cotangent = np.random.default_rng(0).normal(size=problem.prox_point.shape)
@@ -267,6 +272,7 @@ def test_an_unconverged_solve_raises_its_flag(x64):
     assert unfinished.found.solution.grad_norm > 0.1
 
 
+@pytest.mark.slow
 def test_the_length_of_the_gradient_is_estimated_for_large_templates():
     rng = np.random.default_rng(0)
     means, start = rng.normal(size=(60, 41)), np.linalg.qr(rng.normal(size=(60, 40)))[0]

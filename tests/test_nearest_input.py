@@ -112,6 +112,7 @@ def test_a_cost_that_holds_a_traced_value_is_refused(how, transformation):
         transformation(solve)(2.0)
 
 
+@pytest.mark.slow
 def test_a_cost_may_hold_known_values():
     scale = jnp.float32(2)
     found = jax.eval_shape(

@@ -38,6 +38,7 @@ def solve_all(means, prox_point, cotangent):
     return found
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**16),
     scale=st.sampled_from([1e-12, 1e-3, 1.0, 1e12]),
@@ -79,6 +80,7 @@ def rotation_and_gradient(means, template, cotangent, *, solver):
     return rotation, pull_back(cotangent)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["polar", "trust_region"])
 @pytest.mark.parametrize("condition", [1e1, 1e3])
 def test_float32_agrees_with_float64(solver, condition):
@@ -94,6 +96,7 @@ def test_float32_agrees_with_float64(solver, condition):
         assert np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["polar", "trust_region"])
 def test_weights_count_classes(x64, solver):
     rng = np.random.default_rng(2)
@@ -172,6 +175,7 @@ def test_a_general_cost_says_what_it_leaves_open_and_gives_no_gradient_there(x64
     assert np.linalg.norm(gradient) < 10 * np.linalg.norm(cotangent)
 
 
+@pytest.mark.slow
 def test_cosine_is_the_procrustes_problem_of_the_normalised_means(x64):
     means = jnp.asarray(np.random.default_rng(4).normal(size=(DIM, K)))
     found = jax.jit(partial(nearest_simplex_etf, cost=cosine))(means)
@@ -185,6 +189,7 @@ def test_a_cost_of_all_classes_together_cannot_be_weighted():
         nearest_simplex_etf(means, weights=jnp.ones(K), cost=lambda aligned, means: jnp.sum((aligned - means) ** 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["svd", "gram", "qdwh", "newton_schulz"])
 @pytest.mark.parametrize("shape", [(9, 4), (5, 5)])
 def test_every_method_and_both_derivatives_agree(x64, method, shape):
@@ -210,6 +215,7 @@ def test_the_template_as_an_operator_is_the_dense_one(x64):
     assert operator.shape == dense.shape
 
 
+@pytest.mark.slow
 def test_problems_in_a_batch_stop_each_on_its_own(x64):
     """One member starts at its solution, one far away: the first takes no step in the batch either."""
     rng = np.random.default_rng(7)

@@ -33,6 +33,7 @@ def simplex(means, prox_point, cotangent, **how):
     return found, pull(cotangent)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["polar", "trust_region"])
 def test_the_frame_is_a_simplex_etf_at_every_scale(x64, solver):
     means, prox_point, cotangent = normal(12, 4), cases.random_rotation(np.random.default_rng(1), 12, 3), normal(12, 4)

@@ -86,6 +86,7 @@ def test_the_gradients_in_template_and_columns_are_as_accurate_at_every_scale(sc
         assert oracles.relative_error(gradient(scale * argument) * scale, gradient(argument)) < F32_GRADIENT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_class_of_weight_zero_leaves_the_gradient_in_the_weights_finite(solver):
     means, cotangent = jnp.asarray(normal(DIM, K)), jnp.asarray(normal(DIM, K, seed=1))
@@ -169,6 +170,7 @@ def test_all_methods_agree_on_uniqueness(method, shape, rank):
     assert unique.all() if rank == shape[1] else not unique.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [130, 131])
 def test_on_accelerators_a_factor_without_eigenvalues_is_judged_too(monkeypatch, rank):
     matrix = jnp.asarray(rotation(140, rank) @ rotation(131, rank).T, "float32")
@@ -198,6 +200,7 @@ def test_means_that_are_not_finite_print_nothing(capfd, solver):
     assert "SLASCL" not in "".join(capfd.readouterr())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [2 * np.eye(DIM, K - 1), np.ones((DIM, K - 1)), np.float32(rotation(DIM, K - 1))])
 def test_a_start_that_is_no_rotation_is_not_returned(x64, start):
     """All means are zero, so B is the proximal point, and a start there is stationary."""

@@ -48,6 +48,7 @@ def minimise(optimizer, matrix, point, steps):
     return point, jnp.max(distances)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retraction", ["qr", "polar"])
 def test_a_step_is_the_riemannian_gradient_step(x64, retraction):
     manifold = Stiefel(5, 3, retraction=retraction)
@@ -104,6 +105,7 @@ def test_converges_to_the_polar_factor(x64, name):
     assert distance < 1e-14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "inner"),
     [((5, 3), optax.adam(1e-2)), ((4, 4), optax.sgd(1e-3, momentum=0.9))],

@@ -69,6 +69,7 @@ def test_random_vectors_are_those_of_the_seed(tmp_path, capsys):
     assert not np.array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_class_names_of_a_tree_come_with_the_frame(tmp_path, capsys):
     call(["hierarchical", "--hierarchy", "cifar100", "--dim", 99, "--out", tmp_path / "frame.npz"], capsys)
     with np.load(tmp_path / "frame.npz") as file:

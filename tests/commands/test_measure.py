@@ -47,6 +47,7 @@ def assert_same(metrics, expected):
         np.testing.assert_allclose(metrics[name]["value"], entry.value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_a_report(capsys):
     measure("features.npy", "labels.npy", "--weight", "head.npz", "--out", "out")
     found = written()
@@ -83,6 +84,7 @@ def test_features_alone_are_printed_and_nothing_is_written(folder, capsys):
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_layers_are_measured_in_their_order(capsys):
     np.savez("layers.npz", conv2=FEATURES[:, :4], conv1=FEATURES[:, :4] + 9 * RNG.normal(size=(N, 4)), labels=LABELS)
     measure("features.npy", "labels.npy", "--layers", "input=layers.npz:conv1", "layers.npz", "--out", "out")
@@ -104,6 +106,7 @@ def test_layers_are_measured_in_their_order(capsys):
     assert f"for every example): {f'{right[0]} of 4' if right else 'none'}" in " ".join(said.split())
 
 
+@pytest.mark.slow
 def test_rows_that_do_not_count_are_said(capsys):
     broken, labels = FEATURES.astype(jnp.bfloat16), LABELS.astype(np.int16)
     broken[3, 2] = np.nan
@@ -172,6 +175,7 @@ def square(*words):
     return [save("square.npy", FEATURES[:, :K]), "labels.npy", "--weight", save("w.npy", WEIGHT[:, :K]), *words]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--rows", "--columns"])
 def test_a_square_weight_is_what_the_flag_says(flag):
     measure(*square(flag, "--out", "out"))

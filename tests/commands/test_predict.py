@@ -69,6 +69,7 @@ def predict(*words) -> None:
     main(["predict", *map(str, words)])
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_gets_what_evaluation_gave(photos, tmp_path):
     predict(photos.root / "run", photos.root / "images" / "test", "--out", tmp_path / "found.npz")
     with np.load(tmp_path / "found.npz") as found:
@@ -113,6 +114,7 @@ def test_rows_and_objects_hold_the_most_probable_classes(photos, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_one_image_and_an_array_are_read(photos, tmp_path):
     file, first = photos.test.records.files[3], photos.test.take(np.arange(5)).inputs
     predict(photos.root / "run" / "checkpoints" / "run", file, "--out", tmp_path / "one.csv")
@@ -153,6 +155,7 @@ def pixels(trainer, tmp_path_factory):
     return SimpleNamespace(root=root, inputs=inputs)
 
 
+@pytest.mark.slow
 def test_images_of_a_run_in_memory_are_taken_as_they_are_stored(pixels, tmp_path):
     predict(pixels.root / "run", pixels.root / "five.png", "--out", tmp_path / "five.npz")
     with np.load(tmp_path / "five.npz") as found:
@@ -175,6 +178,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_does_not_fit_is_refused_in_a_sentence(what, vectors, pixels, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -137,6 +137,7 @@ def files_of(directory: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_page_about_one_run(runs, tmp_path):
     before = files_of(runs[0])
     page = page_about(runs[0], out=tmp_path / "page.html")
@@ -164,6 +165,7 @@ def test_a_page_about_one_run(runs, tmp_path):
     assert "1 more curve" in page.texts
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_beside_it(runs, tmp_path):
     page = page_about(*runs, out=tmp_path / "page.html")
     assert page.pictures
@@ -179,6 +181,7 @@ def test_the_page_needs_nothing_beside_it(runs, tmp_path):
     assert base64.b64decode(content) == (runs[0] / "cosines.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared_by_a_paired_test_of_scipy(runs, tmp_path):
     page = page_about(*runs, out=tmp_path / "page.html")
     settings = page.rows("", "slow", "quick")
@@ -193,6 +196,7 @@ def test_two_runs_are_compared_by_a_paired_test_of_scipy(runs, tmp_path):
     assert any(row[1].startswith("-0.2000") for row in values)
 
 
+@pytest.mark.slow
 def test_differences_between_runs_have_the_p_value_of_scipy(tmp_path):
     make_run(tmp_path / "one", 0.0)
     make_run(tmp_path / "other", 0.0)
@@ -208,6 +212,7 @@ def test_differences_between_runs_have_the_p_value_of_scipy(tmp_path):
     assert "No setting differs." in page.texts
 
 
+@pytest.mark.slow
 def test_recall_of_each_class_is_that_of_numpy(runs, tmp_path):
     page = page_about(runs[0], out=tmp_path / "page.html")
     found = {row[0]: row[1:] for row in page.rows("class", "fixed", "nearest")}
@@ -218,6 +223,7 @@ def test_recall_of_each_class_is_that_of_numpy(runs, tmp_path):
     assert "slow: which classes are taken for which on the test set, summed over seeds" in page.pictures
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_says_what_it_lacks(runs, tmp_path):
     make_run(tmp_path / "half", 0.2, finished=False, seeds=3)
     page = page_about(tmp_path / "half", out=tmp_path / "page.html")
@@ -232,6 +238,7 @@ def test_an_unfinished_run_says_what_it_lacks(runs, tmp_path):
     assert "accuracy (test)" in page.pictures
 
 
+@pytest.mark.slow
 def test_a_run_that_has_only_begun_has_a_page(runs, tmp_path):
     (tmp_path / "early").mkdir()
     shutil.copy(runs[0] / "config.json", tmp_path / "early")
@@ -260,6 +267,7 @@ def test_damaged_files_are_named_and_the_rest_is_shown(runs, tmp_path):
     assert f"{run}/summary.md must hold the text and the tables of a run; got a damaged file" in " ".join(page.texts)
 
 
+@pytest.mark.slow
 def test_runs_of_other_experiments_stand_beside_each_other_uncompared(runs, tmp_path):
     other = tmp_path / "mine"
     other.mkdir()
@@ -274,6 +282,7 @@ def test_runs_of_other_experiments_stand_beside_each_other_uncompared(runs, tmp_
     assert ["rate", "3"] in page.rows("", "value") or any(["rate", "3"] in table for table in page.tables)
 
 
+@pytest.mark.slow
 def test_pictures_outside_a_run_are_not_shown(runs, tmp_path):
     PIL.Image.new("RGB", (3, 3)).save(tmp_path / "secret.png")
     text = (runs[0] / "summary.md").read_text()

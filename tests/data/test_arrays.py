@@ -131,6 +131,7 @@ def test_an_empty_set_is_valid_and_lacks_every_class():
     assert arrays.absent_classes() == (0, 1, 2)
 
 
+@pytest.mark.slow
 @given(labels=st.lists(st.integers(0, 6), max_size=40))
 def test_counts_and_absent_classes_agree_with_plain_python(labels):
     arrays = with_defaults(inputs=np.zeros((len(labels), 1)), labels=np.array(labels, int), num_classes=7)

@@ -32,6 +32,7 @@ def over(function, images, key=KEY):
     return jax.vmap(function)(jax.random.split(key, len(images)), images)
 
 
+@pytest.mark.slow
 @functions
 def test_every_image_of_a_batch_gets_what_its_key_says(images, function):
     # Compiled and mapped, or one by one: the same to the rounding of float32.
@@ -41,6 +42,7 @@ def test_every_image_of_a_batch_gets_what_its_key_says(images, function):
     np.testing.assert_allclose(found, jnp.stack(one_by_one), atol=1e-5)
 
 
+@pytest.mark.slow
 @functions
 def test_the_key_decides(function):
     same = jnp.broadcast_to(jax.random.uniform(jax.random.key(2), (12, 12, 3)), (8, 12, 12, 3))
@@ -57,6 +59,7 @@ def test_the_range_of_pixels_is_kept(images, function):
     assert float(found.max()) <= 1 + 1e-6
 
 
+@pytest.mark.slow
 def test_a_shift_moves_by_at_most_its_padding_and_fills_with_zeros():
     image = jnp.zeros((9, 9, 1)).at[4, 4].set(1)
     shifted = over(lambda key, image: augment.random_shift(key, image, padding=2), jnp.stack([image] * 300))
@@ -80,6 +83,7 @@ def test_an_affine_map_without_strength_is_the_identity(images):
     np.testing.assert_allclose(found, images[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_affine_map_turns_scales_and_shifts_about_the_centre():
     # A blob away from the centre, and its centre of mass before and after.
     rows, columns = np.mgrid[:41, :41]
@@ -142,6 +146,7 @@ def test_make_takes_one_image_or_a_batch(images, name):
     np.testing.assert_array_equal(batch[2], function(keys[2], images[2]))
 
 
+@pytest.mark.slow
 def test_each_name_does_what_it_says(images):
     same = jnp.broadcast_to(images[0], (100, 12, 12, 3))
     np.testing.assert_array_equal(augment.make("none")(KEY, images), images)

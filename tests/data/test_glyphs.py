@@ -69,6 +69,7 @@ def test_the_ink_is_bright_centred_and_of_one_size():
         assert (images == 0).mean() > 0.5
 
 
+@pytest.mark.slow
 def test_every_face_occurs_about_as_often():
     images = glyphs.render("train", 3, options=clean(train_images=4000)).inputs.reshape(3, 4000, -1)
     for of_class in images:
@@ -136,6 +137,7 @@ def test_noise_changes_no_geometry():
     assert np.abs(mild - hard).mean() < 0.03 * 255
 
 
+@pytest.mark.slow
 def test_class_means_are_means_of_the_undistorted_faces():
     means = characters.class_means(3)
     assert means.shape == (3, 28, 28)
@@ -145,6 +147,7 @@ def test_class_means_are_means_of_the_undistorted_faces():
     np.testing.assert_allclose(still.mean(1), means, atol=0.03)
 
 
+@pytest.mark.slow
 def test_the_nearest_class_mean_classifies_most():
     """The accuracy of a nearest-mean classifier is that once measured; a fault of the rendering would change it."""
     test = glyphs.load("test")

@@ -315,6 +315,7 @@ def test_our_own_sets_come_through_the_same_door(tmp_path):
     np.testing.assert_array_equal(images[5]["image"].ravel() / 16, vectors.inputs[5])
 
 
+@pytest.mark.slow
 def test_glyphs_on_disk_are_the_rendered_ones(tmp_path, monkeypatch):
     monkeypatch.setitem(glyphs.PRESETS, "low-data", glyphs.GlyphOptions(train_images=2, test_images=1))
     for split in ("train", "test"):
@@ -324,6 +325,7 @@ def test_glyphs_on_disk_are_the_rendered_ones(tmp_path, monkeypatch):
         assert stored.class_names == rendered.class_names
 
 
+@pytest.mark.slow
 def test_reading_needs_no_tensorflow(tmp_path, cifar10):
     program = (
         "import sys; from nc_jax.data import sources\n"

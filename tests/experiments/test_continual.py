@@ -80,6 +80,7 @@ def test_domains_are_compared_by_class_il_alone(tmp_path, digits_dir):
     assert found["ER"]["class_il"][0] > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [continual, zero_mean_collapse])
 def test_a_flag_that_a_preset_varies_is_refused(module, tmp_path):
     """Through the module as it is run, since the check is the command line's."""

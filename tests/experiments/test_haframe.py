@@ -56,6 +56,7 @@ def test_severities_and_shares_of_a_run_fit_each_other_and_its_backbone_can_be_t
     np.testing.assert_array_equal(kernel, loaded)
 
 
+@pytest.mark.slow
 def test_the_papers_learning_rates_are_two(data_dir):
     still = {}
     for part in ("backbone", "all"):
@@ -93,6 +94,7 @@ def test_a_tree_of_confusions_is_made_first_at_a_rate_chosen_within_the_run(tmp_
     assert tree.height >= 2
 
 
+@pytest.mark.slow
 def test_a_tree_of_confusions_needs_no_test_set(tmp_path, data_dir):
     flags = ["--data.data-dir", data_dir, "--data.per-class", "20", "--loop.epochs", "1", "--loop.devices", "1"]
     config = changed(config_of(*flags, "--methods", "ce"), {"data.tree": "flat"})
@@ -106,6 +108,7 @@ def test_the_alignment_tells_what_to_expect():
     assert "expect no gain" in haframe.alignment_sentence("script", [1.0])
 
 
+@pytest.mark.slow
 def test_trees_always_have_a_frame_for_a_decreasing_map(tmp_path):
     config = cli.parse(haframe_trees.PRESETS["smoke"], ["--workdir", str(tmp_path / "run")])
     summary = haframe_trees.run(config)
@@ -156,6 +159,7 @@ def imagenet(tmp_path) -> list[str]:
     return ["--data.data-dir", str(tmp_path / "data"), "--data.tree", f"wordnet:{tmp_path / 'wordnet'}"]
 
 
+@pytest.mark.slow
 def test_the_preset_of_imagenet_has_a_frame_of_wordnet_and_a_plan(imagenet, capsys):
     preset = haframe.PRESETS["imagenet"]
     assert (preset.data.name, preset.data.tree, preset.data.tree_parents) == ("imagenet2012", "wordnet", None)

@@ -77,6 +77,7 @@ def test_minorities_collapse_as_in_the_golden_values():
     assert found["duality_gaps"]["2"] < 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_descent_within_a_saddle_s_dimensions_stays_there_unless_it_is_kicked():
     def cost(point):  # minima at x = +-1, y = 0; a saddle at the origin

@@ -21,6 +21,7 @@ def config_of(*flags: str) -> Config:
     return cli.parse(minority_collapse.PRESETS["smoke"], list(flags))
 
 
+@pytest.mark.slow
 def test_large_and_small_classes_are_measured_as_in_numpy():
     rng = np.random.default_rng(0)
     counts = np.array([5, 4, 2, 1])
@@ -56,6 +57,7 @@ def test_large_and_small_classes_are_measured_as_in_numpy():
     np.testing.assert_allclose(found["length"], lengths[2:].mean() / lengths[:2].mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_fixed_frame_keeps_its_angles_and_serves_all_counts_with_one_program():
     row = ROWS["fixed"]
     descent = ImbalancedDescent(SMALL, partial(row.head, SMALL), decays=row.decays)

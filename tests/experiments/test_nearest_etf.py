@@ -88,6 +88,7 @@ def test_eight_devices_make_the_same_table(tmp_path, data_dir):
     chex.assert_trees_all_close(*states, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_short_run_says_what_is_missing_and_who_is_confused_with_whom(tmp_path, data_dir, capsys):
     directory = tmp_path / "run"
     flags = [*ONE, "--data.without-class", "3", "--data.data-dir", data_dir, "--workdir", str(directory)]

@@ -18,6 +18,7 @@ def test_there_is_a_column_for_every_attack_and_radius():
     assert set(robustness.TITLES) == {"worst", *ATTACKS}
 
 
+@pytest.mark.slow
 def test_the_picture_draws_each_attack_from_the_clean_accuracy_on(tmp_path, drawn):
     groups = expand(robustness.PRESETS["smoke"])
     falls = {"fgsm": 0.8, "pgd": 0.6, "margin": 0.5, "worst": 0.4}

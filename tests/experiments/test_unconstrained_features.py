@@ -23,6 +23,7 @@ def config_of(*flags: str) -> Config:
     return cli.parse(unconstrained_features.PRESETS["smoke"], list(flags))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_classes", "dim"), [(3, 2), (4, 5)])
 def test_no_features_and_class_vectors_have_a_smaller_loss(num_classes, dim):
     """Compare with a general minimiser that does not use frames."""
@@ -55,6 +56,7 @@ def test_the_nearest_frame_wins_the_race():
     assert max(steps["nearest"]) < min(steps["learned"]) / 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["gd", "sgd", "agd"])
 def test_every_optimizer_descends(optimizer):
     rate = 1.0 if optimizer == "agd" else 0.03
@@ -63,6 +65,7 @@ def test_every_optimizer_descends(optimizer):
     assert gaps[-1] < gaps[0] / 3
 
 
+@pytest.mark.slow
 def test_the_summary_holds_what_the_log_says(tmp_path):
     flags = ["--methods", "fixed", "--workdir", str(tmp_path / "run")]
     summary = unconstrained_features.run(config_of(*flags))

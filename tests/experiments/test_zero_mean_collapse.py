@@ -23,6 +23,7 @@ def evaluation_of(vectors, frame):
     return Evaluation({"nearest_centre_accuracy": 0.75}, statistics, frame, jnp.zeros(K))
 
 
+@pytest.mark.slow
 def test_orthogonal_means_have_collapsed_about_the_origin_and_are_a_simplex_about_the_mean():
     frame = nonnegative_orthogonal(K, DIM)
     found = collapse(evaluation_of(3 * frame, frame))

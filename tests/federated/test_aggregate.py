@@ -25,6 +25,7 @@ SERVERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SERVERS)
 def test_the_server_steps_along_the_difference_to_the_mean(name):
     server, tolerance = SERVERS[name]
@@ -40,6 +41,7 @@ def test_the_server_steps_along_the_difference_to_the_mean(name):
     chex.assert_trees_all_close(found.opt_state, state, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_a_server_of_rate_one_takes_the_mean():
     plain, _ = after_rounds(trainer_of(STREAM, LOCAL), STREAM)
     found, _ = after_rounds(trainer_of(STREAM, LOCAL, federation=Federation(server=optax.sgd(1.0))), STREAM)

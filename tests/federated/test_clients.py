@@ -34,6 +34,7 @@ def of_client(tree, number):
 # --- Personal parts. ---
 
 
+@pytest.mark.slow
 def test_personal_heads_go_on_and_bodies_are_shared():
     """FedPer, with clients that do not take part in every round."""
     by_hand = ByHand(small_model(), OPTIMIZER)
@@ -57,6 +58,7 @@ def test_personal_heads_go_on_and_bodies_are_shared():
         chex.assert_trees_all_equal(state.params["backbone"], found.params["backbone"])
 
 
+@pytest.mark.slow
 def test_local_training_is_separate_training_of_each_client():
     model = small_model(backbone=NormalisedMLP())
     by_hand = ByHand(model, OPTIMIZER)
@@ -77,6 +79,7 @@ def test_local_training_is_separate_training_of_each_client():
 # --- States of optimisers and extensions. ---
 
 
+@pytest.mark.slow
 def test_clients_go_on_with_their_momentum():
     by_hand = ByHand(small_model(), OPTIMIZER)
     server = by_hand.initial(DATA)
@@ -105,6 +108,7 @@ class CountsExamples(Extension):
         return state + jnp.sum(batch.mask)
 
 
+@pytest.mark.slow
 def test_the_state_of_an_extension_belongs_to_a_client():
     step = StepOptions(extensions=(CountsExamples(),))
     found, _ = after_rounds(trainer_of(SOME, OPTIMIZER, step=step), SOME)
@@ -118,6 +122,7 @@ def test_the_state_of_an_extension_belongs_to_a_client():
 # --- Remembered models. ---
 
 
+@pytest.mark.slow
 def test_a_client_remembers_its_own_last_model():
     federation = Federation(remembers=True)
     by_hand = ByHand(small_model(), OPTIMIZER)
@@ -134,6 +139,7 @@ def test_a_client_remembers_its_own_last_model():
         chex.assert_trees_all_close(previous, jax.device_get(params), rtol=0, atol=F32_SUMS)
 
 
+@pytest.mark.slow
 def test_moon_compares_with_the_model_of_the_round_and_with_the_last_own_one():
     """Against steps whose penalty is written down once more."""
     optimizer, mu, tau = optax.sgd(0.2), 2.0, 0.5
@@ -187,6 +193,7 @@ def test_moon_without_memory_is_refused():
 # --- FedGELA. ---
 
 
+@pytest.mark.slow
 def test_fedgela_moves_no_frame_and_gives_every_client_its_lengths():
     model = small_model(HeadModule(heads.fixed(NUM_CLASSES, radius=3.0)))
     step = StepOptions(extensions=(LocalLengths(),))
@@ -208,6 +215,7 @@ def test_fedgela_moves_no_frame_and_gives_every_client_its_lengths():
         np.testing.assert_allclose(np.linalg.norm(personal.frame[number], axis=0), lengths, atol=F32_SUMS)
 
 
+@pytest.mark.slow
 def test_clients_of_fedgela_train_with_their_lengths():
     """One client without two of the classes: two steps, against the loss with its lengths written down."""
     arrays = blobs(24)

@@ -41,6 +41,7 @@ def make_trainer(federation: Federation = Federation(), backbone=NormalisedMLP()
     return Trainer(model, optax.sgd(0.05, 0.9), LoopOptions(batch_size=toy.BATCH, devices=1), rounds=rounds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FEDERATIONS)
 def test_machines_end_where_a_simulation_ends(case):
     federation, options = FEDERATIONS[case]
@@ -83,6 +84,7 @@ def first_round():
     return exchange, begin, answers
 
 
+@pytest.mark.slow
 def test_a_client_counts_as_much_as_it_has_examples():
     exchange, begin, answers = first_round()
     found = exchange.offer(exchange.join(begin, [0, 1], answers)[0])
@@ -136,6 +138,7 @@ def test_a_client_refuses_another_model():
         exchange.answer(begin, offer, stream, toy.SEED, 0, 0, {})
 
 
+@pytest.mark.slow
 def test_a_client_with_a_step_that_is_not_finite_sends_nothing():
     exchange, begin, _ = first_round()
     stream = toy.stream_of(toy.everything())
@@ -153,6 +156,7 @@ class Half(nn.Module):
         return nn.relu(nn.Dense(8, param_dtype=jnp.bfloat16)(inputs)).astype(jnp.float32)
 
 
+@pytest.mark.slow
 def test_numbers_of_16_bits_travel_as_32():
     trainer, source = make_trainer(backbone=Half(), keep_optimizer=True), toy.everything()
     stream, exchange = toy.stream_of(source, rounds=2), Exchange(trainer)

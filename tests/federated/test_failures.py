@@ -44,6 +44,7 @@ def absent(batch):
     return batch._replace(mask=batch.mask & (batch.client != SICK))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", [huge, wrong])
 def test_a_client_that_fails_is_left_out_as_if_it_had_not_taken_part(trainer, failure):
     expected, reports = after_rounds(trainer, STREAM, change=absent)
@@ -82,6 +83,7 @@ def poisoned(sick) -> ClientArrays:
     return dataclasses.replace(DATA, inputs=inputs)
 
 
+@pytest.mark.slow
 def test_the_log_names_clients_that_were_left_out_since_the_last_report(tmp_path, caplog):
     data = poisoned([SICK])
     stream = Clients(data, LOCAL_BATCH, rounds=3)
@@ -95,6 +97,7 @@ def test_the_log_names_clients_that_were_left_out_since_the_last_report(tmp_path
     assert [row["epoch"] for row in rows_of(tmp_path)] == [0, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_run_of_which_no_client_is_finite_ends_with_a_sentence_and_the_good_state(tmp_path):
     stream = Clients(DATA, LOCAL_BATCH, rounds=2, per_round=1)
     first, second = (stream.plan(0, segment).client[0, 0] for segment in range(2))
@@ -114,6 +117,7 @@ def test_a_run_of_which_no_client_is_finite_ends_with_a_sentence_and_the_good_st
     chex.assert_trees_all_equal(saved.replace(totals=None), good.replace(totals=None))
 
 
+@pytest.mark.slow
 def test_a_server_that_overflows_is_not_finite(tmp_path):
     stream = dataclasses.replace(STREAM, rounds=1)
     trainer = trainer_of(stream, optax.sgd(0.1), federation=Federation(server=optax.sgd(jnp.inf)))

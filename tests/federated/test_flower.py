@@ -133,6 +133,7 @@ def serve(network, problem=toy.problem):
     return states
 
 
+@pytest.mark.slow
 def test_apps_train_what_a_simulation_trains(network, messages):
     assert_simulated(serve(network())[-1])
     assert not messages
@@ -186,6 +187,7 @@ def test_a_round_that_all_leave_ends_the_run(network, messages):
     assert len(messages) == 2
 
 
+@pytest.mark.slow
 def test_only_machines_of_chosen_clients_are_asked_once_they_are_known(network):
     def problem(client):
         made = toy.problem(client)

@@ -52,6 +52,7 @@ def test_the_proximal_term_is_the_gradient_of_the_squared_distance():
     np.testing.assert_allclose(update["w"], -squares["w"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_clients_of_fedprox_stay_near_the_model_of_their_round():
     mu = 2.0
 
@@ -70,6 +71,7 @@ def test_clients_of_fedprox_stay_near_the_model_of_their_round():
     chex.assert_trees_all_close(found.params, jax.device_get(expected), rtol=0, atol=F32_SUMS)
 
 
+@pytest.mark.slow
 def test_a_weight_of_zero_is_federated_averaging():
     optimizers = optax.sgd(RATE), proximal(optax.sgd(RATE), 0.0)
     plain, found = (after_rounds(trainer_of(STREAM, one), STREAM)[0] for one in optimizers)
@@ -103,6 +105,7 @@ def scaffold(stream, rounds):
     return params, control, controls
 
 
+@pytest.mark.slow
 def test_scaffold_is_the_algorithm_of_its_paper():
     stream = Clients(spread((7,) * 4), LOCAL_BATCH, rounds=3, per_round=3, local_epochs=2)
     params, control, controls = scaffold(stream, 3)
@@ -116,6 +119,7 @@ def test_scaffold_is_the_algorithm_of_its_paper():
     chex.assert_trees_all_close(found.clients.kept["control"], stacked, rtol=0, atol=10 * F32_SUMS)
 
 
+@pytest.mark.slow
 def test_control_variates_count_like_models_so_unequal_clients_agree_on_the_minimum():
     """One full step a round: the corrections cancel in the mean, which is gradient descent over all examples."""
     data = spread((4, 12))
@@ -168,6 +172,7 @@ def test_the_correction_is_added_and_gradients_are_summed_without_it():
 # --- FedRep. ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [2, 9])
 def test_fedrep_moves_the_head_first_and_then_the_rest(steps):
     """After two steps of the head, the body moves; with more steps for the head than there are, it never does."""
@@ -219,6 +224,7 @@ def test_only_schedules_stand_at_a_step():
     np.testing.assert_allclose(update, -0.3, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_schedule_goes_on_from_round_to_round():
     """A client with fewer steps skips some rates, so all clients have the same rates in a round."""
     stream = Clients(DATA, LOCAL_BATCH, rounds=2)

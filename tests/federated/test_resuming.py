@@ -29,6 +29,7 @@ def trainer():
     return trainer_of(STREAM, optax.sgd(0.1), federation=Federation(personal=("head",)))
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(trainer, tmp_path):
     with pytest.raises(KilledError):
         fit(trainer, DATA, TEST, tmp_path / "broken", stream=Deadly(STREAM, 2))
@@ -48,6 +49,7 @@ def test_so_it_does_with_all_that_clients_may_keep(tmp_path):
     assert rows_of(tmp_path / "broken") == rows_of(tmp_path / "unbroken")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_rounds_or_of_another_partition_is_refused(trainer, tmp_path):
     fit(trainer, DATA, TEST, tmp_path, stream=dataclasses.replace(STREAM, rounds=1))
     other = spread(seed=1)

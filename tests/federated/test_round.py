@@ -60,6 +60,7 @@ def learned(state):
     return jax.device_get((state.params, state.variables))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLAIN)
 def test_one_client_with_all_examples_trains_as_without_federation_bit_for_bit(name):
     federated, plain = both(name)
@@ -92,6 +93,7 @@ def by_hand():
     return learned(ByHand(small_model(), OPTIMIZER).rounds(STREAM))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [None, 1, 2, 3, 5])
 def test_a_round_is_the_mean_of_clients_that_train_by_themselves(by_hand, at_once):
     found, _ = after_rounds(trainer_of(STREAM, OPTIMIZER, at_once=at_once), STREAM)
@@ -99,6 +101,7 @@ def test_a_round_is_the_mean_of_clients_that_train_by_themselves(by_hand, at_onc
     assert int(found.step) == 2
 
 
+@pytest.mark.slow
 def test_clients_count_by_their_examples_and_not_by_their_steps():
     """Clients of 8 and 4 examples make as many steps; the mean has the weights 2/3 and 1/3."""
     stream = Clients(spread((8, 4)), LOCAL_BATCH, rounds=1, local_steps=2)
@@ -107,6 +110,7 @@ def test_clients_count_by_their_examples_and_not_by_their_steps():
     chex.assert_trees_all_close(found.params, jax.device_get(expected.params), rtol=0, atol=F32_SUMS)
 
 
+@pytest.mark.slow
 def test_some_clients_a_round_that_lag_and_drop_out():
     stream = dataclasses.replace(STREAM, rounds=4, per_round=3, dropouts=0.4, stragglers=0.5)
     made = [[(batch >= 0).any() for batch in stream.plan(0, one).index.reshape(-1, LOCAL_BATCH)] for one in range(4)]
@@ -116,6 +120,7 @@ def test_some_clients_a_round_that_lag_and_drop_out():
     chex.assert_trees_all_close(learned(found), learned(expected), rtol=0, atol=2 * F32_SUMS)
 
 
+@pytest.mark.slow
 def test_batch_statistics_are_averaged_like_parameters():
     model = small_model(backbone=NormalisedMLP())
     expected = ByHand(model, OPTIMIZER).rounds(STREAM)
@@ -128,6 +133,7 @@ MANY = Clients(spread((3, 7, 5, 4, 6, 9, 2, 8)), LOCAL_BATCH, rounds=2)
 KEEPING = {"keep_optimizer": True, "federation": Federation(personal=("head",), controlled=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_devices_share_the_clients(devices):
     one, two = (trainer_of(MANY, OPTIMIZER, devices=number, at_once=3, **KEEPING) for number in (1, devices))
@@ -147,6 +153,7 @@ CHECKED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name if name == "averaging" else pytest.param(name, marks=SLOW) for name in CHECKED])
 def test_shard_map_proves_that_all_devices_end_a_round_alike(name):
     """JAX checks the replication of state and metrics when it compiles; the numbers are those of pmap."""
@@ -161,6 +168,7 @@ def test_shard_map_proves_that_all_devices_end_a_round_alike(name):
         chex.assert_trees_all_close(jax.device_get((other, reports)), jax.device_get((state, expected)), atol=F32_SUMS)
 
 
+@pytest.mark.slow
 def test_a_round_that_forgets_the_other_devices_does_not_compile(monkeypatch):
     monkeypatch.setattr(nc_jax.federated.round, "all_sum", lambda tree: tree)
     trainer = trainer_of(MANY, OPTIMIZER, devices=2)
@@ -170,6 +178,7 @@ def test_a_round_that_forgets_the_other_devices_does_not_compile(monkeypatch):
         data_parallel(forgetful, devices=trainer.devices, checked=True)(trainer.init(MANY.source, seed=0), batch)
 
 
+@pytest.mark.slow
 def test_what_stands_in_padding_does_not_matter():
     def filled(batch):
         steps = batch.mask.reshape(-1, LOCAL_BATCH).any(axis=1)
@@ -183,6 +192,7 @@ def test_what_stands_in_padding_does_not_matter():
     chex.assert_trees_all_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_the_metrics_are_means_over_clients_weighted_like_their_models():
     stream = dataclasses.replace(STREAM, rounds=1)
     _, (report,) = after_rounds(trainer_of(stream, OPTIMIZER), stream)
@@ -202,6 +212,7 @@ def test_the_metrics_are_means_over_clients_weighted_like_their_models():
 # --- Random keys. ---
 
 
+@pytest.mark.slow
 def test_clients_and_steps_draw_from_different_keys():
     """No key of an example, and none that is split off, comes twice: of all clients, steps, places and rounds."""
     seen = []
@@ -273,6 +284,7 @@ def test_an_extension_whose_state_the_server_would_need_is_refused():
         trainer_of(STREAM, OPTIMIZER, step=step)
 
 
+@pytest.mark.slow
 def test_a_nearest_head_without_a_pool_is_refused_unless_clients_keep_it():
     model = small_model(NearestHead(NUM_CLASSES))
     with pytest.raises(ValueError, match=r"the server needs a way to join .*; got the collection 'nearest' of head"):
@@ -294,6 +306,7 @@ def test_numbers_below_one_are_refused(name):
         Rounds(**{name: 0})
 
 
+@pytest.mark.slow
 def test_local_batches_that_cannot_be_cut_are_refused():
     trainer = trainer_of(STREAM, OPTIMIZER, step=StepOptions(accumulate=3))
     with pytest.raises(ValueError, match="must be a multiple of accumulate=3; got 4"):

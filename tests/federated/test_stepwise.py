@@ -52,6 +52,7 @@ def assert_equal(found, expected):
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, **ROUNDED), found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropouts", [0.0, 0.5])
 def test_a_round_in_pieces_is_the_round_of_one_program(dropouts):
     source = some_clients()
@@ -85,6 +86,7 @@ def test_a_client_that_is_not_finite_is_left_out_in_pieces_too():
     assert_equal(found, whole(trainer)(state, batch)[0])
 
 
+@pytest.mark.slow
 def test_convolutions_train_in_pieces_on_a_cpu(monkeypatch):
     made = []
     call = Stepwise.__call__
@@ -105,6 +107,7 @@ def test_convolutions_train_in_pieces_on_a_cpu(monkeypatch):
     assert not made
 
 
+@pytest.mark.slow
 def test_a_machine_with_convolutions_answers_what_a_simulation_computes():
     source = some_clients()
     trainer, stream = make_trainer(3), toy.stream_of(source, rounds=1)

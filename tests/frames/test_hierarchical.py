@@ -35,6 +35,7 @@ def test_at_the_maximal_separation_a_dimension_fewer_is_enough():
         frames.hierarchical(hierarchy.similarity(D4, 2.0, 0.0), 3, key=KEY)
 
 
+@pytest.mark.slow
 def test_a_flat_tree_gives_the_simplex():
     frame = frames.hierarchical(hierarchy.similarity(1.0 - np.eye(5)), 4, key=KEY)
     np.testing.assert_allclose(gram(frame), oracles.gram_of_simplex(5), atol=1e-6)
@@ -52,6 +53,7 @@ def test_a_thousand_classes_in_float32():
     assert np.abs(np.asarray(gram(frame)) - similarity).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_the_separated_template_has_the_cosines_and_the_derivative(x64):
     tree = hierarchy.LabelTree.from_edges(
         [("r", "x"), ("r", "y"), ("r", "c"), *(("x", f"x{i}") for i in range(4)), ("y", "z"), ("y", "w")]

@@ -31,6 +31,7 @@ def solve(tmp_path):
     return partial(hyperspherical_solution, closed=False, cache=tmp_path, dtype="float64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", [1, 0, -1, 2, 1000])
 def test_an_octahedron_is_found(x64, solve, s):
     """One program for every s. The kernels of s = 1000 span 150 orders of magnitude."""
@@ -46,6 +47,7 @@ def test_an_octahedron_is_found(x64, solve, s):
     assert found.grad_norms[found.best] < 1e-6
 
 
+@pytest.mark.slow
 def test_every_start_converges_however_large_its_first_forces(x64, solve):
     """Some of thirty random points on a circle nearly coincide. The circle has one optimum, so every start finds it."""
     found = solve(30, 2, s=2, starts=2)
@@ -54,6 +56,7 @@ def test_every_start_converges_however_large_its_first_forces(x64, solve):
     assert found.grad_norms.max() < 1e-6
 
 
+@pytest.mark.slow
 def test_the_largest_separation_is_found(x64, solve):
     found = solve(6, 3, objective="separation", starts=2)
     np.testing.assert_allclose(found.value, math.sqrt(2), rtol=1e-3)
@@ -118,6 +121,7 @@ def test_a_large_frame_is_solved_in_blocks(tmp_path):
 # --- The constructors. ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_classes", "dim", "name"),
     [
@@ -145,6 +149,7 @@ def test_closed_forms(num_classes, dim, name):
     np.testing.assert_allclose(riesz_energy(frame, 1), least_energy(num_classes, dim, 1), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_key_turns_one_configuration(tmp_path):
     make = partial(hyperspherical, 5, 3, starts=1, cache=tmp_path)
     one, other, plain = make(key=jax.random.key(1)), make(key=jax.random.key(2)), make()
@@ -158,6 +163,7 @@ def test_the_key_turns_one_configuration(tmp_path):
     assert len(list(tmp_path.rglob("*.npz"))) == 1
 
 
+@pytest.mark.slow
 def test_frames_are_built_while_jax_traces(tmp_path):
     """From the solver, inside of jit, vmap over keys, and a head."""
     constructor = partial(hyperspherical, starts=1, cache=tmp_path)

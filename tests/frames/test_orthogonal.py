@@ -63,6 +63,7 @@ def test_columns_have_unit_length_in_any_dtype(x64, dtype, tolerance):
     np.testing.assert_allclose(np.linalg.norm(np.asarray(frame, float), axis=0), 1, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_sizes_are_static_under_jit_and_for_shapes():
     shape = jax.eval_shape(lambda key: nonnegative_orthogonal(4, 9, key=key), KEY)
     assert (shape.shape, shape.dtype) == ((9, 4), jnp.float32)

@@ -51,6 +51,7 @@ def test_equals_the_definition(x64, name):
     assert found["is_tight"] == (name in TIGHT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_classes", "dim"), [(2, 1), (4, 3), (4, 7)])
 def test_a_simplex_etf_is_the_best_of_its_kind(x64, num_classes, dim):
     found = measure(simplex_etf(num_classes, dim, key=jax.random.key(0), dtype=jnp.float64))
@@ -77,6 +78,7 @@ def test_turning_the_frame_changes_nothing(x64):
         np.testing.assert_allclose(value, measure(frame)[key], atol=F64_EXACT, err_msg=key)
 
 
+@pytest.mark.slow
 def test_a_single_column_has_no_pairs():
     frame = jnp.ones((3, 1))
     assert properties.coherence(frame) == 0

@@ -50,6 +50,7 @@ def test_the_orientation_is_uniform():
         np.testing.assert_allclose(covariance, np.eye(dim) / dim, atol=five_sigma)
 
 
+@pytest.mark.slow
 def test_a_thousand_classes_are_exact_to_rounding():
     gram = np.asarray(etf(1000, 1024, key=KEY), float)
     gram = gram.T @ gram

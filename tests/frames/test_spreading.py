@@ -42,6 +42,7 @@ def points_and_tangent(shape):
     return points, manifold.random_tangent(jax.random.key(1), points)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_is_a_monotone_function_of_the_energy(x64, shape):
     points, tangent = points_and_tangent(shape)
@@ -53,6 +54,7 @@ def test_is_a_monotone_function_of_the_energy(x64, shape):
     np.testing.assert_allclose(evaluate(points, tangent, 1e6)["cost"], -np.log(separation(points)), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_slopes(x64, shape):
     s = jnp.array(3.0)
@@ -65,6 +67,7 @@ def test_slopes(x64, shape):
     assert checks.check_hessian(Oblique(*shape), cost, KEY, **of).passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_blocks_change_nothing(x64, shape, request):
     points, tangent = points_and_tangent(shape)
@@ -75,6 +78,7 @@ def test_blocks_change_nothing(x64, shape, request):
             np.testing.assert_allclose(value, expected[name], rtol=1e-10, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_repulsion_is_the_gradient_without_cancellation(x64):
     """Of two opposite points each is pushed by one force, along the radius; between equal forces nothing is left."""
     pair = jnp.array([[1.0, -1.0], [0.0, 0.0]])

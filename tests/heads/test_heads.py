@@ -176,6 +176,7 @@ NEAREST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", NEAREST.values(), ids=NEAREST)
 def test_the_nearest_head_in_linen_is_the_pure_one(settings):
     head = heads.nearest(K, **settings)
@@ -195,6 +196,7 @@ HEADS = {
 every_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 
 
+@pytest.mark.slow
 @every_head
 def test_nnx_and_equinox_give_the_same_numbers(head):
     start = head.init(KEY, DIM)
@@ -225,6 +227,7 @@ def test_a_loop_in_plain_jax_learns(head):
     assert losses[-1] < 0.85 * losses[0]
 
 
+@pytest.mark.slow
 def test_evaluation_returns_the_state_that_it_was_given():
     head = heads.nearest(K)
     params, state = head.init(KEY, DIM)
@@ -233,6 +236,7 @@ def test_evaluation_returns_the_state_that_it_was_given():
     np.testing.assert_array_equal(output.frame, state["frame"])
 
 
+@pytest.mark.slow
 def test_a_mask_says_as_much_as_negative_labels():
     head = heads.nearest(K)
     params, state = head.init(KEY, DIM)
@@ -271,6 +275,7 @@ def test_a_traced_matrix_counts_as_not_centred_unless_it_is_said_to_be():
     assert seen == [False, True]
 
 
+@pytest.mark.slow
 def test_a_frame_that_is_not_centred_has_no_bias():
     head = heads.nearest(K, template=jnp.eye(K))
     params, state = head.init(KEY, DIM)

@@ -54,6 +54,7 @@ def nearest_by_svd(means, weights, prox=None, prox_weight=0.0):
     return frame / np.linalg.norm(frame, axis=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 @pytest.mark.parametrize("centre", ["batch", "classes"])
 def test_the_first_frame_is_that_of_numpy(centre, weights):
@@ -68,6 +69,7 @@ def test_the_first_frame_is_that_of_numpy(centre, weights):
     np.testing.assert_allclose(output.logits, (features - middle) @ expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_rare_class_gets_the_centre_of_the_moment():
     """The last class is in the first batch only; all features move by the same offset after it."""
     first, then = features_of(0), features_of(0, offset=3.0)
@@ -100,6 +102,7 @@ def test_classes_not_seen_yet_neither_pull_nor_count_in_the_centre():
     np.testing.assert_allclose(state["frame"], expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_weights_may_be_traced():
     def frame(weights):
         head = heads.nearest(K, weights=weights)
@@ -110,6 +113,7 @@ def test_weights_may_be_traced():
     np.testing.assert_allclose(jax.jit(frame)(jnp.asarray(WEIGHTS)), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_only_the_ratios_of_weights_matter():
     batch = features_of(0), LABELS
     _, state = after(heads.nearest(K, weights=WEIGHTS), batch)
@@ -122,6 +126,7 @@ def test_only_the_ratios_of_weights_matter():
     assert np.abs(state["frame"] - plain["frame"]).max() > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_gradient_is_that_of_finite_differences(name):
@@ -145,6 +150,7 @@ def test_the_gradient_is_that_of_finite_differences(name):
     assert abs(slope) > 1e-3
 
 
+@pytest.mark.slow
 def test_eight_devices_find_what_one_finds():
     """Eight devices, of which none has seen all classes."""
     head = heads.nearest(K, **SETTINGS["both"])
@@ -175,6 +181,7 @@ def test_the_state_has_the_shapes_of_the_default():
     assert all(shape == shapes[0] for shape in shapes)
 
 
+@pytest.mark.slow
 def test_padding_counts_in_no_centre():
     features = features_of(0)
     head = heads.nearest(K, **SETTINGS["both"])

@@ -21,6 +21,7 @@ from nc_jax.training import LoopOptions, Trainer, load_run
 KEY, N = jax.random.key(0), 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [5, CLASSES_FOR_SUMS])
 def test_logits_and_gradients_are_those_of_the_product(num_classes):
     dim = 2 * num_classes + num_classes // 3  # so that some classes own one feature more

@@ -39,6 +39,7 @@ def changes_of(head, params, server, parts):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"radius": 2.0}, {"centre": "classes", "radius": 1.0}], ids=str)
 def test_the_pool_of_clients_is_the_nearest_heads_own_update_on_all_their_features(options):
     head, whole = heads.pooled(K, **options), heads.nearest(K, **options)
@@ -62,6 +63,7 @@ def test_the_pool_of_clients_is_the_nearest_heads_own_update_on_all_their_featur
         np.testing.assert_allclose(server["frame"].T @ server["frame"], ETF, atol=SOLVED)
 
 
+@pytest.mark.slow
 def test_a_class_that_no_client_saw_keeps_its_mean():
     head = heads.pooled(K)
     params, server = head.init(jax.random.key(0), DIM)
@@ -85,6 +87,7 @@ def test_a_round_without_features_leaves_the_means_alone():
         np.testing.assert_array_equal(found[name], server[name])
 
 
+@pytest.mark.slow
 def test_padding_is_not_in_the_sums_and_the_frame_rests_in_a_step():
     head = heads.pooled(K, radius=2.0)
     params, server = head.init(jax.random.key(0), DIM)
@@ -102,6 +105,7 @@ def test_padding_is_not_in_the_sums_and_the_frame_rests_in_a_step():
     np.testing.assert_array_equal(output.frame, server["frame"])
 
 
+@pytest.mark.slow
 def test_gradients_reach_features_through_the_logits_only():
     head = heads.pooled(K)
     params, server = head.init(jax.random.key(0), DIM)
@@ -119,6 +123,7 @@ def test_gradients_reach_features_through_the_logits_only():
     np.testing.assert_allclose(found, by_frame, atol=F32)
 
 
+@pytest.mark.slow
 def test_rounds_pool_the_features_of_all_clients_but_of_those_that_failed():
     """The head alone is checked above; here, that rounds hand it the right sums."""
     head = heads.pooled(K, radius=1.0)
@@ -147,6 +152,7 @@ def test_rounds_pool_the_features_of_all_clients_but_of_those_that_failed():
         assert state.clients.dropped.tolist() == [int(number in lost) for number in range(5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["server", "clients"])
 def test_the_worst_status_of_inner_problems_is_reported(of):
     """Those of the server, and those of clients that have nearest heads of their own."""

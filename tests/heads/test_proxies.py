@@ -14,6 +14,7 @@ K = 10
 KEYS = jax.random.split(jax.random.key(0), 3)
 
 
+@pytest.mark.slow
 def test_learned_columns_stay_on_the_sphere():
     head = heads.learned(K, radius=1.0, on_sphere=True, use_bias=False)
     params, state = head.init(KEYS[0], dim=4)
@@ -41,6 +42,7 @@ HEADS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_template_may_depend_on_the_dimension(kind):
     """The rule is called once for each dimension, and what it computes is no part of a trace."""

@@ -60,6 +60,7 @@ def only(output, candidates):
 # --- The sample. ---
 
 
+@pytest.mark.slow
 def test_the_sum_over_the_candidates_has_the_expectation_of_the_sum_over_all_classes():
     labels, number, draws = jnp.array([3, 17, 3, -1]), 6, 4000
     found = jax.vmap(lambda key: heads.class_candidates(key, labels, 20, number))(jax.random.split(KEY, draws))
@@ -75,6 +76,7 @@ def test_the_sum_over_the_candidates_has_the_expectation_of_the_sum_over_all_cla
         assert len(set(row[row >= 0])) == np.sum(row >= 0)
 
 
+@pytest.mark.slow
 def test_all_devices_draw_the_same_candidates_and_see_all_labels():
     shares = jnp.array([[5, 1], [1, -1], [9, 0]])
     each = jax.vmap(lambda share: heads.class_candidates(KEY, share, 12, 4, axis_name="x"), axis_name="x")(shares)
@@ -91,6 +93,7 @@ ALL_CLASSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL_CLASSES)
 def test_with_all_classes_drawn_it_is_the_full_softmax(x64, name):
     head = ALL_CLASSES[name]
@@ -129,6 +132,7 @@ NEAREST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEAREST)
 def test_gradient_and_state_are_those_of_the_dense_nearest_head(x64, name):
     settings, number = NEAREST[name]
@@ -173,6 +177,7 @@ def test_gradient_and_state_are_those_of_the_dense_nearest_head(x64, name):
     assert evaluated.classes is None
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_a_numpy_program(x64):
     """The first two steps written down in NumPy with an SVD, differentiated by central differences."""
     columns, radius, delta = np.asarray(template()), 5.0, 1e-3
@@ -210,6 +215,7 @@ def test_the_gradient_is_that_of_a_numpy_program(x64):
     np.testing.assert_allclose(np.vdot(slopes, direction), slope, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_running_sums_do_not_drift():
     """After 600 steps, and after the features have shrunk to a hundredth, the sums are those of the means."""
     steps, columns = 300, np.asarray(template(num_classes=40))
@@ -233,6 +239,7 @@ def test_the_running_sums_do_not_drift():
         np.testing.assert_allclose(state["squares"], np.sum(means**2, axis=0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_not_finite_or_has_a_wrong_label_leaves_the_state():
     few = heads.sampled(heads.nearest(K, template=template()), DRAWN)
     train = jax.jit(partial(few.apply, train=True))
@@ -254,6 +261,7 @@ def test_a_batch_that_is_not_finite_or_has_a_wrong_label_leaves_the_state():
     chex.assert_trees_all_equal(masked[1], padded[1])
 
 
+@pytest.mark.slow
 def test_features_of_16_bits_keep_the_state_in_32():
     few = heads.sampled(heads.nearest(K, template=template()), DRAWN)
     features, labels = batch_of(1, np.float32)
@@ -290,6 +298,7 @@ def test_the_trainer_fits_and_eight_devices_are_one(name, tmp_path):
     assert min(accuracies) >= 0.9, accuracies
 
 
+@pytest.mark.slow
 def test_a_step_with_mixed_examples_is_the_same_on_two_devices_and_sums_what_it_must():
     model, optimizer = Classifier(MLP((), 3), SMALL["nearest"]), optax.sgd(0.1)
     features, labels = generator().normal(size=(16, 6)).astype(np.float32), np.arange(16, dtype=np.int32) % 4
@@ -306,6 +315,7 @@ def test_a_step_with_mixed_examples_is_the_same_on_two_devices_and_sums_what_it_
     chex.assert_trees_all_close(found[0], found[1], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_label_that_is_no_class_is_counted_and_stops_the_step():
     model, optimizer = Classifier(MLP((), 3), SMALL["learned"]), optax.sgd(0.1)
     batch = Batch.of(generator().normal(size=(6, 6)).astype(np.float32), np.array([0, 1, 4, 2, -2, 1], np.int32))

@@ -37,6 +37,7 @@ def alone(stage, head, params, state, *, train):
     return head.apply(params.get(stage, {}), state.get(stage, {}), FEATURES, labels, train=train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_it_is_the_first_head_and_then_the_second(name):
     head = EVERY[name]
@@ -149,6 +150,7 @@ def test_what_does_not_go_together_is_refused():
 # --- The learned scales of classes. ---
 
 
+@pytest.mark.slow
 def test_each_class_has_a_scale_of_its_class_vector_and_not_of_its_bias(x64):
     head = heads.learned(K, class_scales=True, normalize_columns=True)
     params, _ = head.init(KEY, DIM)
@@ -163,6 +165,7 @@ def test_each_class_has_a_scale_of_its_class_vector_and_not_of_its_bias(x64):
     np.testing.assert_allclose(slope(params["scales"]), np.sum(features @ unit, axis=0), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_heads_add_what_differs_between_devices():
     """Inside `over`, with the devices as a mapped axis, every device keeps the same state."""
     params, state = NEAREST.init(KEY, DIM)

@@ -20,6 +20,7 @@ F32 = 1e-6
 MIXTURES = [(0.4, "beta0.6_alpha0.4"), (0.5, "beta0.5_alpha0.5"), (0.0, "beta1.0_alpha0.0"), (2.0, "beta1.0_alpha2.0")]
 
 
+@pytest.mark.slow
 def test_the_released_programs_losses():
     np.testing.assert_allclose(cross_entropy(FEATURES @ FRAME, LABELS).mean(), GOLDEN["CE_mean"], rtol=F32)
     losses = cosine_alignment(FEATURES, LABELS, FRAME, SIMILARITY)
@@ -50,6 +51,7 @@ def test_every_schedule_of_alpha(name):
     np.testing.assert_allclose(jax.jit(schedule)(3), found[3], atol=1e-7)
 
 
+@pytest.mark.slow
 def test_scale_and_zero_vectors_and_padding():
     scaled = cosine_alignment(7 * FEATURES, LABELS, 3 * FRAME, SIMILARITY)
     np.testing.assert_allclose(scaled, cosine_alignment(FEATURES, LABELS, FRAME, SIMILARITY), rtol=1e-5)

@@ -26,6 +26,7 @@ def test_weights_are_the_released_programs():
     assert other.min() >= 0
 
 
+@pytest.mark.slow
 def test_the_log_loss_is_the_released_programs():
     case = GOLDEN["fno_lt_losses"]
     scores = jnp.asarray(case["output"])[jnp.arange(2), jnp.asarray(case["targets"])]
@@ -42,6 +43,7 @@ def masked_case():
     return case, frame, mask, (own, other)
 
 
+@pytest.mark.slow
 def test_masked_features_and_their_loss_are_the_released_programs():
     case, frame, mask, weights = masked_case()
     np.testing.assert_array_equal(mask, case["feature_mask"])
@@ -54,6 +56,7 @@ def test_masked_features_and_their_loss_are_the_released_programs():
     np.testing.assert_allclose(scaled, found, rtol=1e-5)  # lengths do not matter, so neither does scaling before
 
 
+@pytest.mark.slow
 def test_the_loss_is_zero_for_the_mixture_only(x64):
     rng = np.random.default_rng(0)
     frame = nonnegative_orthogonal(3, 8, key=jax.random.key(0), dtype=jnp.float64)
@@ -75,6 +78,7 @@ def test_the_loss_is_zero_for_the_mixture_only(x64):
     np.testing.assert_allclose(features, normalized(optimum, axis=1)[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_features_without_overlap_have_the_floor_and_no_gradient():
     frame = jnp.eye(4, 3)
     weights = (jnp.ones(4), jnp.zeros(4))

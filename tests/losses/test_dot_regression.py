@@ -40,6 +40,7 @@ def test_lengths_give_every_class_the_same_weight(x64):
     np.testing.assert_array_equal(class_lengths(jnp.zeros(3)), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "lengthened"), [("unit_features_plain_ETF", False), ("unit_features_batchEw", True)])
 def test_values_and_gradients_are_the_released_programs(x64, case, lengthened):
     value, slope = jax.value_and_grad(mean_loss)(UNITS, class_lengths(COUNTS) if lengthened else None)
@@ -54,6 +55,7 @@ def test_features_of_any_length(x64):
     np.testing.assert_allclose(found, GOLDEN["raw_features_batchEw_reglam0.01"]["loss"], rtol=F64)
 
 
+@pytest.mark.slow
 def test_the_second_released_program(x64):
     features, frame, labels = (np.array(SINGLE[name]) for name in ("H", "M", "labels"))
     lengths = class_lengths(np.bincount(labels, minlength=4))
@@ -131,6 +133,7 @@ def test_zero_class_vectors_and_bfloat16_are_finite():
     np.testing.assert_allclose(found, dot_regression(UNITS, LABELS, FRAME), atol=0.02)
 
 
+@pytest.mark.slow
 def test_padding_is_finite_and_a_label_that_is_no_class_is_nan():
     labels, lengths = np.array([-1, 1, 2, 4, 0, -2, 3]), class_lengths([4, 3, 2, 1])
     found = jax.jit(dot_regression)(FEATURES, labels, FRAME, lengths=lengths)

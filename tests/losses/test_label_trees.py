@@ -33,6 +33,7 @@ def test_soft_targets(beta):
     np.testing.assert_allclose(soft_targets(TREE.distances(), float(beta)).T, golden, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_soft_label_loss_is_a_divergence():
     targets = jnp.asarray(soft_targets(TREE.distances(), 4.0), jnp.float32)
     labels = jnp.array([2, 0])
@@ -55,6 +56,7 @@ def test_hierarchical_cross_entropy(alpha):
     np.testing.assert_allclose(flat.mean(), golden["flat_CE"], rtol=F32)
 
 
+@pytest.mark.slow
 def test_a_leaf_below_the_root_has_a_finite_loss_and_gradient():
     tree = LabelTree.from_edges(UNEVEN)
     weights, levels = jnp.array([3.0, 2.0, 1.0]), jnp.asarray(tree.levels())
@@ -69,6 +71,7 @@ def test_a_leaf_below_the_root_has_a_finite_loss_and_gradient():
         assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_conditional_probabilities_of_a_tree():
     golden = GOLDEN["yolo_v2_4class"]
     places = [golden["classes"].index(node) for node in TREE.nodes[1:]]

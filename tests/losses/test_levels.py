@@ -40,6 +40,7 @@ def test_more_levels_than_dimensions():
         feature_slices(3, 4)
 
 
+@pytest.mark.slow
 def test_divergence_and_dissimilarity():
     golden = GOLDEN["hafeature_losses"]
     p, q = golden_array("hafeature_losses", "p"), golden_array("hafeature_losses", "q")
@@ -51,6 +52,7 @@ def test_divergence_and_dissimilarity():
     assert dissimilarity(batch, jnp.array([1, 1, 1]), used) == 3
 
 
+@pytest.mark.slow
 def test_geometry_and_summed_probabilities():
     golden = GOLDEN["hafeature_geometry"]
     assert golden["children"] == [[0, 1], [2, 3]]
@@ -62,6 +64,7 @@ def test_geometry_and_summed_probabilities():
     np.testing.assert_allclose(divergence.mean(), golden["jsd"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_whole_loss_is_the_sum_of_its_parts():
     keys = jax.random.split(jax.random.key(0), 4)
     logits = [jax.random.normal(keys[0], (3, 2)), jax.random.normal(keys[1], (3, 4))]

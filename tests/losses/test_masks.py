@@ -27,6 +27,7 @@ def mean_loss(logits):
     return jnp.mean(cross_entropy(mask_logits(logits, same_task(LABELS, TASKS)), LABELS))
 
 
+@pytest.mark.slow
 def test_the_masked_softmax_is_the_published_one():
     masked = mask_logits(LOGITS, same_task(LABELS, TASKS))
     np.testing.assert_allclose(jax.nn.softmax(masked), SOFTMAX, atol=1e-6)
@@ -42,6 +43,7 @@ def test_a_product_would_be_wrong():
     assert jnp.isnan(product).any()  # of zeros
 
 
+@pytest.mark.slow
 def test_padding_has_all_classes():
     allowed = same_task(jnp.array([-1, 2]), TASKS)
     assert allowed[0].all()

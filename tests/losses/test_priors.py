@@ -34,6 +34,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.slow
 def test_margins_and_smoothing_are_the_released_programs(x64):
     np.testing.assert_allclose(ldam_margins(COUNTS), GOLDEN["ldam_margins"], rtol=1e-9)
     np.testing.assert_allclose(label_aware_smoothing(COUNTS), GOLDEN["las_smoothing"], rtol=1e-9)
@@ -43,6 +44,7 @@ def test_margins_and_smoothing_are_the_released_programs(x64):
     np.testing.assert_allclose(found, GOLDEN["las_loss"], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_values_are_those_of_the_formulas(x64):
     rows = np.arange(8)
     prior = COUNTS / COUNTS.sum()
@@ -64,6 +66,7 @@ def test_values_are_those_of_the_formulas(x64):
     np.testing.assert_allclose(smoothed_cross_entropy(MANY, CLASSES, np.zeros(3)), plain, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_adjustment_undoes_itself_and_its_optimum_is_the_balanced_posterior(x64):
     back = adjusted_logits(adjusted_logits(MANY, COUNTS, tau=1.5), COUNTS, tau=-1.5)
     np.testing.assert_allclose(back, MANY, atol=1e-12)
@@ -78,6 +81,7 @@ def test_the_adjustment_undoes_itself_and_its_optimum_is_the_balanced_posterior(
     np.testing.assert_allclose(jax.grad(risk)(jnp.log(likelihoods)), 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_smoothing_falls_from_head_to_tail(x64):
     counts = np.array([10, 40, 70, 100])
     share = np.array([0, 1, 2, 3]) / 3
@@ -101,6 +105,7 @@ def test_integers_keep_their_digits_in_float64(x64):
     assert ldam_margins([3, 1]).dtype == jnp.float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradients_padding_and_labels_without_class(x64, loss):
     function = LOSSES[loss]

@@ -41,6 +41,7 @@ def test_effective_numbers_are_precise_in_float32():
     np.testing.assert_allclose(found, [1, 1.9999, np.sum(0.9999 ** np.arange(10))], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_focal_is_its_formula_and_cross_entropy_for_gamma_zero(x64):
     own = softmax(LOGITS, axis=1)[np.arange(8), LABELS]
     for gamma in (0.0, 0.5, 2.0):
@@ -76,6 +77,7 @@ def test_focal_is_finite_and_precise_where_the_class_is_sure_or_hopeless(gamma):
     np.testing.assert_allclose(slope[5:], [[-1, 1]] * 2, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_focal_of_one_class_or_with_masked_others_is_zero():
     alone = jnp.array([[3.0]])
     masked = jnp.array([[-jnp.inf, 1.0, -jnp.inf]])

@@ -31,6 +31,7 @@ def kernel(distances, s):
     return -np.log(distances) if s == 0 else np.sign(s) * distances ** float(-s)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half_space", [False, True], ids=["", "half"])
 @pytest.mark.parametrize("distance", ["chord", "angle"])
 @pytest.mark.parametrize("s", [-1, 0, 1, 2])
@@ -76,6 +77,7 @@ def test_gradients_are_those_of_finite_differences(x64, options):
     np.testing.assert_allclose(np.sum(jax.grad(value)(FRAME) * aside), rise, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_simplex_is_stationary_and_has_the_closed_form(x64):
     frame = np.array(simplex_etf(4, 4, dtype=jnp.float64))
     kernel = np.exp(-8 / 3) * (1 - np.eye(4)) + np.eye(4)
@@ -113,6 +115,7 @@ def test_equal_directions_are_the_worst_and_have_a_finite_gradient(options, valu
         assert np.abs(gradient[0, 2]) > 0.01
 
 
+@pytest.mark.slow
 def test_few_classes_and_vectors_without_direction_are_nan():
     frame = jnp.eye(2, 3)
     for objective in ("mhe", "mhs", "mgd"):
@@ -133,6 +136,7 @@ def test_near_directions_keep_their_digits():
         np.testing.assert_allclose(found, 1e8, rtol=0.01)
 
 
+@pytest.mark.slow
 def test_the_mean_energy_of_a_subset_is_unbiased(x64):
     subsets = [FRAME[:, list(chosen)] for chosen in itertools.combinations(range(5), 3)]
     mean = np.mean([between_class(subset) for subset in subsets])

@@ -42,6 +42,7 @@ def features_of(name):
     return np.array(found["X"]), np.array(found["y"]), np.array(found["W"]).T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_released_programs_numbers(x64, name):
     (features, labels, frame), golden = features_of(name), GOLDEN[name]
@@ -57,6 +58,7 @@ def test_the_released_programs_numbers(x64, name):
     np.testing.assert_allclose(np.linalg.norm(by_features), golden["grad_X_norm"], rtol=F64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_sums_separation_and_gram_determinant_of_the_paper(x64, name):
     (features, labels, frame), golden = features_of(name), GOLDEN[name]
@@ -72,6 +74,7 @@ def test_sums_separation_and_gram_determinant_of_the_paper(x64, name):
     np.testing.assert_allclose(found, golden["E2_centered_class_means"], rtol=F64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [2, 3, 4, 10, 100])
 def test_collapse_onto_a_simplex(x64, num_classes):
     frame = simplex_etf(num_classes, num_classes, dtype=jnp.float64)
@@ -89,6 +92,7 @@ def by_class(features, labels, frame):
     return {k: gaps[labels == k] for k in range(frame.shape[1]) if (labels == k).any()}
 
 
+@pytest.mark.slow
 def test_counts_make_the_mean_of_a_batch_one_over_classes(x64):
     expected = by_class(FEATURES, LABELS, FRAME)
     each = within_class(FEATURES, LABELS, FRAME, COUNTS)
@@ -108,6 +112,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_number_of_devices_changes_nothing(x64, loss):
     def of_part(features, labels, frame):
@@ -127,6 +132,7 @@ def test_the_number_of_devices_changes_nothing(x64, loss):
     assert not np.any(gradient[0][6])  # padding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradients_are_those_of_finite_differences(x64, loss):
     value = jax.jit(lambda tree: LOSSES[loss](tree[0], LABELS, tree[1]))
@@ -139,6 +145,7 @@ def test_gradients_are_those_of_finite_differences(x64, loss):
     np.testing.assert_allclose(rise, (ahead - behind) / (2 * step), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_means_take_the_place_of_class_vectors(x64):
     used = LABELS >= 0
     means = np.stack([FEATURES[k == LABELS].mean(axis=0) for k in (0, 2, 3, 4)], axis=1)
@@ -155,6 +162,7 @@ def test_means_take_the_place_of_class_vectors(x64):
     assert hug_of_means(line[[0, 2, 2]], np.arange(3), 3) == np.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("stop", [False, True])
 def test_descent_from_perfect_collapse_stays_finite(normalise, stop):
@@ -178,6 +186,7 @@ def test_descent_from_perfect_collapse_stays_finite(normalise, stop):
     assert values.max() < 0.45 + 0.05  # steps of constant length oscillate, but do not leave
 
 
+@pytest.mark.slow
 def test_failures_are_seen():
     equal = FRAME.copy()
     equal[:, 1] = 2 * equal[:, 0]
@@ -201,6 +210,7 @@ def test_failures_are_seen():
     assert np.isnan(hug(FEATURES, np.full(8, -1), FRAME))
 
 
+@pytest.mark.slow
 def test_narrow_dtypes_are_widened_and_near_features_keep_their_digits():
     found = hug(jnp.asarray(FEATURES, jnp.bfloat16), LABELS, jnp.asarray(FRAME, jnp.bfloat16))
     assert found.dtype == jnp.float32

@@ -52,6 +52,7 @@ class FirstOrder(Stiefel):
         return orthogonal_factor(point + tangent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", KEYS)
 def test_right_formulas_pass(x64, key):
     gradient, product = jax.grad(cost), lambda point, tangent: jax.jvp(jax.grad(cost), (point,), (tangent,))[1]

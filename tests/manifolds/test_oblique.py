@@ -104,6 +104,7 @@ def test_random_points_are_uniform():
     assert np.abs(covariances - np.eye(manifold.dim) / manifold.dim).max() < five_sigma
 
 
+@pytest.mark.slow
 def test_random_points_have_the_dtype_that_is_asked_for(x64):
     assert Oblique(3, 2).random_point(KEY).dtype == jnp.float32
     assert Oblique(3, 2).random_point(KEY, jnp.float64).dtype == jnp.float64
@@ -125,6 +126,7 @@ def quartic(point):
     return jnp.sum(weights * point) + jnp.sum(jnp.sin(3 * weights) * point**2) + jnp.sum(point**4)
 
 
+@pytest.mark.slow
 def test_slopes(x64):
     manifold = MANIFOLDS[0]
     assert checks.check_retraction(manifold, KEY, order=2).passed
@@ -135,6 +137,7 @@ def test_slopes(x64):
 # --- Solvers and optimisers. ---
 
 
+@pytest.mark.slow
 def test_the_trust_region_finds_the_eigenvectors(x64):
     """The sum of Rayleigh quotients: every column goes to the first eigenvector, up to its sign."""
     rng = np.random.default_rng(0)
@@ -147,6 +150,7 @@ def test_the_trust_region_finds_the_eigenvectors(x64):
     np.testing.assert_allclose(np.abs(found.point.T @ vectors[:, 0]), 1, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_an_optimiser_stays_on_the_manifold():
     """Five vectors in the plane repel each other into a pentagon."""
     manifold = Oblique(2, 5)

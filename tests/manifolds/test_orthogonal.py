@@ -168,6 +168,7 @@ def test_draws_are_uniform(name, shape):
         assert abs((traces**2).mean() - 1) < 10 / np.sqrt(count)
 
 
+@pytest.mark.slow
 def test_the_drawn_free_matrix_is_an_exact_preimage(x64):
     """The two draws share a rotation for r = d: one gives its Cayley numbers, the other its logarithm."""
     drawn = [draw(name, KEY, 4, 4, jnp.float64) for name in ("cayley", "exponential")]

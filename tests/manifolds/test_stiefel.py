@@ -155,6 +155,7 @@ def test_products_of_reflections_are_orthonormal(x64, n, p, dtype, tolerance):
     np.testing.assert_allclose(point.T @ point, np.eye(p), atol=tolerance)
 
 
+@pytest.mark.slow
 def test_a_trapezoid_uses_every_number_once():
     """So its entries are independent: no two of them are equal, and none is missing."""
     for n, p in ((7, 7), (9, 4), (9, 5), (3, 1)):
@@ -182,6 +183,7 @@ def test_batches_are_computed_like_their_members(x64):
             np.testing.assert_allclose(together[key][number], value, atol=F64_EXACT, err_msg=key)
 
 
+@pytest.mark.slow
 def test_the_projection_is_its_own_transpose(x64):
     """Also of a tall point, whose products take another way on a CPU."""
     manifold = Stiefel(40, 3)
@@ -208,6 +210,7 @@ def quartic(point):
     return jnp.sum(weights * point) + jnp.sum(jnp.sin(3 * weights) * point**2) + jnp.sum(point**4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(5, 3), (4, 4)])
 def test_slopes(x64, shape):
     qr, polar = Stiefel(*shape), Stiefel(*shape, retraction="polar")

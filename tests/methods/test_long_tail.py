@@ -45,6 +45,7 @@ def test_balanced_softmax_is_logit_adjustment_with_tau_one():
     assert METHODS["balanced-softmax"].extensions(other) != METHODS["adjusted"].extensions(other)
 
 
+@pytest.mark.slow
 def test_ldam_reweights_in_the_second_stage_only():
     early, late = loss_of("ldam", 31), loss_of("ldam", 32)  # of 40 steps
     weights = losses.effective_number_weights(jnp.asarray(COUNTS), SETTING.tail.beta)
@@ -87,6 +88,7 @@ def test_samplers_and_second_stages_have_their_streams():
         METHODS["crt"].stream(SETTING, tasks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["crt", "lws"])
 def test_a_second_stage_moves_its_own_parameters_alone(name):
     settings = Comparison(

@@ -75,6 +75,7 @@ def params_of(trainer, data, stream):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_each_stage_trains_its_own_part(name, monkeypatch):
     monkeypatch.setitem(METHODS, name, ROWS[name])

@@ -59,6 +59,7 @@ def test_padding_adds_no_class_to_the_mask():
     np.testing.assert_allclose(jnp.exp(-found[:2]), CASE["prob"], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_mask_has_the_classes_of_all_devices():
     features = jnp.abs(jax.random.normal(jax.random.key(0), (4, 10)))
     labels, partners = jnp.array([0, 0, 1, 1]), jnp.array([1, 1, 3, 3])

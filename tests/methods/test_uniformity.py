@@ -37,6 +37,7 @@ def cost_of(name, setting=SETTING):
     return params, cost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["mhe", "mhs", "mgd"])
 def test_the_mean_over_the_batch_is_the_loss_of_the_batch(objective):
     options = UniformityOptions(alpha=0.7, beta=1.3, objective=objective)
@@ -47,6 +48,7 @@ def test_the_mean_over_the_batch_is_the_loss_of_the_batch(objective):
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_learned_class_vectors_do_not_follow_the_features():
     """With `stop_gradient`, the gradient of the class vectors is that of their energy alone, whatever the features."""
     gradient = {}
@@ -59,6 +61,7 @@ def test_learned_class_vectors_do_not_follow_the_features():
     assert jnp.linalg.norm(gradient[False] - energy) > 0.05
 
 
+@pytest.mark.slow
 def test_a_rotation_follows_the_features():
     """The energy does not change with the rotation, so its gradient must come from the distances."""
     params, cost = cost_of("hug-rotated")
@@ -66,6 +69,7 @@ def test_a_rotation_follows_the_features():
     assert jnp.linalg.norm(gradient) > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hug-optimised", "hug-rotated", "hug-nearest", "energy-fixed", "energy-nearest"])
 def test_frames_of_least_energy_have_it_in_every_placement(name):
     params, cost = cost_of(name)

@@ -60,6 +60,7 @@ def simplex(num_classes):
     return np.sqrt(num_classes / (num_classes - 1)) * (np.eye(num_classes) - 1 / num_classes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [3, 4])
 def test_a_tilt_out_of_the_span_takes_the_squared_cosine(x64, num_classes):
     means = np.vstack([simplex(num_classes), np.zeros((num_classes, num_classes))])
@@ -82,6 +83,7 @@ def test_a_turn_within_the_span_costs_more_than_its_cosine(x64):
     np.testing.assert_allclose(np.cos(angles_of_classes(means, frame)), golden["cosines"], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_slerp_brings_the_exponent_back(x64):
     golden = GOLDEN["slerp_alignment"]
     means, frame = jnp.array(simplex(4)), jnp.array(golden["W0"]).T
@@ -131,6 +133,7 @@ def test_nearly_equal_class_vectors_keep_their_digits():
     np.testing.assert_allclose(exponents(means, frame), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_of_equal_class_vectors_the_larger_bias_wins():
     means, frame = 4 * jnp.eye(3), jnp.eye(3).at[:, 1].set(jnp.array([1.0, 0.0, 0.0]))
     best = float(exponents(means, frame)[2])
@@ -141,6 +144,7 @@ def test_of_equal_class_vectors_the_larger_bias_wins():
     assert optimum(means, 0 * frame, jnp.array([2.0, 1.0, 0.0])) == 0
 
 
+@pytest.mark.slow
 def test_the_ratio_is_one_at_collapse_and_never_larger(x64):
     frame = simplex_etf(4, 6, key=jax.random.key(0), dtype=jnp.float64)
     centre = jnp.arange(6.0)[:, None]
@@ -153,6 +157,7 @@ def test_the_ratio_is_one_at_collapse_and_never_larger(x64):
         assert ratio(means, classifier, bias) <= ratio(means, means, -np.sum(means**2, axis=0) / 2) < 1
 
 
+@pytest.mark.slow
 def test_one_class_or_equal_means_have_no_exponent():
     means, frame, bias = (jnp.asarray(array, jnp.float32) for array in random_problem())
     one = jnp.arange(K) == 2
@@ -165,6 +170,7 @@ def test_one_class_or_equal_means_have_no_exponent():
     assert jnp.isnan(angles_of_classes(means, frame, one)).all()
 
 
+@pytest.mark.slow
 def test_exponents_have_the_gradient_of_finite_differences(x64):
     means, frame, bias = map(jnp.array, random_problem())
     check_grads(lambda *a: jnp.sum(error_exponents(*a)), (means, frame, bias), 1, ["rev"], rtol=1e-5)
@@ -178,6 +184,7 @@ def test_a_thousand_classes_need_no_array_of_all_differences():
     assert temporary < 10e6  # all differences would take 256 MB
 
 
+@pytest.mark.slow
 def test_class_angles_are_accurate_near_zero():
     angle = np.float32(1e-5)
     means = np.array([[1, -1], [0, 0]], np.float32) + 3
@@ -219,6 +226,7 @@ def test_principal_angles_equal_scipy(x64):
         np.testing.assert_allclose(angles_of_spans(means, frame), expected, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_mean_cosine_of_a_group():
     frame = np.asarray(simplex_etf(6, 8, key=jax.random.key(0)))
     np.testing.assert_allclose(group_cosine(frame * np.arange(1, 7), np.array([0, 3, 5])), -1 / 5, atol=1e-6)

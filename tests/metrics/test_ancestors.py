@@ -38,12 +38,14 @@ def check(found, wanted):
         np.testing.assert_allclose(value, wanted[name], rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_equals_sets_of_names():
     check(AncestorCounts.from_batch(PREDICTIONS, LABELS, OVERLAPS).compute(), expected(PREDICTIONS, LABELS))
     right = AncestorCounts.from_batch(LABELS, LABELS, OVERLAPS).compute()
     assert [float(value) for value in right.values()] == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_batches_devices_and_padding_merge():
     labels, predictions = np.append(LABELS, [-1, -1]), np.append(PREDICTIONS, [99, -7])
     step = jax.jit(lambda p, y: AncestorCounts.from_batch(p, y, OVERLAPS))
@@ -57,6 +59,7 @@ def test_batches_devices_and_padding_merge():
     check(reduced.compute(), expected(PREDICTIONS, LABELS))
 
 
+@pytest.mark.slow
 def test_leaves_of_one_depth_have_the_information_of_the_distance():
     tree = LabelTree.from_edges(PAIRS)
     scores = RNG.normal(size=(30, 4)).astype(np.float32)

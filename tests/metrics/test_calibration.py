@@ -38,6 +38,7 @@ def assert_sums_close(found, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_bins", [1, 15])
 def test_equals_a_loop(x64, num_bins):
     logits, labels = random_problem()
@@ -46,6 +47,7 @@ def test_equals_a_loop(x64, num_bins):
     np.testing.assert_allclose(expected_calibration_error(logits, labels, num_bins), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_confidence_at_an_edge_belongs_to_the_lower_bin():
     logits = jnp.array([[0.0, 0.0], [30.0, 0.0], [0.0, 200.0]])
     sums = CalibrationSums.from_batch(logits, jnp.array([0, 0, 0]), num_bins=4)
@@ -55,6 +57,7 @@ def test_a_confidence_at_an_edge_belongs_to_the_lower_bin():
     np.testing.assert_allclose(sums.compute(), (0.5 + 1) / 3, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_is_a_commutative_monoid_and_merging_equals_one_pass(x64):
     logits, labels = map(jnp.array, random_problem())
     labels = labels.at[20:30].set(-1)
@@ -68,6 +71,7 @@ def test_is_a_commutative_monoid_and_merging_equals_one_pass(x64):
     assert_sums_close(reduced(jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)), whole)
 
 
+@pytest.mark.slow
 def test_padding_counts_for_nothing():
     logits, labels = random_problem()
     sums = from_batch(jnp.asarray(logits), labels)

@@ -32,6 +32,7 @@ def expected(features, labels, exponent):
     return np.mean([(widths[i] + widths[j]) / 2 / np.sum((means[i] - means[j]) ** 2) ** exponent for i, j in pairs])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["balanced_K4_d5_n3", "gnc_K5_d3_n2"])
 def test_equals_the_released_package(x64, name):
     data, golden = GOLDEN["feature_sets"][name], GOLDEN["rhubarbwu_metrics"][name]
@@ -58,6 +59,7 @@ def test_what_has_no_value():
         inspect.unwrap(class_distance_normalized_variance)(ClassStatistics.init(2, 2), 0)
 
 
+@pytest.mark.slow
 def test_it_has_a_gradient_where_class_means_differ():
     stats = lambda x: ClassStatistics.from_batch(x, jnp.asarray(LABELS), 4, scatter=False)  # noqa: E731
     for exponent in (1, 2):

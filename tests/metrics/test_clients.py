@@ -40,6 +40,7 @@ def test_angles_are_the_means_over_the_pairs_of_each_group(x64):
     np.testing.assert_allclose(np.stack(found, axis=1), wanted, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [3, 4, 10, 100])
 def test_a_simplex_has_one_angle_in_all_groups(num_classes):
     wanted = GOLDEN["etf_pairwise_angle_deg_K"][str(num_classes)]

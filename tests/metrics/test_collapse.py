@@ -64,6 +64,7 @@ def simplex(num_classes):
     return (np.eye(num_classes) - 1 / num_classes) * np.sqrt(num_classes / (num_classes - 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 @pytest.mark.parametrize("name", GOLDEN["feature_sets"])
 def test_equals_the_released_programs(x64, name, dtype):
@@ -90,6 +91,7 @@ def test_equals_the_released_programs(x64, name, dtype):
         np.testing.assert_allclose(value, {**zhu, **rhubarbwu}[metric], **tolerance, err_msg=metric)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prefix", "centre", "target"), [("NC", "balanced", None), ("ZNC", "origin", 0.0)])
 @pytest.mark.parametrize("classifier", ["W", "Q"])
 def test_equals_the_orthogonal_classifiers_program(x64, prefix, centre, target, classifier):
@@ -106,6 +108,7 @@ def test_equals_the_orthogonal_classifiers_program(x64, prefix, centre, target, 
         np.testing.assert_allclose(value, golden[metric], rtol=1e-5, atol=1e-7, err_msg=metric)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [FEW, MANY], ids=["few classes", "many classes"])
 def test_nc1_equals_its_definition_for_unequal_classes(x64, case):
     features, labels, frame, bias = gaussian_classes(**case)
@@ -139,6 +142,7 @@ def test_nc1_in_float32_for_nearly_dependent_means(condition):
     np.testing.assert_allclose(within_class_collapse(stats), expected, rtol=1e-7 * condition + 1e-5)
 
 
+@pytest.mark.slow
 def test_perfect_collapse_is_zero_also_with_unequal_classes(x64):
     rotation, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 4)))
     vectors = jnp.asarray(rotation @ simplex(4))
@@ -155,6 +159,7 @@ def test_perfect_collapse_is_zero_also_with_unequal_classes(x64):
     assert agreement(features, vectors, centring_bias, stats.means).compute() == 1
 
 
+@pytest.mark.slow
 def test_the_golden_simplex(x64):
     vectors = jnp.array(GOLDEN["perfect_simplex_K4"]["E"])
     np.testing.assert_allclose(etf_distance(vectors), 0, atol=1e-12)
@@ -162,12 +167,14 @@ def test_the_golden_simplex(x64):
     np.testing.assert_allclose(self_duality(vectors, stats), 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_least_and_the_most_that_etf_distance_says(x64):
     np.testing.assert_allclose(etf_distance(jnp.ones((1, 3))), np.sqrt(2), rtol=1e-12)  # all classes in one place
     # An orthonormal frame: <I / sqrt(K), simplex Gram> = sqrt((K - 1) / K).
     np.testing.assert_allclose(etf_distance(jnp.eye(5)), np.sqrt(2 - 2 * np.sqrt(4 / 5)), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_absent_classes_are_as_if_they_did_not_exist(x64):
     features, labels, frame, bias = gaussian_classes(**FEW)
     stats = from_batch(features, labels, 3)
@@ -194,6 +201,7 @@ def test_rotation_scale_and_shift_change_nothing(x64):
         np.testing.assert_allclose(after[name], before[name], rtol=1e-9, err_msg=name)
 
 
+@pytest.mark.slow
 def test_jit_and_vmap_equal_the_plain_call(x64):
     draws = [gaussian_classes(**FEW, seed=seed) for seed in (3, 4)]
 
@@ -206,6 +214,7 @@ def test_jit_and_vmap_equal_the_plain_call(x64):
     jax.tree.map(lambda a, *b: np.testing.assert_allclose(a, jnp.stack(b), rtol=1e-12), together, *apart)
 
 
+@pytest.mark.slow
 def test_agreement_counts_what_a_loop_counts(x64):
     features, labels, frame, bias = gaussian_classes((20, 30, 10), dim=4)
     means = from_batch(features, labels, 3).means
@@ -228,6 +237,7 @@ def test_agreement_counts_what_a_loop_counts(x64):
     assert parts(Agreement(*map(jnp.stack, zip(first, second, strict=True)))) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_the_nearest_centre_as_a_linear_rule_agrees_with_itself(offset):
     """The centre with the least ||h - mu|| has the largest mu^T h - ||mu||^2 / 2, wherever the centres are."""
@@ -271,6 +281,7 @@ def test_undefined_metrics_are_nan_and_never_raise(features, labels):
         assert jnp.isfinite(metrics[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_merged_classes_make_cdnv_infinite_and_leave_the_others_finite(offset):
     features = jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [5.0, 0.0], [5.0, 2.0]]) + offset
@@ -293,6 +304,7 @@ def test_the_geometry_of_vectors_has_gradients_also_where_a_class_is_absent(metr
     assert not gradient[:, 1].any()
 
 
+@pytest.mark.slow
 def test_bfloat16_classifiers_are_measured_in_float32():
     features, labels, frame, bias = gaussian_classes(**FEW, dtype=jnp.bfloat16)
     stats = from_batch(features, labels, 3)
@@ -317,6 +329,7 @@ def test_scale_matters_to_no_metric_in_float32(scale):
     assert agreed == agreement(features, frame, None, from_batch(features, labels, 3).means)
 
 
+@pytest.mark.slow
 def test_without_a_classifier_its_metrics_are_left_out():
     features, labels, frame, _ = gaussian_classes(**FEW, dtype=jnp.float32)
     stats = from_batch(features, labels, 3)
@@ -336,6 +349,7 @@ def test_a_frame_may_be_given_as_rows():
         collapse_metrics(stats, frame, bias, rows=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_classes", "dim"), [(10, 3), (40, 20)])
 def test_the_least_distance_where_no_simplex_fits(x64, num_classes, dim):
     """Attained by the projection of a simplex to d dimensions."""
@@ -346,6 +360,7 @@ def test_the_least_distance_where_no_simplex_fits(x64, num_classes, dim):
 
 
 # The library's own error messages, without the shape checks that the tests install around every function.
+@pytest.mark.slow
 def test_errors_say_what_was_expected_and_what_came():
     stats, frame = ClassStatistics.init(4, 3), jnp.ones((3, 4))
     with pytest.raises(ValueError, match="variant must be one of pinv, quotient, cdnv; got 'svd'"):

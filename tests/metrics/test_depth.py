@@ -32,6 +32,7 @@ def measured(layers, labels):
     return collapse_by_depth(stats, {name: parts[0][name].merge(parts[1][name]) for name in stats})
 
 
+@pytest.mark.slow
 def test_every_layer_equals_numpy():
     found = measured(LAYERS, LABELS)
     used, labels = LABELS >= 0, LABELS[LABELS >= 0]
@@ -49,6 +50,7 @@ def test_every_layer_equals_numpy():
     assert found["nearest_centre_error"][-1] == found["cdnv"][-1] == 0 < found["nearest_centre_error"][0]
 
 
+@pytest.mark.slow
 def test_one_pass_leaves_the_error_out():
     stats = {"only": ClassStatistics.from_batch(np.eye(2), np.arange(2), 2, scatter=False)}
     assert collapse_by_depth(stats).keys() == {"cdnv", "quotient"}

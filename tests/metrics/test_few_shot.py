@@ -33,6 +33,7 @@ def test_one_left_out_of_two_is_a_task_that_numpy_can_repeat():
     np.testing.assert_allclose(found.standard_error, np.std(found.errors, ddof=1) / 8, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_more_shots_help_and_collapsed_classes_need_one():
     one, five = (errors(FEATURES, LABELS, num_classes=K, shots=n, key=jax.random.key(0), draws=64) for n in (1, 5))
     assert float(five.mean) < float(one.mean) - 3 * float(one.standard_error)
@@ -48,6 +49,7 @@ def test_a_task_of_two_of_five_equal_classes_is_chance():
     assert np.isclose(np.asarray(found.errors) * 18, np.round(np.asarray(found.errors) * 18), atol=1e-4).all()
 
 
+@pytest.mark.slow
 def test_padding_and_classes_with_few_examples_are_not_drawn():
     """A class of one example and rows of padding far away would change every answer."""
     features = np.concatenate([FEATURES, np.full((4, DIM), np.nan, np.float32)])
@@ -58,6 +60,7 @@ def test_padding_and_classes_with_few_examples_are_not_drawn():
     assert float(found.mean) < 0.5
 
 
+@pytest.mark.slow
 def test_what_does_not_exist_is_nan():
     found = errors(FEATURES, np.zeros(N, int), num_classes=K, shots=2, key=jax.random.key(0), draws=3)
     assert np.isnan(found.errors).all()

@@ -42,6 +42,7 @@ def duality(stats, frame):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN["feature_sets"])
 def test_equals_the_released_program(x64, name):
     data, rhubarbwu = GOLDEN["feature_sets"][name], GOLDEN["rhubarbwu_metrics"][name]
@@ -71,6 +72,7 @@ def collapsed(absent=False):
     return from_batch(jnp.asarray(features), labels, 7 if absent else 6)
 
 
+@pytest.mark.slow
 def test_at_collapse_gaps_are_zero(x64):
     stats = collapsed()
     metrics = measure(stats, jnp.asarray(0.5 * CROSS), None)
@@ -87,6 +89,7 @@ def test_at_collapse_gaps_are_zero(x64):
         np.testing.assert_allclose(metrics[name], 0, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.slow
 def test_absent_classes_and_no_classifier(x64):
     narrow, wide = measure(collapsed()), measure(collapsed(absent=True))
     assert wide["num_present"] == 6
@@ -95,6 +98,7 @@ def test_absent_classes_and_no_classifier(x64):
         np.testing.assert_allclose(wide[name], narrow[name], rtol=1e-12, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.slow
 def test_shared_names_have_shared_values():
     features, labels = np.float32(np.random.default_rng(0).normal(size=(12, 3))), np.arange(12) % 6
     stats = jax.jit(ClassStatistics.from_batch, static_argnums=2)(features, labels, 6)
@@ -109,6 +113,7 @@ def test_shared_names_have_shared_values():
         generalized_collapse_metrics(stats, None, bias)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", [0.0, np.nan])
 def test_undefined_metrics_are_nan_and_never_raise(spoil):
     stats = from_batch(jnp.full((4, 3), spoil), jnp.array([0, 0, 1, 1]), 6)
@@ -140,6 +145,7 @@ def test_no_vectors_are_nearer_to_a_simplex_than_the_floor(x64, num_classes, dim
         etf_distance_floor(1, 2)
 
 
+@pytest.mark.slow
 def test_what_angles_say_without_room_for_a_simplex(x64):
     """The values that the docstrings of equiangle and maximal_angle give."""
     num_classes, dim = 12, 7
@@ -157,6 +163,7 @@ def test_what_angles_say_without_room_for_a_simplex(x64):
     assert least_found(maximal_angle, 5, 2) > (5 - 1 - 2) / (5 - 1) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", [etf_distance, equiangle, maximal_angle, partial(maximal_angle, signed=True)])
 def test_distances_and_angles_in_parts(x64, monkeypatch, metric):
     vectors = jnp.asarray(np.random.default_rng(2).normal(size=(3, 11)))

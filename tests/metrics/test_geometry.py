@@ -55,6 +55,7 @@ def index_by_definition(features, labels, centre="sample"):
     return 1 - np.trace(np.linalg.pinv(within + between, rcond=1e-12, hermitian=True) @ between) / rank
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("centre", CENTRES)
 @pytest.mark.parametrize("case", [FEW, MANY], ids=["few classes", "many classes"])
 def test_index_equals_its_definition(x64, case, centre):
@@ -154,6 +155,7 @@ def test_a_small_index_keeps_its_digits_in_float32(width):
     np.testing.assert_allclose(found, expected, rtol=1e-3 if width > 1e-4 else 3e-2)
 
 
+@pytest.mark.slow
 def test_the_extremes_of_the_index(x64):
     labels = jnp.array([0, 0, 0, 1, 2, 2])
     points = 3 * simplex_etf(3, 4, key=jax.random.key(0), dtype=jnp.float64).T[labels] + 10
@@ -166,6 +168,7 @@ def test_the_extremes_of_the_index(x64):
     assert 1 - 1e-9 < found <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_index_is_zero_where_a_linear_map_tells_all_examples_apart(x64, dtype):
     features = jnp.asarray(np.random.default_rng(0).normal(size=(12, 20)), dtype)
@@ -240,6 +243,7 @@ def test_ranks_equal_numpy_at_any_scale_in_float32(singular, shape, scale):
     assert 1 - 1e-5 < stable <= effective * (1 + 1e-5) <= len(singular) * (1 + 1e-4)
 
 
+@pytest.mark.slow
 def test_the_tolerance_of_the_rank(x64):
     matrix = jnp.array(matrix_with([4.0, 2.0, 1e-3, 1e-9]))
     assert [int(numerical_rank(matrix, tolerance)) for tolerance in (None, 1e-6, 0.1, 0.6, 1.5)] == [4, 3, 2, 1, 0]
@@ -250,6 +254,7 @@ def test_the_tolerance_of_the_rank(x64):
         assert numerical_rank(values) == np.linalg.matrix_rank(np.asarray(values)) == expected
 
 
+@pytest.mark.slow
 def test_ranks_of_nothing():
     for matrix in (jnp.zeros((3, 4)), jnp.eye(3).at[0, 1].set(jnp.nan), jnp.eye(3).at[0, 1].set(jnp.inf)):
         assert numerical_rank(matrix) == 0
@@ -334,6 +339,7 @@ def test_scale_and_rotation_do_not_change_the_distance(x64):
     np.testing.assert_allclose(etf_distance(jnp.array(moved)), etf_distance(jnp.array(vectors)), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_absent_columns_are_as_if_they_did_not_exist(x64):
     vectors = jnp.array(np.random.default_rng(0).normal(size=(6, 4)))
     places = jnp.array([0, 2, 3, 6])
@@ -352,6 +358,7 @@ def test_undefined_distances_are_nan():
     assert jnp.isnan(etf_distance(jnp.eye(3), jnp.zeros(3, bool)))
 
 
+@pytest.mark.slow
 def test_distance_under_vmap_and_in_bfloat16():
     stack = jax.random.normal(jax.random.key(0), (3, 6, 4))
     np.testing.assert_allclose(jax.vmap(nearest_etf_distance)(stack), [etf_distance(x) for x in stack], rtol=1e-6)
@@ -361,6 +368,7 @@ def test_distance_under_vmap_and_in_bfloat16():
     np.testing.assert_allclose(found, etf_distance(narrow.astype(jnp.float32)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_distance_has_gradients_also_where_a_class_is_absent(x64):
     vectors = jax.random.normal(jax.random.key(0), (6, 5)).at[:, 1].set(0)
     present = jnp.arange(5) != 1

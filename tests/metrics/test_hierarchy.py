@@ -21,6 +21,7 @@ LABELS = jnp.asarray(CASE["y"])
 TOP = (1, 2, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["plain", "crm"])
 def test_the_released_programs_metrics(rule):
     scores = jnp.log(jnp.maximum(jnp.asarray(CASE["P"], jnp.float32), 1e-30))
@@ -34,6 +35,7 @@ def test_the_released_programs_metrics(rule):
         np.testing.assert_allclose(found[f"ahd@{k}"], golden[f"AHD@{k}"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_batches_and_padding():
     rng = np.random.default_rng(0)
     scores, labels = rng.normal(size=(30, 4)).astype(np.float32), rng.integers(0, 4, 30).astype(np.int32)
@@ -63,6 +65,7 @@ def test_batches_and_padding():
     np.testing.assert_allclose(found["rank_severity"], ((discounted - low) / (high - low)).mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_rank_aware_severity_knows_the_order_and_ahd_does_not():
     good, bad = jnp.array([[4.0, 3.0, 2.0, 1.0]]), jnp.array([[4.0, 2.0, 3.0, 1.0]])
     scores = [HierarchyStatistics.from_batch(z, jnp.array([0]), DISTANCES, (3,)).compute((3,)) for z in (good, bad)]
@@ -70,6 +73,7 @@ def test_the_rank_aware_severity_knows_the_order_and_ahd_does_not():
     assert scores[0]["rank_severity"] == 0 < scores[1]["rank_severity"]
 
 
+@pytest.mark.slow
 def test_no_mistake_has_no_severity():
     found = HierarchyStatistics.from_batch(jnp.eye(4), jnp.arange(4), DISTANCES, (1,)).compute((1,))
     assert found["top1"] == 1
@@ -84,12 +88,14 @@ def test_there_are_no_more_predictions_than_classes(top):
     assert [usual_top(count) for count in (2, 5, 20)] == [(1,), (1, 5), (1, 5, 20)]
 
 
+@pytest.mark.slow
 def test_the_rank_aware_severity_does_not_depend_on_the_ks():
     scores, labels = jax.random.normal(jax.random.key(0), (9, 4)), jnp.arange(9) % 4
     one, other = (HierarchyStatistics.from_batch(scores, labels, DISTANCES, top).rank_sum for top in ((1,), TOP))
     assert one == other
 
 
+@pytest.mark.slow
 def test_devices_merge():
     scores = jax.random.normal(jax.random.key(0), (2, 6, 4))
     labels = jax.random.randint(jax.random.key(1), (2, 6), 0, 4)
@@ -100,6 +106,7 @@ def test_devices_merge():
         np.testing.assert_allclose(one, other[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_collapse_onto_the_frame():
     golden = GOLDEN["haf_nc_metrics"]
     means, frame = jnp.asarray(golden["M"], jnp.float32).T, jnp.asarray(golden["W"], jnp.float32).T

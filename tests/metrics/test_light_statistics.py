@@ -29,6 +29,7 @@ def gathered(features, labels, scatter):
     return merged, reduced, scanned
 
 
+@pytest.mark.slow
 def test_light_statistics_equal_full_ones_but_for_the_scatter(x64):
     features, labels = draw()
     full, light = (jax.jit(gathered, static_argnums=2)(features, labels, scatter) for scatter in (True, False))
@@ -43,6 +44,7 @@ def test_light_statistics_equal_full_ones_but_for_the_scatter(x64):
         np.testing.assert_allclose(part.global_mean, whole.compute().global_mean, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_features_of_a_wide_layer_need_no_square_matrix():
     """A scatter would take 17 GB here."""
     rng = np.random.default_rng(1)

@@ -31,6 +31,7 @@ def assert_sums_close(found, expected, rtol=1e-12):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-13), found, expected)
 
 
+@pytest.mark.slow
 def test_margins_equal_a_loop(x64):
     features, frame, labels = random_problem()
     used = labels >= 0
@@ -48,6 +49,7 @@ def test_margins_equal_a_loop(x64):
     np.testing.assert_array_equal(found > 0, right)
 
 
+@pytest.mark.slow
 def test_a_tiny_case_by_hand():
     logits = jnp.array([[2.0, 5.0, 1.0], [2.0, 5.0, 1.0], [4.0, 4.0, 0.0], [2.0, 5.0, 1.0]])
     # Only running code can meet a label that is no class.
@@ -57,6 +59,7 @@ def test_a_tiny_case_by_hand():
     np.testing.assert_allclose(found, [-0.2, 0.2], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_classes", "dim"), [(2, 1), (10, 9), (100, 128)])
 def test_the_margin_of_perfect_collapse(num_classes, dim):
     frame = simplex_etf(num_classes, dim, key=jax.random.key(0))
@@ -67,6 +70,7 @@ def test_the_margin_of_perfect_collapse(num_classes, dim):
     np.testing.assert_allclose(swapped, -num_classes / (num_classes - 1), rtol=3e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_lengths_do_not_matter_to_cosine_margins(scale):
     features, frame, labels = (jnp.asarray(array) for array in random_problem())
@@ -117,6 +121,7 @@ def test_one_example_has_a_mean_and_no_spread():
     assert found.standard_deviation == 0
 
 
+@pytest.mark.slow
 def test_is_a_commutative_monoid_and_merging_equals_one_pass(x64):
     features, frame, labels = random_problem(num_examples=60)
     labels = jnp.array(labels).at[20:30].set(-1)
@@ -133,6 +138,7 @@ def test_is_a_commutative_monoid_and_merging_equals_one_pass(x64):
     assert_sums_close(reduced(jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)), whole)
 
 
+@pytest.mark.slow
 def test_devices_together_equal_one(x64):
     features, frame, labels = random_problem(num_examples=64)
     labels = jnp.array(labels)
@@ -160,6 +166,7 @@ def test_nearly_equal_float32_margins_keep_their_deviation():
     np.testing.assert_allclose(merged.compute().standard_deviation, expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_diverged_example_shows_and_an_empty_stream_is_nan():
     good = from_batch(jnp.array([0.5, 1.0]), jnp.array([0, 1]))
     bad = from_batch(jnp.array([jnp.nan, 1.0]), jnp.array([0, 1]))
@@ -179,6 +186,7 @@ def test_a_diverged_example_shows_and_an_empty_stream_is_nan():
         assert all(jnp.isnan(value) for value in sums.compute())
 
 
+@pytest.mark.slow
 def test_vmap_over_runs_equals_each_run(x64):
     runs = [random_problem(seed=seed) for seed in (1, 2)]
 
@@ -190,6 +198,7 @@ def test_vmap_over_runs_equals_each_run(x64):
     assert_sums_close(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *apart))
 
 
+@pytest.mark.slow
 def test_cosine_margins_have_a_gradient_that_keeps_the_length():
     features, frame, labels = (jnp.asarray(array) for array in random_problem())
     used = labels >= 0

@@ -44,6 +44,7 @@ def expected(features, tags, multiplicity):
     return own / others, np.linalg.norm(left - scale * right) / np.linalg.norm(left), scale, len(sets)
 
 
+@pytest.mark.slow
 def test_collapse_is_zero_for_every_number_of_tags():
     multiplicities, (angles, distances, scales, counts) = measured(np.float32(COLLAPSED))
     assert multiplicities == (2, 3)
@@ -71,6 +72,7 @@ def test_a_length_of_its_own_is_no_collapse():
     assert distances[1] < 1e-6
 
 
+@pytest.mark.slow
 def test_a_set_counts_if_its_tags_occur_alone():
     kept = ~(np.eye(K, dtype=bool)[3] == TAGS).all(axis=1)  # tag 3 never occurs alone
     without = np.concatenate([TAGS[kept], np.zeros((2, K), bool)])  # examples without a tag are padding
@@ -82,6 +84,7 @@ def test_a_set_counts_if_its_tags_occur_alone():
         np.testing.assert_allclose([column[place] for column in columns], wanted, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_does_not_exist_is_nan():
     several = TAGS.sum(axis=1) > 1
     _, (angles, distances, scales, counts) = measured(COLLAPSED[several], TAGS[several])  # no tag alone

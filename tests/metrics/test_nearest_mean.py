@@ -11,6 +11,7 @@ FEATURES, MEANS = GENERATOR.normal(size=(30, 5)), GENERATOR.normal(size=(5, 4))
 DISTANCES = np.linalg.norm(FEATURES[:, :, None] - MEANS, axis=1)
 
 
+@pytest.mark.slow
 def test_the_largest_score_is_the_smallest_distance():
     scores = np.asarray(nearest_mean_scores(FEATURES, MEANS))
     np.testing.assert_array_equal(np.argsort(-scores, axis=1), np.argsort(DISTANCES, axis=1))

@@ -91,11 +91,13 @@ def check(found, wanted, **tolerance):
         np.testing.assert_allclose(values, wanted[name], err_msg=name, **tolerance)
 
 
+@pytest.mark.slow
 def test_equals_numpy_and_scikit_learn(x64):
     found = scores(FEATURES, LABELS, FRAME, BIAS, LOGITS, OUTLIERS, STRANGE)
     check(found, expected(FEATURES, OUTLIERS), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_float32_keeps_its_digits_far_from_the_origin():
     """A thousand times the spread away, where squares about the origin lose six digits."""
     far = [np.float32(part + 1e3) for part in (FEATURES, OUTLIERS)]
@@ -118,6 +120,7 @@ def test_the_scale_of_the_features_does_no_harm(scale):
         np.testing.assert_allclose(found[name], wanted[name], rtol=2e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_padding_is_no_example():
     padded = [np.concatenate([part, np.full((3, part.shape[1]), np.nan)]) for part in (FEATURES, LOGITS)]
     labels = np.concatenate([LABELS, [-1, -1, -1]])
@@ -134,6 +137,7 @@ def test_orthogonality_is_that_of_the_released_package(x64, name):
     np.testing.assert_allclose(found, golden["nc5_ood_dev"], rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_collapsed_features_and_orthogonal_outliers():
     simplex = np.eye(DIM)[:, :K] - np.eye(DIM)[:, :K].mean(axis=1, keepdims=True)  # in the first K directions
     features, orthogonal = 2 * simplex.T[LABELS], np.eye(DIM)[K:]
@@ -146,6 +150,7 @@ def test_collapsed_features_and_orthogonal_outliers():
     np.testing.assert_allclose(nci(stats, simplex, features, features @ simplex), np.sqrt(1 - 1 / K), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_scores_of_logits(x64):
     temperature = 2.5
     energy = temperature * scipy.special.logsumexp(LOGITS / temperature, axis=1)
@@ -156,6 +161,7 @@ def test_scores_of_logits(x64):
     )
 
 
+@pytest.mark.slow
 def test_sure_predictions_keep_an_order():
     """Probabilities of 1 - 1e-9 to 1 - 1e-30 are all 1 in float32."""
     gaps = np.linspace(20, 69, 50, dtype=np.float32)

@@ -59,6 +59,7 @@ def test_equals_the_definitions(x64, shift, share):
     check(found, measured(FEATURES, TARGETS, weights.T, rows=True), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_unconstrained_optimum_is_collapsed():
     """Features Sigma^(1/2) - s I of whitened targets, with weights that share their singular vectors."""
     centred = TARGETS - TARGETS.mean(axis=0)
@@ -81,6 +82,7 @@ def test_scales_and_offsets_do_no_harm_in_float32(size, offset):
     check(found, wanted, gamma=1e-2, rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_batches_devices_and_padding_merge():
     padded = [np.concatenate([part, np.full((4, part.shape[1]), np.nan)]) for part in (FEATURES, TARGETS)]
     labels = np.where(np.arange(N + 4) < N, 7, -1)
@@ -102,6 +104,7 @@ def test_batches_devices_and_padding_merge():
         check(found, whole, rtol=1e-4)  # of the principal directions
 
 
+@pytest.mark.slow
 def test_what_does_not_exist_is_nan():
     names = {"nrc1", "nrc2", "nrc3", "gamma"}
     cases = {
@@ -118,6 +121,7 @@ def test_what_does_not_exist_is_nan():
         assert {name for name, value in found.items() if np.isnan(value)} == unknown, case
 
 
+@pytest.mark.slow
 def test_as_many_targets_as_dimensions_and_one_target():
     square = measured(TARGETS, TARGETS, RNG.normal(size=(NUM, NUM)))
     np.testing.assert_allclose([square["nrc1"], square["nrc2"]], 0, atol=1e-6)

@@ -171,6 +171,7 @@ def exponent(mean, frame, bias):
 # --- The numbers. ---
 
 
+@pytest.mark.slow
 def test_every_entry_is_that_of_numpy(case):
     found, arrays = case
     expected = oracle(*arrays)
@@ -255,6 +256,7 @@ def simplex(number, dim):
     return np.pad(np.linalg.svd(np.eye(number) - 1 / number)[0][:, : number - 1].T, ((0, dim - number + 1), (0, 0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "vectors"),
     [("few", simplex(5, 6)), ("many", np.hstack([np.eye(3), -np.eye(3)]))],
@@ -301,6 +303,7 @@ def whole():
     return report(*small())
 
 
+@pytest.mark.slow
 def test_batches_of_any_size_and_order_give_the_same(whole):
     features, labels, frame, bias = small()
     stream = Measurement(5, 6, frame.T, bias, rows=True)
@@ -311,6 +314,7 @@ def test_batches_of_any_size_and_order_give_the_same(whole):
     assert_same(stream.report(), whole)
 
 
+@pytest.mark.slow
 def test_other_dtypes_give_the_same(whole):
     features, labels, frame, bias = small()
     for dtype in (np.float16, jnp.bfloat16):
@@ -327,6 +331,7 @@ def test_a_memory_map_is_read_in_pieces(whole, tmp_path, monkeypatch):
     assert_same(report(np.load(tmp_path / "features.npy", mmap_mode="r"), labels, frame, bias), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_classifier", [False, True])
 def test_far_from_the_origin_every_example_is_compared_as_nearby(with_classifier):
     """The class means are rounded to 0.06 there."""
@@ -376,6 +381,7 @@ def test_features_alone_have_all_but_the_classifier(whole):
     assert found["margin_cosine_min"].value == pytest.approx(np.min(margins), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_many_dimensions_need_no_scatter(whole, monkeypatch):
     monkeypatch.setattr(measurement, "MOST_DIMENSIONS", 5)
     found = report(*small())
@@ -394,6 +400,7 @@ def test_the_first_pass_alone_gives_what_it_can(whole):
     assert set(stream.report(geometry=False)) == {name for name in found if found[name].group == "NC1"}
 
 
+@pytest.mark.slow
 def test_labels_that_begin_at_one_are_told(whole):
     features, labels, _, _ = small()
     assert "(0, 3; subtract 1 from labels that begin at 1)" in " ".join(report(features, labels + 1).notes)

@@ -73,6 +73,7 @@ def test_equals_the_definition_in_float32():
     assert_same(stats, by_definition(features, labels, NUM_CLASSES), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN["feature_sets"])
 def test_equals_the_released_programs(x64, name):
     data, zhu = GOLDEN["feature_sets"][name], GOLDEN["tding1_metrics"][name]
@@ -90,6 +91,7 @@ def test_equals_the_released_programs(x64, name):
     )
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32 - 1))
 def test_is_a_commutative_monoid(x64, seed):
     a, b, c = (from_batch(*draw([seed, part])) for part in range(3))
@@ -100,6 +102,7 @@ def test_is_a_commutative_monoid(x64, seed):
     assert_same(merge(empty, a), a, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32 - 1), order=st.permutations(range(3 * BATCH)))
 def test_order_and_batches_do_not_matter(x64, seed, order):
     features, labels = draw(seed, num=3 * BATCH)
@@ -109,6 +112,7 @@ def test_order_and_batches_do_not_matter(x64, seed, order):
     assert_same(stats, by_definition(features, labels, NUM_CLASSES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [5, 40, 100])
 def test_batches_smaller_and_larger_than_the_number_of_classes(x64, num_classes):
     """Sums go by class, or by first example; by a product, or row by row."""
@@ -121,6 +125,7 @@ def test_batches_smaller_and_larger_than_the_number_of_classes(x64, num_classes)
         assert_same(stats, exact, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_a_mean_is_not_touched_by_batches_of_other_classes():
     stats = ClassStatistics.from_batch(jnp.full((1, 2), 0.1), jnp.array([3]), 200)
     more = update(stats, jnp.full((2, 2), 1e30), jnp.array([0, -1]))
@@ -129,6 +134,7 @@ def test_a_mean_is_not_touched_by_batches_of_other_classes():
     assert more.counts.sum() == 2
 
 
+@pytest.mark.slow
 def test_padding_is_ignored_whatever_it_holds(x64):
     features, labels = draw(1, num=10)
     garbage = jnp.array([[jnp.nan] * DIM, [jnp.inf] * DIM, [1e300] * DIM])
@@ -138,6 +144,7 @@ def test_padding_is_ignored_whatever_it_holds(x64):
     assert padded.without_class == 0
 
 
+@pytest.mark.slow
 def test_labels_that_are_no_class_are_counted_under_jit(x64):
     features, labels = draw(1, num=10)
     nowhere = jnp.array([-2, NUM_CLASSES, 2**31 - 1])
@@ -148,6 +155,7 @@ def test_labels_that_are_no_class_are_counted_under_jit(x64):
     assert collapse_metrics(both)["without_class"] == 3
 
 
+@pytest.mark.slow
 def test_an_empty_stream_has_no_means():
     stats = ClassStatistics.init(NUM_CLASSES, DIM).update(jnp.ones((2, DIM)), jnp.array([-1, -1]))
     moments = stats.compute()
@@ -157,6 +165,7 @@ def test_an_empty_stream_has_no_means():
     assert not stats.centred_means().any()
 
 
+@pytest.mark.slow
 def test_the_centres(x64):
     features, labels = jnp.array([[0.0], [0.0], [0.0], [4.0]]), jnp.array([0, 0, 0, 2])
     stats = ClassStatistics.from_batch(features, labels, 3)
@@ -206,6 +215,7 @@ def test_the_scale_of_float32_features_does_not_matter(scale):
     np.testing.assert_allclose(np.float64(stats.class_scatter), exact[3] * (scale * size) ** 2, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_common_offset_does_not_matter():
     """The class means are rounded to 0.06 there, six times the deviation; their differences are not."""
     rng = np.random.default_rng(3)
@@ -227,6 +237,7 @@ def test_a_common_offset_does_not_matter():
         np.testing.assert_allclose(within_class_collapse(stats), nc1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_collapsed_classes_far_from_the_origin_have_no_scatter():
     """About means of plain float32 sums, off by 0.04 here, it would be 2e-3 per example."""
     centres = np.float32([[12345.67], [12346.89], [12344.56]])
@@ -244,6 +255,7 @@ def test_centred_means_have_their_mean_at_zero_far_from_the_origin():
         np.testing.assert_allclose(rest, 0, atol=1e-6)  # of 1e4, one float32 unit is 1e-3
 
 
+@pytest.mark.slow
 def test_one_large_float32_batch_keeps_its_means():
     """A running float32 sum of these would be off by 2e-6 of the mean."""
     features = np.float32(1e3 + np.random.default_rng(4).normal(size=(100_000, 1)))
@@ -281,6 +293,7 @@ def vmapped(function):
     return jax.jit(jax.vmap(function, axis_name="devices", out_axes=None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapped", [shard_mapped, pmapped, vmapped])
 def test_devices_together_equal_one(x64, mapped):
     num_devices = jax.device_count()
@@ -297,6 +310,7 @@ def test_devices_together_equal_one(x64, mapped):
     assert_same(together, from_batch(features, labels))
 
 
+@pytest.mark.slow
 def test_scan_under_jit_equals_one_batch(x64):
     features, labels = draw(6, num=24)
 
@@ -308,6 +322,7 @@ def test_scan_under_jit_equals_one_batch(x64):
     assert_same(stream(features.reshape(4, 6, DIM), labels.reshape(4, 6)), from_batch(features, labels))
 
 
+@pytest.mark.slow
 def test_vmap_over_runs(x64):
     runs = [draw(seed) for seed in (7, 8)]
     stacked = jax.vmap(from_batch)(*map(jnp.stack, zip(*runs, strict=True)))
@@ -376,6 +391,7 @@ def test_too_few_classes_are_refused_and_not_cut():
         ClassStatistics.from_batch(np.ones((1000, 2)), np.arange(1000), 100)
 
 
+@pytest.mark.slow
 def test_lists_and_numpy_arrays_are_read():
     stats = ClassStatistics.from_batch([[1, 2], [3, 4]], [0, 1], 2)
     assert stats.means.tolist() == [[1.0, 3.0], [2.0, 4.0]]

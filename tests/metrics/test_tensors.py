@@ -193,6 +193,7 @@ def test_every_public_name_has_a_case():
     assert not set(metrics.__all__) - set(CASES) - NO_ARRAYS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(CASES) & set(metrics.__all__)))
 def test_a_tensor_gives_the_numbers_of_an_array(name):
     expected = jax.tree.leaves(CASES[name](lambda array: array))

@@ -48,6 +48,7 @@ def draw(shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HUG)
 def test_equals_the_released_programs(x64, name):
     data, rhubarbwu = GOLDEN["feature_sets"][name], GOLDEN["rhubarbwu_metrics"][name]
@@ -95,6 +96,7 @@ def test_the_least_energy_is_that_of_the_classes_that_count(x64):
     assert jnp.isnan(gap_of(vectors, 2.0, present=np.arange(8) < 1).energy)
 
 
+@pytest.mark.slow
 def test_a_reference_takes_the_place_of_an_unknown_least_energy(x64):
     vectors, other = draw((4, 31)), draw((4, 31), seed=1)
     assert jnp.isnan(gap_of(vectors, 1.0).relative)
@@ -121,6 +123,7 @@ def test_equal_directions_have_infinite_energy_and_variance():
     np.testing.assert_allclose(moments(vectors, -1.0), (-(2**1.5) / 3, 4 / 9), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_narrow_vectors_vmap_and_errors():
     runs = jnp.asarray(draw((2, 3, 6)), jnp.bfloat16)
     together = jax.vmap(lambda run: kernel_moments(run, 2.0))(runs)
@@ -140,6 +143,7 @@ def directions_of(sizes, dim=3):
     return features / np.linalg.norm(features, axis=1, keepdims=True), labels
 
 
+@pytest.mark.slow
 def test_the_uniformity_gap_is_a_difference_of_means_over_pairs(x64):
     units, labels = directions_of((4, 1, 3, 5))
     stats = from_batch(units, labels, 6)  # two classes are absent, one has one example
@@ -160,6 +164,7 @@ def test_at_collapse_the_uniformity_gap_is_the_largest(x64):
     np.testing.assert_allclose(found, (-0.45, 0, -0.45), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_uniformity_gap_is_nan_for_what_is_no_direction():
     units, labels = directions_of((4, 2, 3))
     units = jnp.asarray(units, jnp.bfloat16)

@@ -36,6 +36,7 @@ def measured(features, labels=LABELS, frame=FRAME, num_classes=K):
     return {name.removeprefix("zero_mean_"): float(value) for name, value in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classifier", ["W", "Q"])
 def test_equals_the_released_program(x64, classifier):
     golden, frame = GOLDEN[f"ZNC_with_{classifier}"], np.array(GOLDEN[classifier]).T
@@ -54,6 +55,7 @@ def test_equals_the_released_program(x64, classifier):
     assert 1 - nearest.compute() == golden["ncc"]
 
 
+@pytest.mark.slow
 def test_everything_is_zero_at_collapse_and_the_usual_metrics_cannot_tell():
     collapsed = 7 * np.asarray(FRAME).T[LABELS]
     found = measured(collapsed)
@@ -113,6 +115,7 @@ def test_what_does_not_exist_is_nan(features, labels, frame, unknown):
 # --- With the examples themselves. ---
 
 
+@pytest.mark.slow
 def test_the_nearest_centre_is_found_by_distance_whatever_the_offset():
     rng = np.random.default_rng(1)
     means, labels = rng.normal(size=(DIM, K)), np.where(np.arange(N) < 35, LABELS, -1)
@@ -135,6 +138,7 @@ def test_an_example_that_is_not_finite_has_no_nearest_centre():
     assert nearest_centre_accuracy(jnp.full((2, 3), jnp.nan), jnp.array([0, 0]), jnp.eye(3)).agree == 0
 
 
+@pytest.mark.slow
 def test_occupancy_is_the_share_of_each_examples_squared_length(x64):
     owners = np.asarray(owner(FRAME))
     shares = np.stack([np.sum(NOISE[:, owners == k] ** 2, axis=1) for k in range(K)], axis=1)

@@ -34,6 +34,7 @@ def num_params(backbone, num_classes, side):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "published"),
     [  # with a classifier of 1000 classes, torchvision's documentation of its models
@@ -157,6 +158,7 @@ def test_gradients_are_finite_and_reach_every_kernel(tiny):
         assert path[-1] != "kernel" or np.any(leaf != 0), path
 
 
+@pytest.mark.slow
 def test_padding_does_not_count(tiny):
     _, variables, images, run, (features, updated, gradient) = tiny
     garbage = np.where(MASK[:, None, None, None], images, np.float32(1e3))
@@ -190,6 +192,7 @@ def test_bfloat16_is_for_computing_and_float32_for_keeping(tiny):
     assert all("bf16" in line for line in products)
 
 
+@pytest.mark.slow
 def test_eight_devices_share_their_batch_statistics():
     """Features and statistics are the same on eight devices, though two of them hold nothing but padding."""
     case = CASES["WideResNet"]

@@ -99,6 +99,7 @@ def test_the_catalogue_has_every_head():
     assert {name.split(",")[0].replace(" softmax", "_softmax").split(" ")[0] for name in HEADS} >= constructors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_classifies_batches_of_any_size(name):
     head = HEADS[name]

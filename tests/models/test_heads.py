@@ -218,6 +218,7 @@ def test_a_batch_of_padding_changes_nothing():
     assert np.isfinite(output.logits).all()
 
 
+@pytest.mark.slow
 def test_a_class_that_is_never_seen_keeps_training_sound():
     head = NearestHead(K)
     variables = init(head)
@@ -232,6 +233,7 @@ def test_a_class_that_is_never_seen_keeps_training_sound():
     assert variables["nearest"]["counts"][2] == 0
 
 
+@pytest.mark.slow
 def test_evaluation_uses_the_last_frame_and_changes_nothing():
     head = NearestHead(K)
     _, variables = run(head, BATCHES)
@@ -292,6 +294,7 @@ def test_a_random_initial_rotation_is_the_keys():
     assert np.max(np.abs(first - other)) > 0.1
 
 
+@pytest.mark.slow
 def test_without_an_initial_point_the_first_step_is_drawn_to_nothing():
     """Even with a very large proximal weight, the first frame is the nearest one to the class means alone."""
     heavy, light = (run(NearestHead(K, prox_weight=weight), BATCHES[:1])[0].frame for weight in (HEAVY, 0.0))
@@ -325,6 +328,7 @@ def test_later_steps_are_drawn_to_the_proximal_point(initial, prox_point):
 # --- Gradients. ---
 
 
+@pytest.mark.slow
 def test_gradients_flow_through_the_solve_unless_they_are_stopped():
     features, labels = BATCHES[1]
     _, variables = run(NearestHead(K), BATCHES[:1])
@@ -343,6 +347,7 @@ def test_gradients_flow_through_the_solve_unless_they_are_stopped():
     assert oracles.relative_error(jax.grad(with_constants)(features), other_gradient) < 1e-5
 
 
+@pytest.mark.slow
 def test_gradients_are_stopped_in_some_steps_only():
     features, labels = BATCHES[1]
     _, variables = run(NearestHead(K), BATCHES[:1])  # the next step is number 1
@@ -355,6 +360,7 @@ def test_gradients_are_stopped_in_some_steps_only():
         np.testing.assert_allclose(found, expected, atol=F32_EXACT)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_recipe():
     """Central differences of the NumPy recipe; the previous rotation is a constant, as it is in the head."""
     features, labels = BATCHES[1]
@@ -387,6 +393,7 @@ def step_below(head, weights, variables, features, labels):
     return jax.grad(loss, has_aux=True)(weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_devices", [2, 8])
 def test_devices_share_their_labels(num_devices):
     """Values and gradients are those of one device that sees the whole batch, wherever the classes fall."""

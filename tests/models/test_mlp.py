@@ -30,6 +30,7 @@ def test_equals_the_formula(hidden):
     assert (expected < 0).any(), "the features are linear"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "head", [LearnedHead(3), FixedHead(3, radius=5.0), NearestHead(3)], ids=lambda head: head.head.name
 )

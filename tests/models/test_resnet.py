@@ -90,6 +90,7 @@ def test_features_have_the_promised_dimension(resnet, size, dim):
     assert (features.shape, features.dtype) == ((3, dim), jnp.float32)
 
 
+@pytest.mark.slow
 def test_batch_statistics_change_in_training_only(tiny):
     model, variables, images, (features, updated) = tiny
     evaluated, after = jax.jit(lambda v, x: model.apply(v, x, mutable=["batch_stats"]))(variables, images)
@@ -178,6 +179,7 @@ def normalise_by_flax(inputs, cotangent):
     return outputs, statistics, gradient
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_batch_norm_is_that_of_flax():
     inputs, cotangent = 3 + 2 * jax.random.normal(jax.random.key(0), (2, 6, 5, 5, 4))
@@ -185,6 +187,7 @@ def test_batch_norm_is_that_of_flax():
     chex.assert_trees_all_close(found, expected, **FLAX)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_padding_does_not_count():
     inputs, cotangent = 3 + 2 * jax.random.normal(jax.random.key(0), (2, 6, 5, 5, 4))
@@ -195,6 +198,7 @@ def test_padding_does_not_count():
     chex.assert_trees_all_close((outputs[mask], statistics), expected[:2], **FLAX)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_devices_with_different_numbers_of_examples_weigh_accordingly():
     inputs, cotangent = 3 + 2 * jax.random.normal(jax.random.key(0), (2, 16, 5, 4))
@@ -212,6 +216,7 @@ def test_devices_with_different_numbers_of_examples_weigh_accordingly():
     assert not np.any(gradient[~mask])
 
 
+@pytest.mark.slow
 def test_a_batch_of_padding_leaves_the_running_statistics():
     outputs, statistics, _ = normalise(jnp.ones((4, 3)), jnp.zeros(4, bool))
     np.testing.assert_array_equal(statistics["mean"], np.zeros(3))
@@ -219,6 +224,7 @@ def test_a_batch_of_padding_leaves_the_running_statistics():
     assert np.all(np.isfinite(outputs))
 
 
+@pytest.mark.slow
 def test_channels_far_from_zero_keep_their_variance_once_their_mean_is_known():
     """In float32 the mean of squares minus the square of the mean is off by 10 to 100 percent here."""
     inputs = 3000 + jax.random.normal(jax.random.key(0), (256, 4, 4, 2))

@@ -53,6 +53,7 @@ def test_the_number_of_parameters():
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == GOLDEN["param_count_K3"]
 
 
+@pytest.mark.slow
 def test_padding_does_not_enter_the_statistics():
     layer, inputs = Transformation(), jax.random.normal(KEY, (5, 3))
     variables = layer.init(KEY, inputs)
@@ -80,6 +81,7 @@ def test_an_average_commutes_with_a_convolution_of_one_pixel():
         highest.apply(variables, jnp.zeros((2, 6)))
 
 
+@pytest.mark.slow
 def test_necks_follow_the_backbone():
     model = WithNeck(MLP((8,), 6), (Projection(4), Transformation()))
     found, variables = model.init_with_output(KEY, jnp.zeros((2, 5)))

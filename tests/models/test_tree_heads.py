@@ -35,6 +35,7 @@ def test_a_fixed_head_takes_the_frame():
         head.init(KEY, jnp.zeros((1, 2)))
 
 
+@pytest.mark.slow
 def test_a_tree_softmax_is_normalised_and_linear_up_to_a_constant():
     tree = LabelTree.from_edges(UNEVEN)
     head = TreeSoftmaxHead(tree)
@@ -48,6 +49,7 @@ def test_a_tree_softmax_is_normalised_and_linear_up_to_a_constant():
     np.testing.assert_allclose(output.logits[:, 4] - output.logits[:, 3], node[:, e] - node[:, d], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flamingo", "hafeature"])
 def test_a_classifier_per_level(kind):
     head = LevelsHead(TREE, kind)
@@ -73,6 +75,7 @@ def test_a_classifier_per_level(kind):
 BALANCED, UNBALANCED = TREE, LabelTree.from_edges(UNEVEN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tree", "dim"), [(BALANCED, 3), (BALANCED, 4), (BALANCED, 6), (UNBALANCED, 6)])
 def test_the_nearest_hierarchy_aware_frame(tree, dim):
     num_classes, wanted = len(tree.classes), similarity(tree.distances(), 2.0)
@@ -92,6 +95,7 @@ def test_the_nearest_hierarchy_aware_frame(tree, dim):
     np.testing.assert_allclose(evaluated.logits, features @ output.frame + output.bias, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_gamma_is_learned_through_the_inner_problem(x64):
     """The derivative of the loss in log gamma, against finite differences of the whole layer."""
     features, labels = batch()

@@ -102,6 +102,7 @@ def test_narrow_dtypes_are_solved_in_float32(dtype, expected):
     np.testing.assert_allclose(factor, oracles.polar_by_svd(np.asarray(matrix, float)), atol=F32_SOLUTION)
 
 
+@pytest.mark.slow
 def test_a_batch_is_solved_like_its_members(x64):
     matrices = np.random.default_rng(0).normal(size=(3, *SHAPE))
     for found, matrix in zip(jax.vmap(polar)(matrices), matrices, strict=True):

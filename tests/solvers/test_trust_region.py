@@ -67,6 +67,7 @@ def start(problem, seed=1):
     return np.linalg.qr(rng.normal(size=problem.manifold.shape))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(6, 1), (6, 3), (4, 4)], ids=str)
 def test_finds_the_eigenvectors(x64, shape):
     for seed in range(5):
@@ -87,6 +88,7 @@ def test_given_derivatives_take_the_same_path(x64):
     assert (found.iterations, found.inner_iterations) == (given.iterations, given.inner_iterations)
 
 
+@pytest.mark.slow
 def test_the_end_is_quadratic(x64):
     """Quadratic convergence: from four correct digits to fifteen in two iterations."""
     problem = brockett(6, 1)
@@ -106,6 +108,7 @@ def test_the_scale_of_the_cost_does_not_matter(x64, scale):
     assert scaled.status == Status.CONVERGED
 
 
+@pytest.mark.slow
 def test_float32_ends_at_its_rounding():
     problem = brockett(6, 1)
     single = [array.astype(np.float32) for array in (start(problem), *problem)]
@@ -146,6 +149,7 @@ def test_every_ending_is_reported(x64, status):
         np.testing.assert_allclose(found.value, problem.minimum, rtol=F64_VALUE)
 
 
+@pytest.mark.slow
 def test_a_wrong_gradient_does_not_converge(x64):
     """Steps up are refused until nothing is left to try; the point stays where it was."""
     problem = brockett(6, 1)
@@ -155,6 +159,7 @@ def test_a_wrong_gradient_does_not_converge(x64):
     np.testing.assert_allclose(found.point, init, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_inner_iterations", [3000, 1300])
 def test_a_converged_solve_has_a_small_gradient(x64, max_inner_iterations):
     """Also if the limit cuts some solves off, at a condition of 1e5."""
@@ -183,6 +188,7 @@ def test_a_converged_solve_has_a_small_gradient(x64, max_inner_iterations):
 # --- Under jax's transformations. ---
 
 
+@pytest.mark.slow
 def test_a_batch_is_solved_like_its_members(x64):
     problems = [brockett(6, 3, seed) for seed in range(4)]
     inits = np.stack([start(problem, seed) for seed, problem in enumerate(problems)])
@@ -198,6 +204,7 @@ def test_a_batch_is_solved_like_its_members(x64):
         assert together.iterations[number] == on_devices.iterations[number // 2, number % 2] == alone.iterations
 
 
+@pytest.mark.slow
 def test_arguments_may_be_trees(x64):
     problem = brockett(6, 1)
     found = jax.jit(

@@ -113,6 +113,7 @@ def test_batches_are_those_of_the_plan_and_name_their_clients():
 # --- Who takes part. ---
 
 
+@pytest.mark.slow
 def test_clients_are_drawn_uniformly_without_replacement():
     stream = dataclasses.replace(STREAM, per_round=2)
     rounds = [tuple(cut(stream, segment)[0]) for segment in range(2000)]
@@ -140,6 +141,7 @@ def test_a_client_that_drops_out_has_padding_and_one_always_stays():
     assert set(alone.tolist()) == {0, 1, 2, 3, 4}
 
 
+@pytest.mark.slow
 def test_stragglers_make_their_first_steps_only():
     stream = dataclasses.replace(STREAM, stragglers=0.5, local_epochs=2)
     whole = dataclasses.replace(STREAM, local_epochs=2)

@@ -71,6 +71,7 @@ def plan(config):
     return Plan(f"{config.seeds} runs", lambda: 10.0 * config.seeds, "steps")
 
 
+@pytest.mark.slow
 def test_a_run_has_the_presets_settings_and_the_flags():
     call("small", "--inner.rate", "0.25", "--workdir", "here")
     ((directory, config),) = found
@@ -252,6 +253,7 @@ def test_what_a_preset_varies_is_not_overridden(capsys):
     assert "backbone.final_dim is what this preset varies (d = K sets it to 10)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_comparisons_mistake_is_found_before_anything_is_written(tmp_path, capsys):
     for words, sentence in (
         (["--backbone.dim", "8"], "a simplex ETF of 10 classes needs dim >= 9; got dim=8"),
@@ -270,6 +272,7 @@ def test_a_comparisons_mistake_is_found_before_anything_is_written(tmp_path, cap
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_python_m_experiments_lists_what_there_is():
     done = subprocess.run(
         [sys.executable, "-m", "experiments"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120

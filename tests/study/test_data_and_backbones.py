@@ -128,6 +128,7 @@ def test_necks_stand_behind_any_network(neck, dim):
     assert features.shape == (2, dim)
 
 
+@pytest.mark.slow
 def test_the_neck_relu_makes_features_non_negative():
     backbone = make_backbone(BackboneOptions(hidden=(5,), dim=12, neck="relu"), size=8)
     images = jax.random.normal(jax.random.key(1), (9, 64))

@@ -117,6 +117,7 @@ def test_many_bytes_are_gigabytes(scene, drawn):
     assert "dotted" not in drawn[0].get_suptitle()
 
 
+@pytest.mark.slow
 def test_variants_of_several_methods_have_panels_of_their_own(scene, drawn):
     federated_plots.accuracy_by_bytes(scene(variants=("even", "skewed")))
     titles = [axis.get_title() for axis in drawn[0].axes]

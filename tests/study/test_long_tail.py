@@ -125,6 +125,7 @@ def evaluation_of(means, frame, bias=None, confusion=None):
     return Evaluation({}, statistics, jnp.asarray(frame), jnp.zeros(len(labels)) if bias is None else bias, confusion)
 
 
+@pytest.mark.slow
 def test_a_collapsed_classifier_is_aligned_and_a_turned_one_is_not():
     groups = groups_of(tailed(DATA, TAIL, 0))
     assert {name: members.tolist() for name, members in groups.items()} == {

@@ -34,6 +34,7 @@ def run() -> Any:
     return trainer, trainer.init(TRAIN, seed=0)
 
 
+@pytest.mark.slow
 def test_the_middle_is_the_loss_of_the_run(run):
     trainer, state = run
     found = loss_surface(trainer, state, TRAIN, size=3, span=0.5)
@@ -53,6 +54,7 @@ def test_the_middle_is_the_loss_of_the_run(run):
     np.testing.assert_allclose(values[2, 1], expected(moved), rtol=1e-5)  # rows belong to the second direction
 
 
+@pytest.mark.slow
 def test_directions_have_the_norms_of_the_weights_of_each_output():
     params = {"dense": RNG.normal(size=(6, 3)), "conv": RNG.normal(size=(3, 3, 2, 4)), "bias": RNG.normal(size=3)}
     params = jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), params)
@@ -72,6 +74,7 @@ def points(dim, classes=4):
     return 5 * frame.T[labels], labels, frame
 
 
+@pytest.mark.slow
 def test_classes_have_one_colour_in_all_panels_and_a_name(tmp_path, drawn):
     panels = {name: points(2) for name in ("learned", "nearest")}
     uniformity_plots.feature_circle(tmp_path / "a.png", panels, "abcd")

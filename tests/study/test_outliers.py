@@ -51,6 +51,7 @@ def examples(features, labels):
     return outliers.Examples(features, features @ FRAME, 3 * np.linalg.norm(features, axis=1), labels)
 
 
+@pytest.mark.slow
 def test_every_score_has_its_numbers():
     labels = np.arange(60) % 3
     train, test = (examples(4 * FRAME.T[labels] + RNG.normal(size=(60, 8)), labels) for _ in range(2))

@@ -61,6 +61,7 @@ def test_a_state_far_from_the_others_is_left_out_of_a_linear_axis(tmp_path, draw
     assert [line.get_xdata().tolist() for line in drawn[0].axes[0].lines] == [[1, 2], [1, 2]]
 
 
+@pytest.mark.slow
 def test_matrices_name_their_classes(tmp_path, drawn):
     counts = np.array([[8, 2], [1, 9]])
     heat_maps.confusion(tmp_path / "a.svg", {"nearest": counts, "fixed": counts.T}, ("cat", "dog"))

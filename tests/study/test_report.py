@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from nc_jax.study import Table
 from nc_jax.study.report import Report
 
@@ -26,6 +28,7 @@ def test_the_text_has_everything_in_the_order_in_which_it_was_said(tmp_path, cap
     assert "nearest is sooner." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_reader_who_leaves_costs_no_results(tmp_path):
     program = (
         "import pathlib, sys\n"

@@ -74,6 +74,7 @@ def exact_accuracy(run: Run, radius: float) -> float:
     return safe.mean()
 
 
+@pytest.mark.slow
 def test_a_linear_network_keeps_the_accuracy_of_the_closed_form(linear_run):
     found = robust_accuracy(linear_run, OPTIONS)
     assert found["attacked"] == COUNT

@@ -16,6 +16,7 @@ def evaluation(means, frame, present):
     return Evaluation({}, stats, frame, jnp.zeros(frame.shape[1]))
 
 
+@pytest.mark.slow
 def test_gaps_are_zero_at_generalized_collapse():
     vectors = hyperspherical(10, 3, s=2.0)
     everyone = jnp.ones(10, bool)
@@ -24,6 +25,7 @@ def test_gaps_are_zero_at_generalized_collapse():
     np.testing.assert_allclose([gaps["energy_gap"], gaps["frame_gap"]], 0, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_absent_classes_leave_a_smaller_problem():
     """Four of five class means form a simplex, which is collapse of four classes; five class vectors do not."""
     four = jnp.concatenate([simplex_etf(4, 3), jnp.zeros((3, 1))], axis=1)
@@ -38,6 +40,7 @@ def test_the_least_energy_of_a_simplex_does_not_depend_on_the_dimension():
     assert least_known_energy(10, 3) > 0.45
 
 
+@pytest.mark.slow
 def test_one_class_has_no_energy():
     one = simplex_etf(4, 3)
     gaps = energy_gaps(evaluation(one, one, jnp.arange(4) < 1))

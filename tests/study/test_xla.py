@@ -18,6 +18,7 @@ print("ynn" in text)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("call", "expected"), [("", "True"), ("faster_convolutions()", "False")])
 def test_convolutions_leave_ynnpack_after_jax_is_imported(call, expected):
     # The flags of the tests would hide it.

@@ -54,6 +54,7 @@ def origin(dim):
     return UnconstrainedFeatures.balanced(4, 3, dim=dim, **DECAYS).origin()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("point", "golden"),
     [
@@ -84,6 +85,7 @@ def test_golden_saddles(point, golden):
     assert objective(problem, lower) < golden["f"] - 0.4e-4 * abs(float(measured))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN["ufm"]["cases"])
 def test_the_optimum_is_certified_and_nothing_leads_down(name):
     problem = golden_problem(name)
@@ -135,6 +137,7 @@ def test_a_point_that_is_not_critical_is_not_certified():
     assert not found.is_global
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_class", [False, True])
 @pytest.mark.parametrize(
     "problem",
@@ -195,6 +198,7 @@ def test_a_free_bias_has_no_lower_bound():
         lower_bound(problem, problem.origin())
 
 
+@pytest.mark.slow
 def test_certificates_in_float32():
     with jax.enable_x64(False):
         found = certificate(PROBLEM, optimal_point(PROBLEM, key=jax.random.key(0)))

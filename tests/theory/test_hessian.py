@@ -30,6 +30,7 @@ def quadratic(eigenvalues, seed=0):
     return function, {"a": jnp.ones((2, 2)), "b": jnp.zeros(size - 4)}, matrix
 
 
+@pytest.mark.slow
 def test_products_curvatures_and_spectra_are_those_of_the_matrix():
     values = np.linspace(-2, 7, 12)
     function, point, matrix = quadratic(values)
@@ -57,6 +58,7 @@ def test_the_ends_are_those_of_the_matrix_even_if_the_krylov_space_is_small(valu
     assert found.error <= 1e-9 * scale
 
 
+@pytest.mark.slow
 def test_the_error_bounds_what_too_few_steps_miss():
     values = np.linspace(-2, 7, 60)
     function, point, _ = quadratic(values)

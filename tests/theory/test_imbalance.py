@@ -81,6 +81,7 @@ def test_class_vectors_merge_and_vanish_at_the_thresholds(counts, bias_decay):
     assert long > 1e-2 or counts.count(max(counts)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_the_certificate_confirms_a_minimum_whose_small_classes_have_merged():
     counts, decay = (20, 20, 2, 2), 0.033

@@ -101,6 +101,7 @@ def test_a_blind_minimiser_finds_nothing_lower(problem):
         assert lower_bound(problem, point) == pytest.approx(value, abs=1e-11)
 
 
+@pytest.mark.slow
 def test_a_strong_bias_decay_turns_the_simplex_of_squared_errors_towards_the_orthogonal_frame():
     def cosine(bias_decay):
         problem = UnconstrainedFeatures.balanced(4, 3, dim=4, bias_decay=bias_decay, loss="mse", **DECAYS)

@@ -44,6 +44,7 @@ def solve(loss_of, frame, label, start, *, second):
     return found.x
 
 
+@pytest.mark.slow
 def test_solvers_reach_the_minimiser_from_random_starts(frame, loss_of):
     starts = 3 * np.random.default_rng(0).normal(size=(len(LABELS), DIM))
     found = [solve(loss_of, frame, label, start, second=True) for label, start in zip(LABELS, starts, strict=True)]

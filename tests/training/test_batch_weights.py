@@ -21,6 +21,7 @@ TRAIN = LabelledArrays(ARRAYS.inputs[KEPT], ARRAYS.labels[KEPT], NUM_CLASSES)
 SETTING = Setting(num_classes=NUM_CLASSES, class_counts=tuple(TRAIN.class_counts().tolist()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["etf-dr", "fno-arc", "fno-arc-shuffled", "mixup-balanced", "mixup-adjusted"])
 def test_eight_devices_and_three_parts_are_one_whole_batch(name):
     method = METHODS[name]

@@ -57,6 +57,7 @@ def test_a_checkpoint_of_many_devices_is_read_without_them(train_set, tmp_path):
     assert isinstance(kernel, np.ndarray)
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_the_state_of_that_moment(one_device, train_set, tmp_path):
     """The next step reuses the memory of the state, while the checkpoint is still being written."""
     state = one_device.init(train_set, 0)

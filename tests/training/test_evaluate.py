@@ -67,6 +67,7 @@ def distance_to_the_nearest_simplex(vectors):
     return np.linalg.norm(vectors - oracles.polar_by_svd(vectors @ template.T) @ template)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_devices", [1, 8])
 @pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
 def test_metrics_are_those_of_numpy(one_device, state, train_set, test_set, num_devices, resident):

@@ -71,6 +71,7 @@ def steps_of(kind, trainer, count):
     return jax.device_get(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["continual", "long tail"])  # test_space_alignment.py has the other kind
 def test_eight_devices_are_one(kind):
     one, eight = (steps_of(kind, trainer_of(kind, devices), 8) for devices in (1, 8))
@@ -98,6 +99,7 @@ def test_a_killed_run_resumes_bit_for_bit_with_its_extensions(kind, resident, tm
     assert again.metrics["accuracy"] == unbroken.test.metrics["accuracy"] > 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["inputs", "features"])
 def test_mixed_examples_have_two_labels_and_the_nearest_head_counts_their_own(where):
     model = Classifier(MLP((8,), 6), NearestHead(NUM_CLASSES))
@@ -116,6 +118,7 @@ def test_mixed_examples_have_two_labels_and_the_nearest_head_counts_their_own(wh
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_mixed_example_is_that_of_both_labels():
     class Half(Extension):
         """Every example is half of class 0."""
@@ -150,6 +153,7 @@ def test_balanced_batches_hold_every_class_alike():
     assert abs(drawn.mean() - 0.5) < 0.15
 
 
+@pytest.mark.slow
 def test_a_round_of_clients_has_the_type_of_a_step():
     """Clients are vmapped inside a device; sums run over clients and devices together."""
     model, optimizer = Classifier(MLP((), 6), LearnedHead(NUM_CLASSES)), optax.sgd(0.1)

@@ -52,6 +52,7 @@ def decayed_by(decay, **options):
     return StepOptions(extensions=(decay,), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", REDUCTIONS, ids=str)
 @pytest.mark.parametrize("radius", [None, 5.0])
 @pytest.mark.parametrize("parts", [1, 2])
@@ -129,6 +130,7 @@ def test_batches_estimate_the_sum_over_the_set():
         chex.assert_trees_all_close(mean, moved(jnp.arange(12)), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", REDUCTIONS, ids=str)
 def test_eight_devices_decay_as_one(train_set, decay):
     states = []

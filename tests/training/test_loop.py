@@ -20,6 +20,7 @@ class Interrupted(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_resuming_gives_the_unbroken_run_bit_for_bit(one_device, train_set, test_set, tmp_path):
     unbroken = fit(one_device, train_set, test_set, tmp_path / "unbroken")
 
@@ -35,6 +36,7 @@ def test_resuming_gives_the_unbroken_run_bit_for_bit(one_device, train_set, test
     assert rows_of(tmp_path / "broken") == rows_of(tmp_path / "unbroken")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_first_checkpoint_has_each_line_once(
     one_device, train_set, test_set, tmp_path
 ):
@@ -48,6 +50,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_has_each_line_once(
     assert [row["epoch"] for row in rows_of(tmp_path)] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(one_device, train_set, test_set, tmp_path):
     first = fit(one_device, train_set, test_set, tmp_path)
     again = fit(one_device, train_set, test_set, tmp_path)
@@ -55,6 +58,7 @@ def test_a_finished_run_is_not_trained_again(one_device, train_set, test_set, tm
     assert [row["epoch"] for row in rows_of(tmp_path)] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_divergence_stops_with_a_sentence_and_keeps_the_last_good_state(train_set, test_set, tmp_path):
     trainer = make_trainer(1, learning_rate=1e38)
     with pytest.raises(
@@ -66,6 +70,7 @@ def test_divergence_stops_with_a_sentence_and_keeps_the_last_good_state(train_se
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(jax.device_get(state)))
 
 
+@pytest.mark.slow
 def test_a_class_that_never_appears_keeps_training_sound(one_device, train_set, test_set, tmp_path):
     without = train_set.subset(train_set.labels != 2)
     assert without.absent_classes() == (2,)
@@ -85,6 +90,7 @@ def test_only_the_newest_checkpoints_are_kept(one_device, train_set, test_set, t
     assert steps == [10, 15]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused(one_device, train_set, test_set, tmp_path):
     fit(one_device, train_set, test_set, tmp_path)
     wider = LabelledArrays(np.zeros((4, 7), np.float32), np.arange(4), 4)
@@ -102,6 +108,7 @@ def test_options_are_checked(name):
             LoopOptions(**{"epochs": 1, "batch_size": 1} | {name: value})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
 def test_each_program_is_compiled_once(train_set, test_set, tmp_path, caplog, resident):
     """Steps compile once for all seeds. A first state with another placement or a weak type would compile them anew."""

@@ -48,6 +48,7 @@ def mixed(batch, key, mixup=ARC):
 # --- Pairs. ---
 
 
+@pytest.mark.slow
 def test_pairs_are_balanced_over_classes_and_never_of_one():
     """The released program's frequencies, over 4000 batches: any class is as likely, and any example of it."""
     keys = jax.random.split(KEY, 4000)
@@ -85,6 +86,7 @@ def test_shuffled_pairs_are_a_random_order_of_the_examples():
     assert scipy.stats.chisquare(np.bincount(second[:, 2], minlength=7)[used]).pvalue > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixup", [ARC, Mixup(), Mixup(curve="arc")], ids=["balanced arc", "line", "arc"])
 def test_padding_is_neither_drawn_nor_changed(mixup):
     labels = jnp.array([1, -1, 0, -1, 2, 0])
@@ -101,6 +103,7 @@ def test_padding_is_neither_drawn_nor_changed(mixup):
 # --- Mixtures. ---
 
 
+@pytest.mark.slow
 def test_mixed_inputs_are_the_released_programs():
     case = GOLDEN["arc_mixup_inputs"]
     own, other = arc_weights(0.25)
@@ -119,6 +122,7 @@ def test_mixed_inputs_are_the_released_programs():
         np.testing.assert_allclose(row[[first, second]], [found.partner.weight[0], found.partner.other_weight[0]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("curve", ["line", "arc"])
 def test_shuffled_mixtures_keep_the_own_example_and_those_of_one_class_have_weights_that_sum_to_one(curve):
     batch = Batch.of(jnp.eye(len(LABELS)), jnp.asarray(LABELS))
@@ -137,6 +141,7 @@ def test_shuffled_mixtures_keep_the_own_example_and_those_of_one_class_have_weig
         assert LABELS[place] == label
 
 
+@pytest.mark.slow
 def test_the_first_weight_has_the_arcsine_law():
     batch = Batch.of(jnp.zeros((2, 1)), jnp.arange(2))
     weights = jax.jit(jax.vmap(lambda key: mixed(batch, key).partner.weight[0]))(jax.random.split(KEY, 2000))
@@ -145,6 +150,7 @@ def test_the_first_weight_has_the_arcsine_law():
     assert abs(np.mean(weights) - 2 / np.pi) < 0.03
 
 
+@pytest.mark.slow
 def test_inputs_keep_their_dtype():
     found = mixed(Batch.of(jnp.ones((4, 3), jnp.bfloat16), jnp.arange(4)), KEY)
     assert found.inputs.dtype == jnp.bfloat16
@@ -166,6 +172,7 @@ def sees_both(output, batch, context):
     return (own_weight * chosen + other_weight * other) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixup", [ARC, Mixup()], ids=["balanced arc", "line"])
 def test_eight_devices_and_three_parts_are_one_with_padding(mixup):
     train = blobs(70)
@@ -182,6 +189,7 @@ def test_eight_devices_and_three_parts_are_one_with_padding(mixup):
         chex.assert_trees_all_close(jax.device_get(after[0]), jax.device_get(other), rtol=0, atol=F32_SUMS)
 
 
+@pytest.mark.slow
 def test_a_plain_loss_is_summed_with_both_weights_and_a_pair_loss_sees_the_pair():
     """Of two classes with one example each, every mixture is known up to its order."""
     model, optimizer = Classifier(MLP((), 6), LearnedHead(NUM_CLASSES)), optax.sgd(0.1)

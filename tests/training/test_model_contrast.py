@@ -32,6 +32,7 @@ def penalty(params, received, previous, **options) -> jax.Array:
     return found["contrast"]
 
 
+@pytest.mark.slow
 def test_the_penalty_is_that_of_the_equation_for_each_example():
     own, received, previous = (
         np.asarray(output_of(params, {}, BATCH).features, float) for params in (OWN, RECEIVED, PREVIOUS)
@@ -47,6 +48,7 @@ def test_the_penalty_is_that_of_the_equation_for_each_example():
     np.testing.assert_allclose(found, expected, atol=10 * F32)
 
 
+@pytest.mark.slow
 def test_the_gradient_reaches_the_clients_features_only():
     gradients = jax.grad(lambda *params: jnp.sum(penalty(*params)), argnums=(0, 1, 2))(OWN, RECEIVED, PREVIOUS)
     for of_others in gradients[1:]:

@@ -72,6 +72,7 @@ def test_agd_is_the_algorithm(x64):
         np.testing.assert_allclose(update, -step * factor * gradient / norm if norm else 0 * gradient, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_agd_starts_semi_orthogonal(x64):
     params = agd_init({"dense": jnp.zeros((5, 3)), "conv": jnp.zeros((3, 3, 2, 4))}, jax.random.key(0))
     np.testing.assert_allclose(params["dense"].T @ params["dense"], 3 / 5 * np.eye(3), atol=1e-12)
@@ -168,6 +169,7 @@ def test_a_warm_up_as_long_as_the_training_is_refused():
         make_schedule(OptimizerOptions(warmup=2.0), epochs=2, epoch_steps=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_a_frozen_part_keeps_its_parameters_bit_for_bit(name, train_set):
     """The backbone from step 2 on, the bias until step 3; momentum and decay would move both."""

@@ -47,6 +47,7 @@ def predictions(trainer, state, arrays):
     return np.argmax(output.logits, axis=1)
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one(one_device, train_set, test_set):
     eight = make_trainer(8)
     state_1, metrics_1 = train(one_device, train_set, 15)
@@ -56,6 +57,7 @@ def test_eight_devices_train_as_one(one_device, train_set, test_set):
     np.testing.assert_array_equal(predictions(one_device, state_1, test_set), predictions(eight, state_8, test_set))
 
 
+@pytest.mark.slow
 def test_eight_devices_evaluate_as_one(one_device, train_set):
     state = one_device.init(train_set, seed=0)
     found = [
@@ -125,6 +127,7 @@ def _in_parts(batch, parts):
     return jax.tree.map(lambda array: array[rows], batch)
 
 
+@pytest.mark.slow
 def test_gradients_cross_devices_through_the_class_means(train_set):
     """If cotangents from the losses of other devices were dropped, the values of a single step would not show it."""
     with_gradient, without = (
@@ -143,6 +146,7 @@ def test_a_batch_that_does_not_divide_is_refused():
         Trainer(NormalisedMLP(), optax.sgd(0.1), LoopOptions(batch_size=16, devices=1), step=StepOptions(accumulate=3))
 
 
+@pytest.mark.slow
 def test_a_first_batch_without_some_class_starts_all_device_counts_alike(train_set):
     """A missing class leaves the rotation undetermined. If rounding chose it, frames would differ by order one."""
     batch = next(batches(train_set.subset(train_set.labels != 2), 24, seed=0, num_steps=1))
@@ -156,6 +160,7 @@ def test_a_first_batch_without_some_class_starts_all_device_counts_alike(train_s
     np.testing.assert_allclose(frames[0], frames[1], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_checked_step_is_the_same_and_a_forgotten_sum_is_an_error(train_set):
     model, optimizer = Classifier(MLP((8,), 6), NearestHead(4)), optax.sgd(0.05)
     state = create_state(model, optimizer, jax.random.key(0), train_set.inputs[:1])
@@ -180,6 +185,7 @@ class Forgetful(nn.Module):
         return nn.Dense(8)(inputs)
 
 
+@pytest.mark.slow
 def test_devices_that_disagree_after_the_first_step_stop_the_run(train_set, test_set, tmp_path):
     sentence = (
         "all devices must hold the same state after a step; their copies of variables/seen/backbone/mean differ by"

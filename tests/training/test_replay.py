@@ -58,6 +58,7 @@ def context_of(batch):
     return Context(jnp.zeros((), jnp.int32), train=True, count=count, new_count=new_count, whole=batch)
 
 
+@pytest.mark.slow
 def test_the_loss_of_derpp_is_the_published_one():
     # Two classes, no mask; values of the released program of Kim and Kim (2024).
     logits = [[1.0, 2.0], [0.0, 1.0], [1.0, 1.0], [0.5, 0.5], [0.0, 1.0], [2.0, 0.5]]
@@ -127,6 +128,7 @@ def loss_by_hand(name, logits, batch):
     return means[0] + (SETTING.continual.beta if name == "derpp" else 1) * means[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parts", "devices"),
     [("er", 2, 1), ("er", 1, 8), ("er-ace", 2, 8), ("derpp", 2, 8)],

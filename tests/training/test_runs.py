@@ -42,6 +42,7 @@ OTHER_TRAINERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keywords", "sentence"), OTHER_TRAINERS.values(), ids=OTHER_TRAINERS)
 def test_another_trainer_is_refused_and_nothing_is_changed(begun, train_set, test_set, keywords, sentence):
     directory, _ = begun
@@ -75,6 +76,7 @@ def test_another_seed_or_data_set_is_refused(begun, one_device, train_set, test_
     assert "give the run another name, or restart it (restart=True, --restart)" in str(error.value)
 
 
+@pytest.mark.slow
 def test_another_batch_size_is_refused(begun, train_set, test_set):
     directory, _ = begun
     trainer = make_trainer(1)
@@ -83,6 +85,7 @@ def test_another_batch_size_is_refused(begun, train_set, test_set):
         fit(other, train_set, test_set, directory)
 
 
+@pytest.mark.slow
 def test_a_run_starts_anew_where_it_is_asked_to(one_device, train_set, test_set, tmp_path, caplog):
     fit(one_device, train_set, test_set, tmp_path)
     again = fit(one_device, train_set, test_set, tmp_path, seed=1, restart=True)
@@ -102,6 +105,7 @@ def test_more_epochs_continue_a_run_and_say_so(begun, one_device, train_set, tes
     chex.assert_trees_all_equal(longer.state, begun[1].state)
 
 
+@pytest.mark.slow
 def test_checkpoints_without_a_description_are_refused(one_device, train_set, test_set, tmp_path):
     fit(one_device, train_set, test_set, tmp_path)
     path = tmp_path / "checkpoints" / "run" / "run.json"
@@ -176,6 +180,7 @@ def test_a_head_with_other_classes_than_the_data_is_refused(train_set, test_set,
 # --- reading back ---
 
 
+@pytest.mark.slow
 def test_a_run_is_read_back_without_its_program(begun, one_device, test_set):
     directory, trained = begun
     loaded = load_run(directory)
@@ -194,6 +199,7 @@ def test_a_run_is_read_back_without_its_program(begun, one_device, test_set):
     np.testing.assert_array_equal(one_device.predict(trained.state, test_set.inputs).labels, here.labels)
 
 
+@pytest.mark.slow
 def test_preprocessing_averages_and_names_are_read_back(test_set, tmp_path):
     arrays = blobs(40)
     inputs = (40 * arrays.inputs + 120).clip(0, 255).astype(np.uint8)
@@ -217,6 +223,7 @@ def test_other_inputs_are_refused(begun, inputs):
         load_run(begun[0]).predict(inputs)
 
 
+@pytest.mark.slow
 def test_the_run_to_read_must_be_there_and_be_named(begun, one_device, train_set, test_set, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"must hold the run ; got no run"):
         load_run(tmp_path)

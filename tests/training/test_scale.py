@@ -28,6 +28,7 @@ def run_steps(trainer, arrays, num_steps=5):
 # --- Epochs on the device. ---
 
 
+@pytest.mark.slow
 def test_a_resident_set_trains_like_a_streamed_one(train_set, test_set, tmp_path):
     """BatchNorm, the nearest head, a padded last batch: the same numbers, scanned or step by step."""
     found = []
@@ -52,6 +53,7 @@ def test_eight_devices_train_a_resident_set_as_one(train_set, test_set, tmp_path
 # --- Options of the step. ---
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_add_up_to_its_gradient(train_set):
     """If nothing couples the examples, the step does not depend on how the batch is cut."""
     model, optimizer = Classifier(MLP((16,), 8), LearnedHead(4)), optax.sgd(0.1)
@@ -64,6 +66,7 @@ def test_parts_of_a_batch_add_up_to_its_gradient(train_set):
     chex.assert_trees_all_close(found[0], found[1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_parts_hold_the_same_examples_on_any_number_of_devices(train_set):
     """The nearest head and BatchNorm see parts, so the examples of a part must not depend on the number of devices."""
     options = StepOptions(accumulate=3)
@@ -72,6 +75,7 @@ def test_parts_hold_the_same_examples_on_any_number_of_devices(train_set):
     assert states[0].variables["nearest"]["head"]["steps"] >= 13  # three solves a step, two or so in the padded one
 
 
+@pytest.mark.slow
 def test_the_average_is_that_of_the_parameters(train_set):
     trainer = make_trainer(1, step=StepOptions(average_decay=0.5))
     state = trainer.init(train_set, seed=0)
@@ -83,6 +87,7 @@ def test_the_average_is_that_of_the_parameters(train_set):
     assert state.evaluated_params is state.average
 
 
+@pytest.mark.slow
 def test_augmentation_does_not_depend_on_the_devices(train_set):
     def noise(key, inputs):
         return inputs + jax.random.normal(key, inputs.shape)
@@ -99,6 +104,7 @@ def test_augmentation_does_not_depend_on_the_devices(train_set):
     )
 
 
+@pytest.mark.slow
 def test_evaluation_preprocesses_and_does_not_augment(train_set, test_set):
     halved = blobs(40, seed=1)
     halved = type(halved)(halved.inputs / 2, halved.labels, 4)
@@ -133,6 +139,7 @@ STOPS = {  # resident?, the part of the trainer that is at work when the signal 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("resident", "part", "call", "step"), STOPS.values(), ids=STOPS)
 def test_a_run_that_was_told_to_stop_ends_as_the_unbroken_one(test_set, tmp_path, resident, part, call, step):
     """Training stops after the step, and saves it before anything else; after resuming, the log is complete."""

@@ -131,6 +131,7 @@ def test_a_projection_without_rescaling_never_lowers_the_error_exponent(x64):
         assert error_exponent(means, projected) >= error_exponent(means, frame)
 
 
+@pytest.mark.slow
 def test_the_projector_is_that_of_the_span_also_if_the_means_have_collapsed_or_depend(x64):
     means = RNG.normal(size=(DIM, K))
     means[:, 3] = means[:, 2] + 1e-5 * RNG.normal(size=DIM)  # a direction below the tolerance
@@ -177,6 +178,7 @@ def test_gradients_reach_class_vectors_and_features_through_the_correction(x64, 
     np.testing.assert_allclose(jax.jit(jax.grad(value))(0.0), oracles.central_difference(value, 1e-3), rtol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AlignmentSlerp, AlignmentProjection])
 def test_classes_that_have_not_been_seen_keep_their_class_vectors(kind):
     frame = jnp.asarray(RNG.normal(size=(DIM, K)), jnp.float32)
@@ -194,6 +196,7 @@ def test_classes_that_have_not_been_seen_keep_their_class_vectors(kind):
         np.testing.assert_array_equal(found[:, kept], frame[:, kept])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AlignmentSlerp, AlignmentProjection, AlignmentPenalty])
 def test_zero_class_vectors_have_finite_gradients(kind):
     extension = kind(1.0)
@@ -216,6 +219,7 @@ def test_zero_class_vectors_have_finite_gradients(kind):
 # --- The penalty. ---
 
 
+@pytest.mark.slow
 def test_the_penalty_and_its_gradients(x64):
     """From the second batch on, so that old means take part; one class is in none, and one row is padding."""
     rng = np.random.default_rng(0)  # of its own: some draws have a slope near zero
@@ -291,6 +295,7 @@ def test_a_bad_batch_leaves_the_memory_as_it_was(kind, bad):
     chex.assert_trees_all_equal(after, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extension", [AlignmentPenalty(0.7), AlignmentProjection(0.7)], ids=str)
 def test_devices_with_shares_of_a_batch_find_the_gradient_and_the_memory_of_the_whole(x64, extension):
     """As the step does: the gradient of the device's share of the mean, summed after differentiation."""
@@ -370,6 +375,7 @@ def test_eight_devices_are_one_by_checked_sums_and_in_parts():
     assert one.extensions["AlignmentPenalty"]["updates"].max() == 8  # parts count, but for two of padding
 
 
+@pytest.mark.slow
 def test_a_strong_penalty_aligns():
     """After five steps, class vectors and class means are closer than without it."""
     plain = (AlignmentPenalty(1e-6),)

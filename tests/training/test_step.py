@@ -57,6 +57,7 @@ def test_a_step_that_is_not_finite_is_not_taken(one_device, train_set, bad):
     chex.assert_trees_all_equal(after.replace(totals=before.totals), before)
 
 
+@pytest.mark.slow
 def test_an_unfinished_solve_is_reported(train_set):
     trainer = make_trainer(1, solver="trust_region", trust_region=TrustRegionOptions(max_iterations=1))
     _, metrics = trainer.step(trainer.init(train_set, seed=0), next(batches(train_set, 24, seed=0, num_steps=1)))
@@ -64,6 +65,7 @@ def test_an_unfinished_solve_is_reported(train_set):
     assert float(metrics.solve_grad_norm) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [4, -1, -7])
 @pytest.mark.parametrize("head", [LearnedHead(4), NearestHead(4)], ids=["learned", "nearest"])
 def test_labels_that_are_no_class_are_counted_and_the_step_is_not_taken(train_set, wrong, head):
