@@ -46,6 +46,15 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ci")
 
 
+# What imports and collection make stays until the end, and Python would look through all of it again and again.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not ask for
 def pytest_collection_modifyitems(items):
     """Mark the tests of every file that skips some without PyTorch, so that `-m torch` runs them where it is there."""

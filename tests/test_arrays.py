@@ -35,6 +35,7 @@ def test_slerp_turns_by_its_share_and_keeps_lengths(x64):
         np.testing.assert_allclose(angles(found, targets), (1 - t) * whole, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_slerp_is_exact_at_its_ends():
     vectors, targets = jnp.asarray(random_pair(), jnp.float32)
     scale = np.linalg.norm(vectors, axis=0) / np.linalg.norm(targets, axis=0)

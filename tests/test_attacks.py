@@ -76,6 +76,7 @@ def test_two_linear_classes_are_moved_to_the_worst_input(attack, x64):
         assert run._cache_size() == 1  # the radius is no part of the program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("radius", RADII)
 def test_many_linear_classes_against_the_closed_form_of_each_rival(radius, x64):
     inputs, labels, vectors, biases = linear_problem(CLASSES)
@@ -206,6 +207,7 @@ def test_an_attack_is_a_constant_for_derivatives():
         np.testing.assert_array_equal(moves(inputs), np.zeros((2, 3)))
 
 
+@pytest.mark.slow
 def test_narrow_dtypes_are_widened_and_images_keep_their_shape():
     images = jnp.full((2, 4, 4, 1), 0.5, jnp.bfloat16)
     found = fgsm(lambda x: jnp.sum(x, axis=(1, 2, 3)), images, 2 / 255, bounds=BOX)

@@ -156,6 +156,7 @@ def test_equals_the_released_program(x64, released):
     check_released(released, "polar", np.float64, F64_GOLDEN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["trust region", "general cost"])
 @pytest.mark.parametrize("released", RELEASED, ids=str)
 def test_iterations_equal_the_released_program(x64, released, solver):

@@ -28,6 +28,7 @@ def largest_intermediate(jaxpr: Jaxpr) -> int:
     return max(sizes + inner, default=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [*SOLVERS.values(), HUBER], ids=[*SOLVERS, "huber"])
 @pytest.mark.parametrize("kind", ["random", "d = K, full"])
 def test_forward_and_backward_allocate_nothing_larger_than_the_means(x64, kind, how):

@@ -62,6 +62,7 @@ def test_the_frame_is_a_simplex_etf_and_the_gradient_finite_whatever_the_means(s
         assert np.all(np.isfinite(gradient))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("missing", "expected"), [(0, Status.CONVERGED), (1, Status.CONVERGED), (2, Status.NOT_UNIQUE)]
 )

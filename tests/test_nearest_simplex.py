@@ -46,6 +46,7 @@ def test_the_frame_is_a_simplex_etf_at_every_scale(x64, solver):
         assert same.solution.status == Status.CONVERGED
 
 
+@pytest.mark.slow
 def test_the_frame_follows_the_means_and_their_order(x64):
     means, rotation, order = normal(12, 4), cases.random_rotation(np.random.default_rng(1), 12, 12), [2, 0, 3, 1]
     frame = simplex(means, None, means, solver="polar")[0].frame
@@ -105,6 +106,7 @@ def test_degenerate_means(x64, name, solver, prox):
         assert np.linalg.norm(gradient) < 1e4 / (size if size > 0 else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_non_finite_means_are_reported(x64, solver, value):

@@ -122,6 +122,7 @@ def test_a_common_offset_costs_no_digits(solver, prox):
         assert oracles.relative_error(gradient, expected) < F32_GRADIENT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_status_says_that_an_offset_drowns_the_spread_for_a_template_with_an_offset(solver):
     template = simplex_template(K) + 0.1

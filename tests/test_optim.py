@@ -121,6 +121,7 @@ def test_ten_thousand_steps_do_not_leave_the_manifold(shape, inner):
     assert np.abs(end - start).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_start_off_the_manifold_is_on_it_after_one_step():
     optimizer, start = on_manifold(optax.sgd(0.1), MANIFOLD), 1.5 * MANIFOLD.random_point(KEY)
     updates, _ = optimizer.update(jnp.zeros_like(start), optimizer.init(start), start)

@@ -62,6 +62,7 @@ def test_the_numbers_are_those_of_a_report(capsys):
     assert f"0 of {2 * N} rows" in err
 
 
+@pytest.mark.slow
 def test_the_page_holds_everything_by_itself():
     measure("features.npy", "labels.npy", "--weight", "head.npz", "--out", "out")
     with open("out/report.html") as file:

@@ -84,6 +84,7 @@ def test_a_folder_of_images_gets_what_evaluation_gave(photos, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["found.npz"]
 
 
+@pytest.mark.slow
 def test_images_are_decoded_as_in_evaluation_to_the_bit(photos):
     run = load_run(photos.root / "run")
     every = np.arange(len(photos.labels))
@@ -211,6 +212,7 @@ def test_images_of_another_size_and_wider_numbers_are_refused(pixels, tmp_path, 
         assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -52,6 +52,7 @@ def test_the_key_decides(function):
     assert not np.array_equal(found, over(function, same, jax.random.key(9)))
 
 
+@pytest.mark.slow
 @functions
 def test_the_range_of_pixels_is_kept(images, function):
     found = over(function, images)
@@ -78,6 +79,7 @@ def test_half_of_the_images_are_mirrored(images):
     assert abs(int(mirrored.sum()) - 500) < 5 * 16  # standard deviation sqrt(1000 / 4)
 
 
+@pytest.mark.slow
 def test_an_affine_map_without_strength_is_the_identity(images):
     found = augment.random_affine(KEY, images[0], rotation=0.0, scale=0.0, shift=0.0)
     np.testing.assert_allclose(found, images[0], atol=1e-6)

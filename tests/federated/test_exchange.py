@@ -93,6 +93,7 @@ def test_a_client_counts_as_much_as_it_has_examples():
         np.testing.assert_allclose(array, whole / sum(toy.SIZES), rtol=0, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_round_goes_on_without_one_client_and_not_without_all():
     exchange, begin, (_, answer) = first_round()
     alone_there, _ = exchange.join(begin, [0, 1], [answer])

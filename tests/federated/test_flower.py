@@ -139,6 +139,7 @@ def test_apps_train_what_a_simulation_trains(network, messages):
     assert not messages
 
 
+@pytest.mark.slow
 def test_a_client_that_fails_is_left_out_and_the_round_goes_on(network, messages):
     def spoil(client, number, reply):
         if number == 0 and client == 1:
@@ -176,6 +177,7 @@ def test_what_is_no_answer_ends_no_round(network, messages, content):
     assert "round 1: client 0 is left out: no answer that can be used has come" in messages
 
 
+@pytest.mark.slow
 def test_two_machines_of_one_client_count_once(network, messages):
     assert_simulated(serve(network(clients=(0, 1, 1)))[-1])
     assert "client 1 must have one machine; got a second one" in messages[0]

@@ -348,6 +348,7 @@ def test_a_bad_batch_leaves_the_state_as_it_was(bad):
     assert int(output.solution.status) == Status.CONVERGED
 
 
+@pytest.mark.slow
 def test_labels_without_train_are_worth_a_word():
     head = heads.nearest(K)
     params, state = head.init(KEY, DIM)

@@ -77,6 +77,7 @@ def test_a_class_that_no_client_saw_keeps_its_mean():
     np.testing.assert_allclose(found["frame"].T @ found["frame"], ETF, atol=SOLVED)
 
 
+@pytest.mark.slow
 def test_a_round_without_features_leaves_the_means_alone():
     head = heads.pooled(K)
     params, server = head.init(jax.random.key(0), DIM)

@@ -28,6 +28,7 @@ def test_the_released_programs_losses():
     np.testing.assert_allclose(losses.sum(), GOLDEN["sum_reduction"]["GSCSL_sum"], rtol=F32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("alpha", "name"), MIXTURES)
 def test_the_mixture(alpha, name):
     beta, alpha = mixing_schedule(alpha)(0)

@@ -48,6 +48,7 @@ def test_values_and_gradients_are_the_released_programs(x64, case, lengthened):
     np.testing.assert_allclose(slope, GOLDEN[case]["grad_wrt_normalised_H"], rtol=F64, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_features_of_any_length(x64):
     np.testing.assert_allclose(mean_loss(FEATURES), GOLDEN["raw_features_plain_ETF"]["loss"], rtol=F64)
     penalty = 0.01 * np.mean(np.linalg.norm(FEATURES, axis=1))
@@ -65,6 +66,7 @@ def test_the_second_released_program(x64):
     np.testing.assert_allclose(found + penalty, SINGLE["DR_reg0_01"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_few_shot_form(x64):
     # The class vectors have eight digits, so their lengths are 1 up to 1e-8, and the program takes them to be 1.
     np.testing.assert_allclose(10 * mean_loss(UNITS), GOLDEN["FSCIL_DRLoss_unit_weight10"], rtol=5e-9)

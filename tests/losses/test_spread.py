@@ -45,6 +45,7 @@ def test_an_energy_is_the_sum_over_pairs(x64, s, distance, half_space):
     np.testing.assert_allclose(tiled, between_class(FRAME[:, PRESENT], **options), rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", ["chord", "angle"])
 def test_the_least_distance_and_the_gram_determinant(x64, distance):
     for half_space, spread in ((False, FRAME), (True, np.concatenate([FRAME, -FRAME], axis=1))):
@@ -127,6 +128,7 @@ def test_few_classes_and_vectors_without_direction_are_nan():
             assert np.isnan(value(frame.at[0, 0].set(jnp.nan), jnp.array([True, True, False])))
 
 
+@pytest.mark.slow
 def test_near_directions_keep_their_digits():
     near = jnp.array([[1.0, 1.0], [0.0, 1e-4]])
     for distance in ("chord", "angle"):

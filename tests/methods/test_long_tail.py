@@ -54,6 +54,7 @@ def test_ldam_reweights_in_the_second_stage_only():
     np.testing.assert_allclose(early, losses.ldam(OUTPUT.logits / 30, LABELS, margins), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_dot_regression_takes_its_lengths_from_the_whole_batch_or_from_the_training_set():
     whole = Batch.of(jnp.zeros((6, 1)), jnp.array([0, 0, 0, 0, 1, 2]))
     plain = loss_of("etf-dr-plain")

@@ -102,6 +102,7 @@ def test_class_means_as_their_own_classifier(x64, name):
     np.testing.assert_allclose(optimum(means, means), EXPONENTS[f"feature_set_{name}"], rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("present", [np.ones(K, bool), np.array([True, False, True, True, False])], ids=["all", "some"])
 def test_exponents_equal_a_loop(x64, present):
     means, frame, bias = random_problem()

@@ -191,6 +191,7 @@ def test_absent_classes_are_as_if_they_did_not_exist(x64):
     np.testing.assert_allclose(wide["nc2_classifier"], etf_distance(wide_frame))  # all seven vectors
 
 
+@pytest.mark.slow
 def test_rotation_scale_and_shift_change_nothing(x64):
     features, labels, frame, bias = gaussian_classes(**MANY)
     rotation, _ = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))
@@ -340,6 +341,7 @@ def test_without_a_classifier_its_metrics_are_left_out():
         collapse_metrics(stats, None, jnp.zeros(3))
 
 
+@pytest.mark.slow
 def test_a_frame_may_be_given_as_rows():
     features, labels, frame, bias = gaussian_classes(**FEW, dtype=jnp.float32)
     stats = from_batch(features, labels, 3)

@@ -49,6 +49,7 @@ def test_the_rate_counts_whole_examples(number):
     np.testing.assert_allclose(found, first_false_positive_rate(labels, scores, 0.95), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_many_scores_keep_their_digits():
     """The number of pairs, 1.7e10, has no room in float32 or int32."""
     number = 2**18

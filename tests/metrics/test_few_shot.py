@@ -17,6 +17,7 @@ FEATURES = np.float32(MEANS[LABELS] + 2 * RNG.normal(size=(N, DIM)))
 errors = partial(jax.jit, static_argnames=("num_classes", "shots", "ways", "draws"))(few_shot_errors)
 
 
+@pytest.mark.slow
 def test_one_left_out_of_two_is_a_task_that_numpy_can_repeat():
     """With two examples per class and one shot there are 2^K tasks, and every error must be one of theirs."""
     features, labels = FEATURES[: 2 * K], LABELS[: 2 * K]

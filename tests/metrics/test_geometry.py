@@ -69,6 +69,7 @@ def test_index_equals_its_definition(x64, case, centre):
     np.testing.assert_allclose(collapse_index(wide, centre), expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_index_equals_its_definition_for_dependent_means_and_dead_features(x64):
     features, labels = gaussian_classes(**FEW)
     # The third mean on the line through the others: Sigma_B has rank 1. One feature twice, one constant, one zero.
@@ -88,6 +89,7 @@ def test_index_by_hand():
     np.testing.assert_allclose(collapse_index(from_batch(features, labels, 2), "sample"), 1.5 / 4.5, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [FEW, MANY], ids=["few classes", "many classes"])
 def test_invertible_affine_maps_do_not_change_the_index(x64, case):
     features, labels = gaussian_classes(**case)

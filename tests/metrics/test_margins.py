@@ -92,6 +92,7 @@ def test_infinite_logits_of_other_classes_leave_a_margin():
     np.testing.assert_array_equal(found, [0.5, -np.inf, np.nan])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_inputs_are_measured_in_float32(dtype):
     features, frame, labels = random_problem()
@@ -209,6 +210,7 @@ def test_cosine_margins_have_a_gradient_that_keeps_the_length():
 
 
 # The library's own error messages, without the shape checks that the tests install around every function.
+@pytest.mark.slow
 def test_errors_say_what_was_expected_and_what_came():
     cosine, logit = inspect.unwrap(cosine_margins), inspect.unwrap(logit_margins)
     labels = jnp.zeros(4, int)

@@ -54,6 +54,7 @@ def test_collapse_is_zero_for_every_number_of_tags():
     assert counts.tolist() == [6, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 1e-15, 1e15])
 def test_equals_a_loop_over_the_sets(size):
     features = np.float32(size * (COLLAPSED + NOISE))

@@ -17,6 +17,7 @@ def test_the_largest_score_is_the_smallest_distance():
     np.testing.assert_array_equal(np.argsort(-scores, axis=1), np.argsort(DISTANCES, axis=1))
 
 
+@pytest.mark.slow
 def test_classes_that_were_not_seen_are_never_chosen():
     scores = np.asarray(nearest_mean_scores(FEATURES, MEANS, jnp.array([True, False, True, False])))
     np.testing.assert_array_equal(np.argmax(scores, axis=1), np.where(DISTANCES[:, 0] < DISTANCES[:, 2], 0, 2))

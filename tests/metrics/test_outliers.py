@@ -171,6 +171,7 @@ def test_sure_predictions_keep_an_order():
     assert float(max_softmax(jnp.zeros((1, 4)))[0]) == pytest.approx(np.log(0.25))
 
 
+@pytest.mark.slow
 def test_what_does_not_exist_is_nan():
     stats = statistics(FEATURES)
     assert np.isnan(plain_neco(stats, np.zeros((N + DIM - K, DIM)))).all()

@@ -182,6 +182,7 @@ def test_every_entry_is_that_of_numpy(case):
         np.testing.assert_allclose(found[name].value, value, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_table_of_classes_is_that_of_loops(case):
     found, (features, labels, frame, bias) = case
     classes, number = found.classes, frame.shape[1]
@@ -324,6 +325,7 @@ def test_other_dtypes_give_the_same(whole):
     assert_same(report(jnp.asarray(features), jnp.asarray(labels), jnp.asarray(frame), bias.tolist()), whole)
 
 
+@pytest.mark.slow
 def test_a_memory_map_is_read_in_pieces(whole, tmp_path, monkeypatch):
     features, labels, frame, bias = small()
     np.save(tmp_path / "features.npy", features)

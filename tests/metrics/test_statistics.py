@@ -177,6 +177,7 @@ def test_the_centres(x64):
     assert stats.compute().between_covariance.tolist() == [[4.0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_features_are_accumulated_in_float32(dtype):
     features, labels = draw(2, num=30, dtype=dtype)
@@ -264,6 +265,7 @@ def test_one_large_float32_batch_keeps_its_means():
     np.testing.assert_allclose(stats.scatter[0, 0] / 1e5, features.astype(np.float64).var(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_counts_are_exact_where_float32_counts_stop():
     one = ClassStatistics.from_batch(jnp.ones((1, 1)), jnp.array([0]), 1)
     many = one._replace(counts=jnp.array([2**24], jnp.int32))

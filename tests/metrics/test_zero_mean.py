@@ -66,6 +66,7 @@ def test_everything_is_zero_at_collapse_and_the_usual_metrics_cannot_tell():
     np.testing.assert_allclose(support_occupancy(collapsed, LABELS, FRAME), np.eye(K), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_nothing_is_zero_elsewhere_and_the_scale_does_not_matter():
     features = NOISE + np.asarray(FRAME).T[(LABELS + 1) % K]  # every mean leans to the next class's vector
     found, smaller = measured(features), measured(1e-25 * features)

@@ -167,6 +167,7 @@ def test_padding_does_not_count(tiny):
     assert not np.allclose(found[0][~MASK], features[~MASK])
 
 
+@pytest.mark.slow
 def test_batch_statistics_change_in_training_only(tiny):
     case, variables, images, _, (_, updated, _) = tiny
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), updated, {k: variables[k] for k in updated})
@@ -226,6 +227,7 @@ def test_tokens_know_their_places():
     assert not np.allclose(seen[0], seen[1], atol=1e-2)
 
 
+@pytest.mark.slow
 def test_initial_depthwise_kernels_preserve_the_gradient():
     """Their variance is 2 / (number of pixels), however many channels there are."""
 

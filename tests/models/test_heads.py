@@ -255,6 +255,7 @@ def test_before_training_the_frame_is_a_simplex_etf():
     jax.tree.map(np.testing.assert_array_equal, init(head, jax.random.key(5)), variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_the_state_keeps_its_dtypes(x64, dtype):
     head = NearestHead(K)
@@ -424,6 +425,7 @@ def test_devices_share_their_labels(num_devices):
         assert oracles.relative_error(gradients[device], gradient) < 10 * F32_DEVICES
 
 
+@pytest.mark.slow
 def test_devices_agree_bit_for_bit():
     """Every device solves the same problem: the replicated state cannot drift apart."""
     features, labels = (array.reshape(2, -1, *array.shape[1:]) for array in BATCHES[0])
@@ -470,6 +472,7 @@ def test_bad_input_is_refused(monkeypatch, sentence, call):
     assert str(error.value) == sentence
 
 
+@pytest.mark.slow
 def test_heads_are_modules_that_can_be_nested():
     class Network(nn.Module):
         @nn.compact
@@ -481,6 +484,7 @@ def test_heads_are_modules_that_can_be_nested():
     assert variables["nearest"]["head"]["frame"].shape == (DIM, K)
 
 
+@pytest.mark.slow
 def test_a_zero_feature_has_a_finite_gradient():
     features, labels = BATCHES[0]
     features = features.copy()

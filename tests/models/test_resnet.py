@@ -43,6 +43,7 @@ def apply_in_training(model):
 
 
 # torchvision's documentation of its models.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "published"), [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032), (101, 44_549_160), (152, 60_192_808)]
 )
@@ -101,6 +102,7 @@ def test_batch_statistics_change_in_training_only(tiny):
     assert not np.allclose(features, evaluated)
 
 
+@pytest.mark.slow
 def test_initial_kernels_preserve_the_gradient(tiny):
     """He initialisation by fan-out: variance 2 / (receptive field x output channels)."""
     kernels = {path: leaf for path, leaf in flatten_dict(tiny[1]["params"]).items() if path[-1] == "kernel"}

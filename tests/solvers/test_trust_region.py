@@ -80,6 +80,7 @@ def test_finds_the_eigenvectors(x64, shape):
         assert found.iterations <= found.inner_iterations < 200
 
 
+@pytest.mark.slow
 def test_given_derivatives_take_the_same_path(x64):
     problem = brockett(6, 3)
     found = minimise(start(problem), *problem)

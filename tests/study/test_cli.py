@@ -218,6 +218,7 @@ main(run, PRESETS)
 """
 
 
+@pytest.mark.slow
 def test_a_file_of_a_users_own_is_named_as_it_was_started(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
 

@@ -148,6 +148,7 @@ def test_a_collapsed_classifier_is_aligned_and_a_turned_one_is_not():
     np.testing.assert_allclose([found["angle"], found["principal_angle"]], 30, atol=0.1)
 
 
+@pytest.mark.slow
 def test_recalls_are_means_over_classes_and_leave_out_those_without_test_examples():
     confusion = np.diag([4, 2, 2, 1, 0, 0])
     confusion[1, 0] = 2

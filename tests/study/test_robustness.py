@@ -92,6 +92,7 @@ def test_a_linear_network_keeps_the_accuracy_of_the_closed_form(linear_run):
     assert 0 < found["logit_margin"] <= np.nanmax(margins)
 
 
+@pytest.mark.slow
 def test_longer_logits_blind_cross_entropy_alone(linear_run):
     """The network decides as before, so its accuracy under attack is the same; cross-entropy does not see it."""
     state = linear_run.trained.state

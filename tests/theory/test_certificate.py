@@ -99,6 +99,7 @@ def test_the_optimum_is_certified_and_nothing_leads_down(name):
     assert escape_direction(problem, point).curvature > -1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 2])
 @pytest.mark.parametrize("dim", [3, 4])
 @pytest.mark.parametrize("options", [{}, {"bias_decay": 0.02}, {"loss": "mse"}], ids=str)
@@ -121,12 +122,14 @@ def test_minima_of_lower_rank_are_strict_saddles(rank, dim, options):
     assert measured == pytest.approx(float(escape.curvature), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_full_dimension_is_told_by_the_residual():
     """At d = K - 1 a point of full rank leaves no orthogonal axis: the prediction does not hold, and says so."""
     problem = UnconstrainedFeatures.balanced(4, 3, dim=3, **DECAYS)
     assert escape_direction(problem, optimal_point(problem)).residual > 0.1
 
 
+@pytest.mark.slow
 def test_a_point_that_is_not_critical_is_not_certified():
     point = PROBLEM.random_point(jax.random.key(0), scale=1e-3)
     assert not certificate(PROBLEM, point).is_critical
@@ -165,6 +168,7 @@ def test_no_point_lies_below_the_lower_bound_of_another(problem, per_class):
         assert nuclear_objective(problem, best) == pytest.approx(value, abs=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMBALANCED)
 def test_unequal_counts_reach_the_golden_minimum_with_a_certificate(name):
     golden, decay = IMBALANCED[name], float(name.split("lz")[1])

@@ -43,6 +43,7 @@ def test_the_objective_is_the_sum_over_examples(problem):
     assert objective(problem, point) == pytest.approx(by_numpy(problem, *arrays), rel=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_a_row_per_class_stands_for_all_of_its_examples(problem):
     short = problem.random_point(jax.random.key(0), per_class=True)

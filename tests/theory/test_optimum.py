@@ -31,6 +31,7 @@ def test_the_value_is_the_golden_one(name):
     assert (optimal_margin(problem) == 0) == closed["trivial"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("seed", [None, 3])
 def test_the_point_is_the_golden_one_up_to_rotation(name, seed):
@@ -61,6 +62,7 @@ def test_squared_errors_end_in_an_orthogonal_frame(name):
     np.testing.assert_allclose(gram, sigma * np.eye(problem.num_classes), **FLOAT64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in GOLDEN["ufm"]["normalised_CE_tau"]["values"]])
 def test_unit_vectors_with_a_temperature(name):
     num_classes, temperature = name[1:].split("_tau")
@@ -147,6 +149,7 @@ def test_the_margin_is_the_cross_entropy_s():
     assert optimal_margin(UnconstrainedFeatures.balanced(4, 2, dim=4, temperature=6.0)) == pytest.approx(8)
 
 
+@pytest.mark.slow
 def test_tiny_decays_neither_overflow_nor_underflow():
     problem = UnconstrainedFeatures.balanced(4, 1, dim=4, weight_decay=1e-300, feature_decay=1e-300)
     assert optimal_value(problem) == pytest.approx(3e-300 * 300 * np.log(10), rel=1e-2)

@@ -53,6 +53,7 @@ def test_solvers_reach_the_minimiser_from_random_starts(frame, loss_of):
     np.testing.assert_allclose(np.stack(found), orthogonal_features(LABELS, frame, ENERGY), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_the_second_condition_the_simplex_is_lower(frame, loss_of):
     found = solve(loss_of, frame, 1, np.ones(DIM), second=False)
     check = certificate(found[None], np.array([1]), frame, ENERGY)

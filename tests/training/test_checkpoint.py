@@ -40,6 +40,7 @@ def restored(folder, like):
         return checkpoints.restore(like)
 
 
+@pytest.mark.slow
 def test_what_was_saved_comes_back_on_any_number_of_devices(state, folder, train_set):
     for devices in (1, 4):
         found = restored(folder, make_trainer(devices).init(train_set, 1))

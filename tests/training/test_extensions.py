@@ -139,6 +139,7 @@ def test_the_loss_of_a_mixed_example_is_that_of_both_labels():
     np.testing.assert_allclose(metrics.loss, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_adjustment_by_class_counts_plays_no_part_in_evaluation():
     trainer = trainer_of("long tail", 1)
     state = trainer.init(TRAIN, seed=0)
@@ -194,6 +195,7 @@ def test_a_round_of_clients_has_the_type_of_a_step():
 # --- The plain step. ---
 
 
+@pytest.mark.slow
 def test_an_extension_that_overrides_nothing_is_not_in_the_program():
     model, optimizer = Classifier(MLP((8,), 6), LearnedHead(NUM_CLASSES)), optax.sgd(0.1)
     state = create_state(model, optimizer, jax.random.key(0), TRAIN.inputs[:1])

@@ -84,6 +84,7 @@ def test_a_class_that_never_appears_keeps_training_sound(one_device, train_set, 
     np.testing.assert_allclose(frame.T @ frame, (4 * np.eye(4) - 1) / 3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_only_the_newest_checkpoints_are_kept(one_device, train_set, test_set, tmp_path):
     fit(one_device, train_set, test_set, tmp_path)
     steps = sorted(int(path.name) for path in (tmp_path / "checkpoints" / "run").iterdir() if path.name.isdigit())

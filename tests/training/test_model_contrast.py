@@ -57,6 +57,7 @@ def test_the_gradient_reaches_the_clients_features_only():
     chex.assert_trees_all_equal(gradients[0]["head"], jax.tree.map(jnp.zeros_like, gradients[0]["head"]))
 
 
+@pytest.mark.slow
 def test_two_equal_models_pull_nowhere_and_zero_features_are_finite():
     value, gradient = jax.value_and_grad(lambda params: jnp.sum(penalty(params, RECEIVED, RECEIVED)))(OWN)
     np.testing.assert_allclose(value, len(TRAIN) * np.log(2), rtol=F32)

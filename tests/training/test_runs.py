@@ -66,6 +66,7 @@ OTHER_CALLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keywords", "changes", "sentence"), OTHER_CALLS.values(), ids=OTHER_CALLS)
 def test_another_seed_or_data_set_is_refused(begun, one_device, train_set, test_set, keywords, changes, sentence):
     directory, _ = begun

@@ -75,6 +75,7 @@ def corrected(extension, means, frame, features=None, offset=0.0):
 # --- What is removed. ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [3, 4])
 @pytest.mark.parametrize("degrees", [15, 30, 45, 60])
 def test_a_tilt_out_of_the_span_is_removed_exactly(x64, classes, degrees):
@@ -146,6 +147,7 @@ def test_the_projector_is_that_of_the_span_also_if_the_means_have_collapsed_or_d
 # --- Logits. ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AlignmentSlerp, AlignmentProjection])
 def test_logits_change_by_the_class_vectors_about_the_centre_of_the_means(x64, kind):
     means, frame, features = RNG.normal(size=(DIM, K)), RNG.normal(size=(DIM, K)), RNG.normal(size=(5, DIM))
@@ -165,6 +167,7 @@ def test_logits_change_by_the_class_vectors_about_the_centre_of_the_means(x64, k
     np.testing.assert_array_equal(again.logits, unmasked.logits)  # evaluation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AlignmentSlerp, AlignmentProjection])
 def test_gradients_reach_class_vectors_and_features_through_the_correction(x64, kind):
     means, frame, features, way = RNG.normal(size=(DIM, K)), RNG.normal(size=(DIM, K)), *RNG.normal(size=(2, 5, DIM))

@@ -21,6 +21,7 @@ def learned():
     return model, optimizer, jax.jit(make_train_step(model, optimizer))
 
 
+@pytest.mark.slow
 def test_step_is_sgd_on_the_mean_cross_entropy(learned, train_set):
     model, optimizer, step = learned
     state = create_state(model, optimizer, jax.random.key(0), train_set.inputs[:1])
@@ -44,6 +45,7 @@ def test_step_is_sgd_on_the_mean_cross_entropy(learned, train_set):
     assert (int(new.step), int(metrics.solve_status), bool(metrics.finite)) == (1, Status.CONVERGED, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_step_that_is_not_finite_is_not_taken(one_device, train_set, bad):
     batch = next(batches(train_set, 24, seed=0, num_steps=1))
