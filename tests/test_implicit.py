@@ -261,6 +261,7 @@ def test_the_rule_serves_any_root(x64):
     np.testing.assert_allclose(np.vdot(gradient, tangent), np.vdot(cotangent, slope), atol=F64_DENSE)
 
 
+@pytest.mark.slow
 def test_the_init_is_a_constant(x64):
     gradient = jax.grad(lambda init: jnp.sum(root(init, jnp.eye(4))[0]) + jnp.sum(root(init, jnp.eye(4))[1]))
     np.testing.assert_array_equal(gradient(jnp.ones(3)), 0)

@@ -81,6 +81,7 @@ def test_the_solution_reports_the_objective(x64, solver):
     assert found.solution.grad_norm < 1e-14 * np.linalg.norm(problem.matrix)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_huber_reaches_the_reweighted_solution(x64, seed):
     problem = cases.random_problem("outlier class", seed)
@@ -151,6 +152,7 @@ RELEASED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("released", cases.RELEASED_PROBLEMS, ids=str)
 def test_equals_the_released_program(x64, released):
     check_released(released, "polar", np.float64, F64_GOLDEN)
@@ -205,6 +207,7 @@ def check_derivatives(problem, how, oracle, seed):
     assert abs(derivatives.slope - sum(slopes)) < F64_MODES * sum(sensitivities)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["polar", "trust region"])
 @given(kind=st.sampled_from(list(cases.KINDS)), seed=st.integers(0, 2**32 - 1), weight=st.sampled_from([0, 1e-2, 1]))
 def test_derivatives_of_the_frobenius_cost(x64, solver, kind, seed, weight):

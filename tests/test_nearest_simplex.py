@@ -56,6 +56,7 @@ def test_the_frame_follows_the_means_and_their_order(x64):
     np.testing.assert_allclose(permuted, np.asarray(frame)[:, order], atol=F64_EXACT)
 
 
+@pytest.mark.slow
 def test_both_templates_give_one_frame(x64):
     means = normal(12, 4)
     reduced = simplex(means, None, means, solver="polar")[0]

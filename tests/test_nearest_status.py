@@ -192,6 +192,7 @@ def test_a_badly_conditioned_solve_ends_soon_and_right(x64):
     np.testing.assert_allclose(found.frame, expected.frame, atol=1e-7)  # eps times the condition
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_means_that_are_not_finite_print_nothing(capfd, solver):
     for value in (np.nan, np.inf):

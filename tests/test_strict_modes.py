@@ -179,7 +179,7 @@ CALLS = {
 }
 
 
-QUICK = ("polar", "collapse", "cross-entropy", "step, nearest head")
+QUICK = ("polar", "cross-entropy", "step, nearest head")
 
 
 @pytest.mark.parametrize(

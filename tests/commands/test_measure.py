@@ -75,6 +75,7 @@ def test_the_page_holds_everything_by_itself():
     assert not re.search(r'(src|href)="(?!data:image/|#)', page)
 
 
+@pytest.mark.slow
 def test_features_alone_are_printed_and_nothing_is_written(folder, capsys):
     before = sorted(folder.iterdir())
     measure("features.npy", "labels.npy")
@@ -154,6 +155,7 @@ CLASSIFIERS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CLASSIFIERS)
 def test_a_classifier_is_found(kind):
     measure("features.npy", "labels.npy", *CLASSIFIERS[kind](), "--out", "out")

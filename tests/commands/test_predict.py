@@ -92,6 +92,7 @@ def test_images_are_decoded_as_in_evaluation_to_the_bit(photos):
     np.testing.assert_array_equal(inputs, photos.test.take(every).inputs)
 
 
+@pytest.mark.slow
 def test_rows_and_objects_hold_the_most_probable_classes(photos, tmp_path):
     for ending in ("csv", "json"):
         predict(photos.root / "run", photos.root / "images" / "test", "--out", tmp_path / f"found.{ending}")

@@ -72,6 +72,7 @@ def test_a_shift_moves_by_at_most_its_padding_and_fills_with_zeros():
     np.testing.assert_array_equal(reflected, 1)
 
 
+@pytest.mark.slow
 def test_half_of_the_images_are_mirrored(images):
     flipped = over(augment.random_flip, jnp.broadcast_to(images[0], (1000, 12, 12, 3)))
     mirrored = (flipped == images[0, :, ::-1]).all((1, 2, 3))
@@ -127,6 +128,7 @@ def test_cutout_of_nothing_changes_nothing(images):
     np.testing.assert_array_equal(augment.cutout(KEY, images[0], length=0), images[0])
 
 
+@pytest.mark.slow
 def test_colour_jitter_without_strength_is_the_identity(images):
     found = augment.colour_jitter(KEY, images[0], brightness=0.0, contrast=0.0, saturation=0.0)
     np.testing.assert_allclose(found, images[0], atol=1e-6)

@@ -182,6 +182,7 @@ def test_moon_compares_with_the_model_of_the_round_and_with_the_last_own_one():
     chex.assert_trees_all_close(found.params, jax.device_get(server), rtol=0, atol=5 * F32_SUMS)
 
 
+@pytest.mark.slow
 def test_moon_without_memory_is_refused():
     trainer = trainer_of(STREAM, OPTIMIZER, step=StepOptions(extensions=(ModelContrast(),)))
     with pytest.raises(

@@ -104,6 +104,7 @@ def test_a_round_goes_on_without_one_client_and_not_without_all():
         exchange.join(begin, [0, 1], [])
 
 
+@pytest.mark.slow
 def test_answers_that_cannot_be_used_are_refused():
     exchange, begin, (answer, _) = first_round()
     name = "model/params/backbone/Dense_0/kernel"

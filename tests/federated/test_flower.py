@@ -155,6 +155,7 @@ def test_a_client_that_fails_is_left_out_and_the_round_goes_on(network, messages
     ]
 
 
+@pytest.mark.slow
 def test_an_answer_without_its_arrays_is_left_out(network, messages):
     def spoil(client, _, reply):
         if client == 0:

@@ -92,6 +92,7 @@ def test_tightness_has_a_tolerance(x64):
     assert properties.is_tight(frame, tolerance=0.01)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_measured_in_float32():
     frame = jnp.asarray(FRAMES["random"], jnp.bfloat16)
     found, expected = measure(frame), measure(frame.astype(jnp.float32))

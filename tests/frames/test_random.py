@@ -39,6 +39,7 @@ def test_columns_are_uniform_on_the_sphere(dim):
     assert scipy.stats.kstest((1 + cosines) / 2, law.cdf).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_the_key_determines_the_draw():
     first, again, other = (np.asarray(random_unit(4, 9, key=jax.random.key(seed))) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)

@@ -205,6 +205,7 @@ def test_nnx_and_equinox_give_the_same_numbers(head):
     assert_same(losses_in_equinox(head, start), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [HEADS["learned"], HEADS["fixed"], HEADS["nearest"]], ids=lambda head: head.name)
 def test_a_loop_in_plain_jax_learns(head):
     inputs, labels = BATCHES[0][0], BATCHES[1][0]

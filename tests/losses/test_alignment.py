@@ -61,6 +61,7 @@ def test_scale_and_zero_vectors_and_padding():
     np.testing.assert_array_equal(gradient, zero)
 
 
+@pytest.mark.slow
 def test_an_embedding_loss_is_one_minus_a_cosine():
     losses = cosine_embedding(FEATURES, LABELS, FRAME)
     expected = [1 - GOLDEN["cos"][n][k] for n, k in enumerate(GOLDEN["y"])]

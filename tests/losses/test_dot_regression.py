@@ -86,6 +86,7 @@ def test_the_few_shot_form(x64):
         np.testing.assert_allclose(one, other, rtol=F64, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_a_pull_along_the_own_class_vector_alone(x64):
     lengths = class_lengths(COUNTS)
     slope = jax.grad(lambda h: jnp.sum(dot_regression(h, LABELS, FRAME, lengths=lengths)))

@@ -55,6 +55,7 @@ def test_focal_is_its_formula_and_cross_entropy_for_gamma_zero(x64):
     np.testing.assert_allclose(jnp.mean(focal(logits, labels, 0.0)), DR["CE_on_fixed_ETF_unit_features"], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_focal(x64):
     total = jax.jit(lambda logits: jnp.sum(focal(logits, LABELS)))
     aside, step = RNG.normal(size=LOGITS.shape), 1e-5

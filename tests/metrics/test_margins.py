@@ -80,6 +80,7 @@ def test_lengths_do_not_matter_to_cosine_margins(scale):
     np.testing.assert_allclose(after, before, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_vector_without_direction_has_no_margin():
     features, frame = jnp.array([[0.0, 0.0], [1.0, 2.0]]), jnp.eye(2)
     np.testing.assert_array_equal(jnp.isnan(cosine_margins(features, frame, jnp.array([0, 1]))), [True, False])
@@ -104,6 +105,7 @@ def test_narrow_inputs_are_measured_in_float32(dtype):
     assert from_batch(found.astype(dtype), labels).mean.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_summary_equals_numpy_and_ignores_padding(x64):
     features, frame, labels = random_problem()
     margins = logit_margins(jnp.array(features @ frame), jnp.array(labels))

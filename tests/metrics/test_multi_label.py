@@ -64,6 +64,7 @@ def test_equals_a_loop_over_the_sets(size):
         np.testing.assert_allclose([column[place] for column in columns], wanted, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_length_of_its_own_is_no_collapse():
     """Angles do not see it; the distance does."""
     long = COLLAPSED * np.where((ALL[2] == TAGS).all(axis=1), 3, 1)[:, None]  # the tags 0 and 1

@@ -24,6 +24,7 @@ def test_classes_that_were_not_seen_are_never_chosen():
     assert np.isneginf(scores[:, [1, 3]]).all()
 
 
+@pytest.mark.slow
 def test_before_any_class_was_seen_all_are_alike():
     scores = nearest_mean_scores(FEATURES, np.zeros((5, 4)), jnp.zeros(4, bool))
     np.testing.assert_array_equal(scores, 0)

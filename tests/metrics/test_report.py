@@ -211,6 +211,7 @@ def test_the_table_of_classes_is_that_of_loops(case):
         np.testing.assert_allclose([getattr(classes, name)[k] for name in columns], expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_what_does_not_count_is_said(case):
     found, (features, labels, _, _) = case
     assert found.notes[:2] == (
@@ -360,6 +361,7 @@ def test_far_from_the_origin_every_example_is_compared_as_nearby(with_classifier
     np.testing.assert_allclose(found["margin_cosine_mean"].value, margins.mean(), atol=0.02)
 
 
+@pytest.mark.slow
 def test_features_alone_have_all_but_the_classifier(whole):
     features, labels, _, _ = small()
     found = report(features, labels)

@@ -273,6 +273,7 @@ def test_counts_are_exact_where_float32_counts_stop():
     assert many.merge(one).counts.dtype == jnp.int32
 
 
+@pytest.mark.slow
 def test_large_counts_do_not_overflow():
     left = ClassStatistics.init(1, 1)._replace(counts=jnp.array([2**29], jnp.int32))
     both = left.merge(left._replace(shifts=jnp.ones((1, 1))))

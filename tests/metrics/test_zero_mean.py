@@ -78,6 +78,7 @@ def test_nothing_is_zero_elsewhere_and_the_scale_does_not_matter():
     np.testing.assert_allclose(found["equiangle_means"], equiangle(means), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_class_that_is_no_nearer_to_its_own_vector_is_a_mismatch():
     features = np.asarray(FRAME).T[LABELS] * np.ones((N, 1))
     features[LABELS == 1] = np.asarray(FRAME).T[2]
@@ -85,6 +86,7 @@ def test_a_class_that_is_no_nearer_to_its_own_vector_is_a_mismatch():
     assert measured(np.ones((N, DIM)) @ np.asarray(FRAME @ FRAME.T))["mismatch"] == 1  # all at the same angle
 
 
+@pytest.mark.slow
 def test_absent_classes_are_left_out():
     present = LABELS < 3
     features = 2 * np.asarray(FRAME).T[LABELS]

@@ -177,6 +177,7 @@ def test_batch_statistics_change_in_training_only(tiny):
     jax.eval_shape(case.backbone(**case.options).apply, variables, images)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_for_computing_and_float32_for_keeping(tiny):
     case, variables, images, _, (features, updated, _) = tiny
     model = case.backbone(**case.options, dtype=jnp.bfloat16)

@@ -129,6 +129,7 @@ def test_a_training_step_takes_batches_of_any_size(name):
         assert_same(portable(params, state, *batch), jax.jit(step)(params, state, *batch))
 
 
+@pytest.mark.slow
 def test_the_nearest_frame_itself_is_portable():
     means = jnp.asarray(FEATURES[:K].T)
     portable = read_back(lambda means: nearest_simplex_etf(means, solver="polar"), means)

@@ -121,6 +121,7 @@ def test_blocks_start_as_their_shortcuts_if_asked_to():
         assert np.all(scale == (0 if path[-2] == "last_norm" else 1))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_for_computing_and_float32_for_keeping(tiny):
     _, variables, images, (features, updated) = tiny
     narrow = jax.jit(apply_in_training(ResNet(**TINY, dtype=jnp.bfloat16)))

@@ -34,6 +34,7 @@ def from_torch(state):
     return {"params": params, "batch_stats": statistics}
 
 
+@pytest.mark.slow
 def test_the_released_programs_layer():
     variables, inputs = from_torch(GOLDEN["state_dict"]), jnp.asarray(GOLDEN["X"])
     layer = Transformation()
@@ -68,6 +69,7 @@ def test_a_rectifier_with_slopes():
     np.testing.assert_array_equal(found, [[-1.0, 4.0], [2.0, 2.0]])
 
 
+@pytest.mark.slow
 def test_an_average_commutes_with_a_convolution_of_one_pixel():
     maps = jax.random.normal(KEY, (2, 4, 4, 6))
     layer = Projection(3)

@@ -141,6 +141,7 @@ ENDINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", ENDINGS, ids=lambda status: status.name)
 def test_every_ending_is_reported(x64, status):
     problem = brockett(6, 3)

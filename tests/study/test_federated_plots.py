@@ -73,6 +73,7 @@ def test_a_partition_has_clients_in_rows_and_whole_ticks(scene, drawn, clients, 
     assert written == ([str(count) for count in counts[counts > 0]] if max(clients, classes) <= 10 else [])
 
 
+@pytest.mark.slow
 def test_a_partition_is_drawn_once_for_all_methods_and_once_for_each_variant(scene, drawn):
     federated_plots.partition_picture(scene(variants=("even", "skewed")))
     assert [axis.get_title() for axis in drawn[0].axes[:2]] == ["even", "skewed"]

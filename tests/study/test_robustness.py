@@ -107,6 +107,7 @@ def test_longer_logits_blind_cross_entropy_alone(linear_run):
     assert found["worst/40"] == before["worst/40"]
 
 
+@pytest.mark.slow
 def test_a_network_that_gives_nan_has_no_accuracy(linear_run):
     state = linear_run.trained.state
     broken = state.replace(params=jax.tree.map(lambda array: np.nan * array, state.params))

@@ -36,6 +36,7 @@ def by_numpy(problem, frame, features, bias):
     return total / problem.num_examples + decayed / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_the_objective_is_the_sum_over_examples(problem):
     point = problem.random_point(jax.random.key(0))

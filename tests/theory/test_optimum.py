@@ -51,6 +51,7 @@ def test_the_point_is_the_golden_one_up_to_rotation(name, seed):
     assert etf_distance(point.frame) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SQUARED)
 def test_squared_errors_end_in_an_orthogonal_frame(name):
     problem = golden_problem(name)

@@ -64,6 +64,7 @@ def test_without_the_second_condition_the_simplex_is_lower(frame, loss_of):
     assert check.excess < 1e-6
 
 
+@pytest.mark.slow
 def test_nothing_that_meets_both_conditions_is_below(frame):
     rng = np.random.default_rng(1)
     features = np.abs(rng.normal(size=(500, DIM)))  # non-negative, so the second condition holds
@@ -79,6 +80,7 @@ def test_nothing_that_meets_both_conditions_is_below(frame):
     np.testing.assert_allclose(check.distance, np.sqrt(np.mean(np.sum(gaps**2, axis=1)) / ENERGY), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_violations_are_those_of_the_worst_example_without_padding(frame):
     features = np.array(orthogonal_features(LABELS, frame, ENERGY))
     features[2] *= 1.5

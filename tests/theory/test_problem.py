@@ -32,6 +32,7 @@ def test_what_is_no_problem_is_refused(options, sentence):
         UnconstrainedFeatures(**settings)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_points_have_the_shapes_of_their_problem():
     problem = UnconstrainedFeatures((3, 1, 2), dim=5, bias_decay=0.0, **DECAYS)

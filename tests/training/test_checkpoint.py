@@ -49,6 +49,7 @@ def test_what_was_saved_comes_back_on_any_number_of_devices(state, folder, train
         assert len(found.params["backbone"]["features"]["bias"].sharding.device_set) == devices
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_many_devices_is_read_without_them(train_set, tmp_path):
     state = make_trainer(4).init(train_set, 0)
     with Checkpoints(tmp_path) as checkpoints:

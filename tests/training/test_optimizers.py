@@ -45,6 +45,7 @@ def test_a_schedule_begins_anew_with_each_task():
     assert [constant(step) for step in (0, 10, 11)] == [0.5] * 3
 
 
+@pytest.mark.slow
 def test_one_cycle_rises_and_falls():
     schedule = make_schedule(OptimizerOptions(schedule="one-cycle"), epochs=10, epoch_steps=10)
     rates = np.array([schedule(step) for step in range(101)])
@@ -54,6 +55,7 @@ def test_one_cycle_rises_and_falls():
     assert rates[-1] < 1e-4
 
 
+@pytest.mark.slow
 def test_agd_is_the_algorithm(x64):
     rng = np.random.default_rng(0)
     params = {"dense": rng.normal(size=(5, 3)), "conv": rng.normal(size=(3, 3, 2, 4))}

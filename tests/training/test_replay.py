@@ -72,6 +72,7 @@ def test_the_loss_of_derpp_is_the_published_one():
     np.testing.assert_allclose(jnp.mean(each + penalty), 0.7606803774833679, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["er", "der", "derpp"])
 def test_the_loss_is_a_sum_of_means_over_examples_without_padding(name):
     rng = np.random.default_rng(0)

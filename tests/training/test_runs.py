@@ -218,6 +218,7 @@ def test_preprocessing_averages_and_names_are_read_back(test_set, tmp_path):
 BAD_INPUTS = {"wider": np.zeros((2, 7)), "one example": np.zeros(6), "none": np.zeros((0, 6))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inputs", BAD_INPUTS.values(), ids=BAD_INPUTS)
 def test_other_inputs_are_refused(begun, inputs):
     with pytest.raises(ValueError, match=re.escape(f"inputs must have shape (N, 6), N >= 1; got {inputs.shape}")):

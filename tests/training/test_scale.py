@@ -164,6 +164,7 @@ def test_a_run_that_was_told_to_stop_ends_as_the_unbroken_one(test_set, tmp_path
     assert rows_of(tmp_path / "broken") == rows_of(tmp_path / "unbroken")
 
 
+@pytest.mark.slow
 def test_the_handler_of_sigterm_is_put_back(one_device, train_set, test_set, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     fit(one_device, train_set, test_set, tmp_path)

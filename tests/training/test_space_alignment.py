@@ -97,6 +97,7 @@ def test_a_tilt_out_of_the_span_is_removed_exactly(x64, classes, degrees):
     np.testing.assert_allclose(half, 2.5 * expected / np.linalg.norm(expected, axis=0), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_turn_in_the_span_is_removed_by_slerp_alone(x64):
     golden = GOLDEN["slerp"]
     means, turned = np.array(golden["t1"]["W"]).T, np.array(golden["W0"]).T
@@ -109,6 +110,7 @@ def test_a_turn_in_the_span_is_removed_by_slerp_alone(x64):
     np.testing.assert_allclose(corrected(AlignmentSlerp(1.0), means, frame).frame, means, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75, 1.0])
 def test_the_golden_values_of_slerp(x64, share):
     golden = GOLDEN["slerp"]
