@@ -23,7 +23,8 @@ def conjugate_gradients(
         rhs: right-hand side of any scale, shape (n, p).
         max_iterations: largest number of products with the operator. None: 500 in float32 and 50,000 in float64. This
             is about eight times sqrt(kappa) at the condition numbers kappa beyond which the dtype gives no useful
-            gradient, 4e3 and 4e7.
+            gradient, 4e3 and 4e7. At the limit, the solution so far is returned: beyond these condition numbers a
+            derivative is inexact by more than the dtype's rounding anyway.
         size: norm of the terms from which the operator is computed, if they cancel and are larger than the operator.
 
     Returns:
