@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks import harness
-from benchmarks.scaling import BOTH, KEY_SIZE, PRODUCT
+from benchmarks.scaling import BOTH, EIGH, KEY_SIZE, PRODUCT
 
 Document = Mapping[str, Any]
 
@@ -228,7 +228,47 @@ def of_trust_region(document: Document, claim: harness.Claim) -> str | None:
             each = harness.duration(row["seconds"] / row["inner_iterations"])
             return (
                 f"{row['iterations']} steps with {row['inner_iterations']} products by the Hessian, {each} for each "
-                "with its share of the step: at this size the fixed cost of operations, not arithmetic"
+                "with its share of the steps, whose retractions decompose K x K matrices"
+            )
+    return None
+
+
+def of_closed_form(document: Document, claim: harness.Claim) -> str | None:
+    """Say what both solves take, and what the target asks for."""
+    rows = {
+        row["solver"]: row["seconds"]
+        for row in document["rows"]
+        if (f"({row['d']}, {row['K']})", row["start"]) == (claim.case, "warm") and "seconds" in row
+    }
+    ours, theirs = rows["polar"], rows["pymanopt (NumPy)"]
+    assert claim.at_least is not None
+    return (
+        f"{harness.duration(ours)} beside {harness.duration(theirs)}, of which the target leaves "
+        f"{harness.duration(theirs / claim.at_least)}; the eigendecomposition bounds it, see `scaling`"
+    )
+
+
+def of_products(document: Document, claim: harness.Claim) -> str | None:
+    """Say how many products the parts of solve and gradient are worth."""
+    rows = {
+        row["program"]: row["products"] for row in document["rows"] if f"({row.get('d')}, {row.get('K')})" == claim.case
+    }
+    decomposition, forward, both = (harness.number(rows[name]) for name in (EIGH, "polar: forward", f"polar: {BOTH}"))
+    return (
+        f"the one eigendecomposition, by LAPACK, is worth {decomposition} of them, the whole forward pass {forward} and "
+        f"both passes {both}: the faster a machine multiplies, the more products the decomposition is worth"
+    )
+
+
+def of_peak(document: Document, claim: harness.Claim) -> str | None:
+    """Say what the compiled program plans, and what its results take."""
+    for row in document["rows"]:
+        if f"({row.get('d')}, {row.get('K')})" == claim.case and row["program"] == f"polar: {BOTH}":
+            results = 3 * 4 * row["d"] * row["K"]  # frame, rotation and gradient, in float32
+            planned, results = (harness.number(size / 1e6) for size in (row["memory_planned"], results))
+            return (
+                f"{planned} MB are planned by XLA, of which frame, rotation and gradient are {results} MB; the rest is "
+                "work space of LAPACK and of matrix products"
             )
     return None
 
@@ -289,13 +329,30 @@ def of_report(document: Document, claim: harness.Claim) -> str | None:
     return f"peaks of {' and '.join(taken)}, beside which the features are held by both" if rows else None
 
 
+def of_outside(document: Document, claim: harness.Claim) -> str | None:
+    """Say how long that is."""
+    del claim
+    for row in document["rows"]:
+        if "digits_seconds" in row:
+            outside = harness.duration(row["digits_share_outside"] * row["digits_seconds"])
+            return (
+                f"{outside} of an epoch of {harness.duration(row['digits_seconds'])}: calls of programs, and logs. Longer "
+                "epochs have the same"
+            )
+    return None
+
+
 REASONS: dict[tuple[str, str], Callable[[Document, harness.Claim], str | None]] = {
     ("nearest_frame", "trust region: times faster"): of_trust_region,
+    ("nearest_frame", "polar: times faster"): of_closed_form,
+    ("scaling", f"polar: {BOTH}, in"): of_products,
+    ("scaling", f"polar: {BOTH}, extra peak memory"): of_peak,
     ("train_step", "nearest head's share"): of_share,
     ("federated", "rounds, times faster"): of_engine,
     ("replay", "DER++"): of_memory_of_replay,
     ("replay", "experience replay"): of_memory_of_replay,
     ("peer_metrics", "memory"): of_report,
+    ("throughput", "share of an epoch outside"): of_outside,
 }
 
 
