@@ -248,15 +248,28 @@ def of_closed_form(document: Document, claim: harness.Claim) -> str | None:
     )
 
 
+def of_backward(document: Document, claim: harness.Claim) -> str | None:
+    """Say what both gradients take."""
+    rows = {
+        row["method"]: row["backward_seconds"]
+        for row in document["rows"]
+        if f"({row.get('d')}, {row.get('K')})" == claim.case and "backward_seconds" in row
+    }
+    ours = rows[claim.statement.partition(": ")[0]]
+    theirs = next(seconds for method, seconds in rows.items() if method.startswith("dense formula"))
+    return (
+        f"{harness.duration(ours)} beside {harness.duration(theirs)}: at this size the fixed cost of operations, not "
+        "arithmetic"
+    )
+
+
 def of_products(document: Document, claim: harness.Claim) -> str | None:
     """Say how many products the parts of solve and gradient are worth."""
-    rows = {
-        row["program"]: row["products"] for row in document["rows"] if f"({row.get('d')}, {row.get('K')})" == claim.case
-    }
-    decomposition, forward, both = (harness.number(rows[name]) for name in (EIGH, "polar: forward", f"polar: {BOTH}"))
+    at_case = [row for row in document["rows"] if f"({row.get('d')}, {row.get('K')})" == claim.case]
+    products = {row["program"]: harness.number(row["products"]) for row in at_case if "products" in row}
     return (
-        f"the one eigendecomposition, by LAPACK, is worth {decomposition} of them, the whole forward pass {forward} and "
-        f"both passes {both}: the faster a machine multiplies, the more products the decomposition is worth"
+        f"one eigendecomposition by LAPACK {products[EIGH]}, the whole forward pass {products['polar: forward']}, both "
+        f"passes {products[f'polar: {BOTH}']}: the faster a machine multiplies, the more products LAPACK is worth"
     )
 
 
@@ -336,8 +349,8 @@ def of_outside(document: Document, claim: harness.Claim) -> str | None:
         if "digits_seconds" in row:
             outside = harness.duration(row["digits_share_outside"] * row["digits_seconds"])
             return (
-                f"{outside} of an epoch of {harness.duration(row['digits_seconds'])}: calls of programs, and logs. Longer "
-                "epochs have the same"
+                f"{outside} of an epoch of {harness.duration(row['digits_seconds'])}, for calls of programs and logs; "
+                "a longer epoch has as much"
             )
     return None
 
@@ -345,6 +358,8 @@ def of_outside(document: Document, claim: harness.Claim) -> str | None:
 REASONS: dict[tuple[str, str], Callable[[Document, harness.Claim], str | None]] = {
     ("nearest_frame", "trust region: times faster"): of_trust_region,
     ("nearest_frame", "polar: times faster"): of_closed_form,
+    ("implicit_gradient", "polar: backward"): of_backward,
+    ("implicit_gradient", "trust region: backward"): of_backward,
     ("scaling", f"polar: {BOTH}, in"): of_products,
     ("scaling", f"polar: {BOTH}, extra peak memory"): of_peak,
     ("train_step", "nearest head's share"): of_share,
