@@ -36,15 +36,19 @@ def claims_of(document: Document) -> list[harness.Claim]:
     ]
 
 
+def rows_at(document: Document, claim: harness.Claim) -> list[Mapping[str, Any]]:
+    """Return the rows of the (d, K) that a claim is about."""
+    return [row for row in document["rows"] if f"({row.get('d')}, {row.get('K')})" == claim.case]
+
+
 def of_trust_region(document: Document, claim: harness.Claim) -> str | None:
     """Say how many iterations a solve takes, and how long each."""
-    for row in document["rows"]:
-        case = f"({row['d']}, {row['K']})"
-        if (case, row["start"], row["solver"]) == (claim.case, "warm", "trust region") and row["inner_iterations"]:
+    for row in rows_at(document, claim):
+        if (row["start"], row["solver"]) == ("warm", "trust region") and row["inner_iterations"]:
             each = harness.duration(row["seconds"] / row["inner_iterations"])
             return (
                 f"{row['iterations']} steps with {row['inner_iterations']} products by the Hessian, {each} for each "
-                "with its share of the steps, whose retractions decompose K x K matrices"
+                "with its share of the steps"
             )
     return None
 
@@ -52,25 +56,19 @@ def of_trust_region(document: Document, claim: harness.Claim) -> str | None:
 def of_closed_form(document: Document, claim: harness.Claim) -> str | None:
     """Say what both solves take, and what the target asks for."""
     rows = {
-        row["solver"]: row["seconds"]
-        for row in document["rows"]
-        if (f"({row['d']}, {row['K']})", row["start"]) == (claim.case, "warm") and "seconds" in row
+        row["solver"]: row["seconds"] for row in rows_at(document, claim) if row["start"] == "warm" and "seconds" in row
     }
     ours, theirs = rows["polar"], rows["pymanopt (NumPy)"]
     assert claim.at_least is not None
     return (
         f"{harness.duration(ours)} beside {harness.duration(theirs)}, of which the target leaves "
-        f"{harness.duration(theirs / claim.at_least)}; the eigendecomposition bounds it, see `scaling`"
+        f"{harness.duration(theirs / claim.at_least)}"
     )
 
 
 def of_backward(document: Document, claim: harness.Claim) -> str | None:
     """Say what both gradients take."""
-    rows = {
-        row["method"]: row["backward_seconds"]
-        for row in document["rows"]
-        if f"({row.get('d')}, {row.get('K')})" == claim.case and "backward_seconds" in row
-    }
+    rows = {row["method"]: row["backward_seconds"] for row in rows_at(document, claim) if "backward_seconds" in row}
     ours = rows[claim.statement.partition(": ")[0]]
     theirs = next(seconds for method, seconds in rows.items() if method.startswith("dense formula"))
     return (
@@ -81,8 +79,8 @@ def of_backward(document: Document, claim: harness.Claim) -> str | None:
 
 def of_products(document: Document, claim: harness.Claim) -> str | None:
     """Say how many products the parts of solve and gradient are worth."""
-    at_case = [row for row in document["rows"] if f"({row.get('d')}, {row.get('K')})" == claim.case]
-    products = {row["program"]: harness.number(row["products"]) for row in at_case if "products" in row}
+    rows = [row for row in rows_at(document, claim) if "products" in row]
+    products = {row["program"]: harness.number(row["products"]) for row in rows}
     return (
         f"one eigendecomposition by LAPACK {products[EIGH]}, the whole forward pass {products['polar: forward']}, both "
         f"passes {products[f'polar: {BOTH}']}: the faster a machine multiplies, the more products LAPACK is worth"
@@ -91,8 +89,8 @@ def of_products(document: Document, claim: harness.Claim) -> str | None:
 
 def of_peak(document: Document, claim: harness.Claim) -> str | None:
     """Say what the compiled program plans, and what its results take."""
-    for row in document["rows"]:
-        if f"({row.get('d')}, {row.get('K')})" == claim.case and row["program"] == f"polar: {BOTH}":
+    for row in rows_at(document, claim):
+        if row["program"] == f"polar: {BOTH}":
             results = 3 * 4 * row["d"] * row["K"]  # frame, rotation and gradient, in float32
             planned, results = (harness.number(size / 1e6) for size in (row["memory_planned"], results))
             return (
@@ -164,10 +162,7 @@ def of_outside(document: Document, claim: harness.Claim) -> str | None:
     for row in document["rows"]:
         if "digits_seconds" in row:
             outside = harness.duration(row["digits_share_outside"] * row["digits_seconds"])
-            return (
-                f"{outside} of an epoch of {harness.duration(row['digits_seconds'])}, for calls of programs and logs; "
-                "a longer epoch has as much"
-            )
+            return f"{outside} of an epoch of {harness.duration(row['digits_seconds'])}, for calls of programs and logs"
     return None
 
 
