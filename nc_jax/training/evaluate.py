@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,6 +80,27 @@ class Evaluation(NamedTuple):
             return None
         with np.errstate(invalid="ignore"):
             return np.diagonal(self.confusion) / self.confusion.sum(axis=1)
+
+
+class Numbers(flax.struct.PyTreeNode):
+    """Numbers by name as one array, shape (n,): a program returns and a device sends one faster than many.
+
+    Attributes:
+        values: the numbers, an array of shape (n,).
+        names: their names.
+    """
+
+    values: Any  # a traced array, a jax or a NumPy one
+    names: tuple[str, ...] = flax.struct.field(pytree_node=False)
+
+    @classmethod
+    def of(cls, numbers: dict[str, Array]) -> "Numbers":
+        """Put numbers into one array."""
+        return cls(jnp.stack(list(numbers.values())), tuple(numbers))
+
+    def by_name(self) -> dict[str, float]:
+        """Return the numbers by name."""
+        return dict(zip(self.names, np.asarray(self.values).tolist(), strict=True))
 
 
 class EvalSums(NamedTuple):
@@ -302,7 +324,7 @@ def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool 
         return EvalSums(jnp.zeros(()), zero, zero, statistics, confusion)
 
     @partial(jax.jit, static_argnames="collapse")
-    def metrics_of(state: TrainState, sums: EvalSums, example: Batch, collapse: bool) -> tuple[dict, Array, Array]:
+    def metrics_of(state: TrainState, sums: EvalSums, example: Batch, collapse: bool) -> tuple[Numbers, Array, Array]:
         metrics = {"loss": sums.loss / sums.count, "accuracy": sums.correct / sums.count}
         output = output_of(state, example)
         if collapse:
@@ -316,18 +338,20 @@ def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool 
                 metrics["vci"] = variability_collapse_index(sums.statistics)
                 metrics["rank_means"] = numerical_rank(means)
                 metrics["effective_rank_means"] = effective_rank(means)
-        return metrics, output.frame, output.bias
+        return Numbers.of(metrics), output.frame, output.bias
 
     @jax.jit
-    def centred_metrics_of(sums: CentredSums) -> dict:
+    def centred_metrics_of(sums: CentredSums) -> Numbers:
         margins = sums.margins.compute()
-        return {
-            "nc4": sums.agreement.compute(),
-            "nearest_centre_accuracy": sums.nearest.compute(),
-            "cosine_margin": margins.mean,
-            "cosine_margin_sd": margins.standard_deviation,
-            "cosine_margin_min": margins.minimum,
-        }
+        return Numbers.of(
+            {
+                "nc4": sums.agreement.compute(),
+                "nearest_centre_accuracy": sums.nearest.compute(),
+                "cosine_margin": margins.mean,
+                "cosine_margin_sd": margins.standard_deviation,
+                "cosine_margin_min": margins.minimum,
+            }
+        )
 
     no_centred_sums = replicate(CentredSums.init(), devices)
 
@@ -362,10 +386,11 @@ def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool 
         state, centres = replicate((output_of.parts(state), centres), devices)
         sums, example = sums_of(state, source)
         metrics, frame, bias = metrics_of(state, sums, example, collapse)
+        found = [metrics]
         if collapse:
-            metrics |= centred_metrics_of(centred_sums_of(state, centres or sums.statistics, source))
-        metrics, confusion = jax.device_get((metrics, sums.confusion))  # one wait for all of them
-        numbers = {name: float(value) for name, value in metrics.items()}
+            found.append(centred_metrics_of(centred_sums_of(state, centres or sums.statistics, source)))
+        found, confusion = jax.device_get((found, sums.confusion))  # one wait for all of them
+        numbers = {name: value for part in found for name, value in part.by_name().items()}
         return Evaluation(numbers, sums.statistics, frame, bias, confusion)
 
     return evaluate

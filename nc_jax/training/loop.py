@@ -22,7 +22,7 @@ from nc_jax.training.evaluate import Evaluated, Evaluation, Source, make_evaluat
 from nc_jax.training.fingerprint import describe
 from nc_jax.training.logging import MetricsLog
 from nc_jax.training.outputs import make_outputs
-from nc_jax.training.parallel import AXIS, Devices, check_divisible, data_parallel, replicate
+from nc_jax.training.parallel import AXIS, Devices, check_divisible, data_parallel, replicate, replicated
 from nc_jax.training.preemption import Preemption
 from nc_jax.training.resident import ResidentSet, fits, resident_steps, without_loops
 from nc_jax.training.running import Running, Watch, unreported, watch_nothing
@@ -36,8 +36,9 @@ from nc_jax.training.runs import (
     predictions_of,
     supersede,
 )
-from nc_jax.training.state import Model, TrainState, create_state
+from nc_jax.training.state import Model, TrainState, create_state, key_of
 from nc_jax.training.step import StepMaker, StepOptions, make_train_step
+from nc_jax.training.summary import EpochTotals
 
 # Examples that an evaluation sees at once, at least: batches of ten would take it ten times as long.
 EVALUATED_TOGETHER = 256
@@ -144,6 +145,7 @@ class Trainer:
         self.evaluated_together = -(-EVALUATED_TOGETHER // options.batch_size) * options.batch_size
         self.model, self.optimizer, self.options, self.step_options = model, optimizer, options, step
         self._init = jax.jit(model.init)
+        self.no_steps = jax.jit(EpochTotals.zero, out_shardings=replicated(self.devices))
         make_step = make_train_step if rounds is None else rounds.make_step
         pure_step = make_step(model, optimizer, axis_name=AXIS, options=step)
         self.step = data_parallel(pure_step, devices=self.devices, donate=True, parts=parts)
@@ -176,7 +178,7 @@ class Trainer:
         state = create_state(
             self.model,
             self.optimizer if self.rounds is None else self.rounds.server(),
-            _key_of(seed),
+            key_of(seed),
             inputs,
             average=self.step_options.average_decay is not None,
             initialise=self.initialise,
@@ -389,15 +391,6 @@ class Trainer:
             decoding=decoding_of(test_set),
         )
         return facts, stored
-
-
-def _key_of(seed: int) -> Any:
-    """Return the random key of a seed in 0..2^64-1."""
-    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be a whole number in 0..2^64-1; got {seed}")
-    # Without x64, `jax.random.key` drops all but the last 32 bits.
-    key, rest = jax.random.key(int(seed) % 2**32), int(seed) >> 32
-    return jax.random.fold_in(key, rest) if rest else key
 
 
 def _share() -> dict[str, Any]:

@@ -112,9 +112,16 @@ def replicate(tree: Any, devices: Devices = None) -> Any:
     so the function compiles only once; a first state with another placement would make it compile twice. With several
     processes this is not needed, because pmap places its arguments itself.
     """
-    if jax.process_count() > 1:
+    place = replicated(devices)
+    # Asking first is faster: `device_put` needs 30 us for each array, even for one that is there.
+    if place is None or all(isinstance(leaf, jax.Array) and leaf.sharding == place for leaf in jax.tree.leaves(tree)):
         return tree
-    return jax.device_put(tree, NamedSharding(_mesh(devices), PartitionSpec()))
+    return jax.device_put(tree, place)
+
+
+def replicated(devices: Devices = None) -> NamedSharding | None:
+    """Return where `replicate` puts arrays; None with several processes, where it leaves them."""
+    return None if jax.process_count() > 1 else NamedSharding(_mesh(devices), PartitionSpec())
 
 
 class UnequalDevicesError(RuntimeError):

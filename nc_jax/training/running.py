@@ -15,11 +15,10 @@ from nc_jax.streams import Plan, Stream, locate
 from nc_jax.training.checkpoint import Checkpoints
 from nc_jax.training.evaluate import Evaluation, Source
 from nc_jax.training.logging import MetricsLog
-from nc_jax.training.parallel import check_equal_on_devices, replicate
+from nc_jax.training.parallel import check_equal_on_devices
 from nc_jax.training.preemption import PreemptedError, Preemption, StopRequestedError
 from nc_jax.training.resident import ResidentSet, padded
 from nc_jax.training.state import TrainState
-from nc_jax.training.summary import EpochTotals
 
 # Steps of a resident set run in pieces, and the host looks between two of them whether to stop. The first piece has so
 # many steps, which is a whole epoch of a small set; the next ones as many as take half a second. Schedulers give 30 s.
@@ -224,7 +223,7 @@ class Running:
         return evaluation, tested
 
     def _reset_totals(self) -> None:
-        self.state = self.state.replace(totals=replicate(EpochTotals.zero(), self.trainer.devices))
+        self.state = self.state.replace(totals=self.trainer.no_steps())
 
     def _save(self) -> None:
         if self.log is not None:

@@ -7,6 +7,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Num, PRNGKeyArray
 
@@ -103,6 +104,15 @@ def create_state(
         average=jax.tree.map(jnp.copy, params) if average else None,
         extensions=Chain(extensions).init(key, output_of),
     )
+
+
+def key_of(seed: int) -> PRNGKeyArray:
+    """Return the random key of a seed in 0..2^64-1."""
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be a whole number in 0..2^64-1; got {seed}")
+    # Without x64, `jax.random.key` drops all but the last 32 bits.
+    key, rest = jax.random.key(int(seed) % 2**32), int(seed) >> 32
+    return jax.random.fold_in(key, rest) if rest else key
 
 
 def random_key(state: TrainState) -> PRNGKeyArray:
