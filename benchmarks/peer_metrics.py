@@ -120,21 +120,19 @@ def compare(found: Agreement, stats: ClassStatistics, frame: jax.Array, features
     return found.merge(nearest_centre_agreement(features, frame, None, stats.means, stats.present))
 
 
-@jax.jit
-def figures(stats: ClassStatistics, frame: jax.Array, foreign: ClassStatistics) -> dict[str, jax.Array]:
-    """Compute all figures but NC4."""
-    means = stats.centred_means()
-    return {
-        "nc1_pinv": within_class_collapse(stats),
-        "nc1_quot": within_class_collapse(stats, "quotient"),
-        "nc1_cdnv": within_class_collapse(stats, "cdnv"),
-        "nc2_etf_err": etf_distance(means),
-        "nc2g_dist": kernel_moments(means, -1).variance,
-        "nc2g_log": kernel_moments(means, 0).variance,
-        "nc3_dual_err": self_duality(frame, stats),
-        "nc3u_uni_dual": uniform_duality(frame, stats, ddof=1),
-        "nc5_ood_dev": outlier_orthogonality(stats, jnp.mean(foreign.means, axis=1)),
-    }
+# One program for each figure, as for a user who calls them in turn. In a single program, XLA would hold at once what
+# several of them need.
+FIGURES: dict[str, Callable[[ClassStatistics, jax.Array, ClassStatistics], jax.Array]] = {
+    "nc1_pinv": jax.jit(lambda stats, frame, foreign: within_class_collapse(stats)),
+    "nc1_quot": jax.jit(lambda stats, frame, foreign: within_class_collapse(stats, "quotient")),
+    "nc1_cdnv": jax.jit(lambda stats, frame, foreign: within_class_collapse(stats, "cdnv")),
+    "nc2_etf_err": jax.jit(lambda stats, frame, foreign: etf_distance(stats.centred_means())),
+    "nc2g_dist": jax.jit(lambda stats, frame, foreign: kernel_moments(stats.centred_means(), -1).variance),
+    "nc2g_log": jax.jit(lambda stats, frame, foreign: kernel_moments(stats.centred_means(), 0).variance),
+    "nc3_dual_err": jax.jit(lambda stats, frame, foreign: self_duality(frame, stats)),
+    "nc3u_uni_dual": jax.jit(lambda stats, frame, foreign: uniform_duality(frame, stats, ddof=1)),
+    "nc5_ood_dev": jax.jit(lambda stats, frame, foreign: outlier_orthogonality(stats, jnp.mean(foreign.means, axis=1))),
+}
 
 
 def ours(data: Data, batch: int) -> dict[str, float]:
@@ -149,12 +147,15 @@ def ours(data: Data, batch: int) -> dict[str, float]:
         )
     foreign = ClassStatistics.init(num_classes, dim, scatter=False)
     for start in range(0, len(data.foreign), batch):
-        foreign = add(foreign, data.foreign[start : start + batch], data.foreign_labels[start : start + batch])
+        foreign = jax.block_until_ready(
+            add(foreign, data.foreign[start : start + batch], data.foreign_labels[start : start + batch])
+        )
     agreement = Agreement(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
     for start in range(0, len(data.features), batch):
         agreement = jax.block_until_ready(compare(agreement, stats, frame, data.features[start : start + batch]))
-    found = figures(stats, frame, foreign) | {"nc4_agree": agreement.compute()}
-    return {name: float(found[name]) for name in torch_metrics.FIGURES}
+    found = {name: float(figure(stats, frame, foreign)) for name, figure in FIGURES.items()}
+    found["nc4_agree"] = float(agreement.compute())
+    return {name: found[name] for name in torch_metrics.FIGURES}
 
 
 def program_of(name: str, data: Data, batch: int) -> Callable[[], dict[str, float]]:

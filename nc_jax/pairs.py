@@ -17,8 +17,8 @@ from nc_jax.checks import Mask, Reals, check_whole, checked_mask, real_array
 # 1e-5 in float32, which is what sums over pairs have anyway; below, differences take over.
 _CLOSE = 1e-2
 _SMALL = 2**18  # up to this many products, differences cost less than a decision between two programs
-_ONE_BLOCK = 2048  # up to this many columns one block has 16 MiB in float32
-_TILE = 1024  # a block of 4 MiB in float32; larger ones leave the caches of a CPU core
+_ONE_BLOCK = 512  # up to this many columns; beyond, several blocks take no longer, and half the memory or less
+_TILE = 1024  # at most 4 MiB for a block in float32; larger ones leave the caches of a CPU core
 
 # (left, right, mask) -> squared distances of the columns of two blocks; outside of the mask they may be inaccurate.
 SquaredDistances = Callable[[Array, Array, Array], Array]
@@ -86,7 +86,7 @@ def checked_tile(tile: int | None, pairs: Pairs) -> int:
     """
     num_classes = pairs.directions.shape[1]
     if tile is None:
-        return num_classes if num_classes <= _ONE_BLOCK else _TILE
+        return num_classes if num_classes <= _ONE_BLOCK else -(-num_classes // max(2, -(-num_classes // _TILE)))
     check_whole("tile", tile)
     if tile < 1:
         raise ValueError(f"tile must be at least 1; got {tile}")

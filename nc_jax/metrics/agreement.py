@@ -56,5 +56,12 @@ def same_answers(
         others: shape (N, K).
         among: True for the classes from which both choose, shape (K,).
     """
-    first, second = (jnp.argmax(jnp.where(among[None], each, -jnp.inf), axis=1) for each in (scores, others))
-    return (first == second) & jnp.isfinite(jnp.max(jnp.where(among[None], scores + others, -jnp.inf), axis=1))
+
+    def answers(each: Array) -> tuple[Array, Array]:
+        chosen = jnp.where(among[None], each, -jnp.inf)
+        answer = jnp.argmax(chosen, axis=1)  # a NaN counts as the largest, so the score of the answer tells
+        return answer, jnp.isfinite(jnp.take_along_axis(chosen, answer[:, None], axis=1)[:, 0])
+
+    # Each by itself, so that a program need not hold both scores at once.
+    (first, sound), (second, also) = answers(scores), answers(others)
+    return (first == second) & sound & also

@@ -212,8 +212,8 @@ def distance_to_simplex(left: Array, right: Array, present: Array) -> Array:
         return matmul(transpose(left[:, rows]), right)
 
     def gaps(rows: Array, norm: Array) -> Array:
-        own = (rows[:, None] == jnp.arange(mask.size)[None]).astype(mask.dtype) * mask[None]
-        simplex = (own - mask[rows][:, None] * mask[None] / (others + 1)) / jnp.sqrt(others)
+        rest = -mask[rows][:, None] * mask[None] / (others + 1)
+        simplex = jnp.where(rows[:, None] == jnp.arange(mask.size)[None], mask[None] + rest, rest) / jnp.sqrt(others)
         return product(rows) / norm - simplex
 
     norm = jnp.sqrt(_sum_over_rows(mask.size, lambda rows: product(rows) ** 2))
