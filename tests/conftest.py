@@ -57,7 +57,14 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not ask for
 def pytest_collection_modifyitems(items):
-    """Mark the tests of every file that skips some without PyTorch, so that `-m torch` runs them where it is there."""
+    """Mark what is told by its kind or file.
+
+    Examples in docstrings are slow: each compiles programs of its own. The tests of every file that skips some without
+    PyTorch get the mark by which `-m torch` runs them where it is there.
+    """
+    for item in items:
+        if isinstance(item, pytest.DoctestItem):
+            item.add_marker("slow")
     for path, tests in itertools.groupby(items, lambda item: item.path):
         if path.name.startswith("test_") and 'importorskip("torch")' in path.read_text(encoding="utf-8"):
             for test in tests:

@@ -129,6 +129,7 @@ def test_values_tiles_and_classes_that_are_absent(x64, name):
     assert np.isnan(function(vectors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FUNCTIONS, "determinant"])
 def test_gradients_equal_finite_differences(x64, name):
     function = {**FUNCTIONS, "determinant": log_gram_determinant}[name]

@@ -140,6 +140,7 @@ def test_saturation_alone_keeps_grey():
     np.testing.assert_allclose(found, grey, atol=1e-6)
 
 
+@pytest.mark.slow
 @names
 def test_make_takes_one_image_or_a_batch(images, name):
     function = augment.make(name)

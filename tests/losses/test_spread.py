@@ -70,6 +70,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_gradients_are_those_of_finite_differences(x64, options):
     aside, step = RNG.normal(size=FRAME.shape), 1e-6

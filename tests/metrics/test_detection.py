@@ -40,6 +40,7 @@ def test_equals_scikit_learn(name):
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [19, 20, 21, 39, 40])
 def test_the_rate_counts_whole_examples(number):
     """0.95 x 20 is 19 exactly, not 20 by rounding: one more example to pass would double the false positives."""

@@ -128,6 +128,7 @@ def test_padding_is_no_example():
     check(found, expected(FEATURES, OUTLIERS), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN["feature_sets"])
 def test_orthogonality_is_that_of_the_released_package(x64, name):
     data, golden = GOLDEN["feature_sets"][name], GOLDEN["rhubarbwu_metrics"][name]

@@ -52,6 +52,7 @@ def test_imagenet_models_have_the_published_number_of_parameters(depth, publishe
 
 
 # Counted in the released program of Zhu et al. (2021), 10 classes.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "stem", "wide", "narrow"),
     [

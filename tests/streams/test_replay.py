@@ -57,6 +57,7 @@ def test_two_draws_of_a_step_are_different_ones():
     assert any(set(one.tolist()) != set(other.tolist()) for one, other in zip(first, second, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [6, 9, 18])
 def test_every_example_seen_is_held_with_the_same_probability(step):
     counts = np.zeros(N)

@@ -55,6 +55,7 @@ def test_a_row_per_class_stands_for_all_of_its_examples(problem):
     np.testing.assert_allclose(penalties(problem, short), penalties(problem, long), rtol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", PROBLEMS[:3], ids=str)
 def test_the_gradient_in_the_logits_is_autodiff_s(problem):
     point = problem.random_point(jax.random.key(1))

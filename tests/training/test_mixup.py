@@ -66,6 +66,7 @@ def test_pairs_are_balanced_over_classes_and_never_of_one():
     assert scipy.stats.chisquare(np.bincount(given, minlength=len(LABELS))[6:], weights[6:]).pvalue > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [[2, 2, 2, -1], [-1, -1, -1, -1], [0, -1, -1, -1]])
 def test_a_batch_of_one_class_or_none_stays_as_it_is(labels):
     labels = jnp.asarray(labels)
