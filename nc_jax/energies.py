@@ -55,7 +55,8 @@ def riesz_energy(
         distance: "chord", the distance in space, or "angle", in radians (the distance on the sphere).
         present: shape (K,), which classes count; None: all of them. With fewer than two, the mean is NaN.
         tile: number of columns that are compared with as many at once. The result does not depend on it, except for
-            rounding. None: all up to 2,048 columns, and 1,024 beyond; then memory is 1,024^2 and not K^2 numbers.
+            rounding. None: all up to 512 columns, and beyond at most 1,024, in equal blocks; so memory is at most
+            1,024^2 and not K^2 numbers.
 
     Returns:
         The energy, a scalar in float32 or wider.
