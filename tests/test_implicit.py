@@ -191,8 +191,17 @@ def test_derivatives_of_higher_order(x64):
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["random", "equal values"])
-def test_second_derivatives_of_the_polar_factor(x64, name):
+@pytest.mark.parametrize(
+    ("name", "derivative"),
+    [
+        ("random", "eigh"),
+        ("equal values", "eigh"),
+        pytest.param("square", "eigh", marks=pytest.mark.slow),
+        pytest.param("random", "products", marks=pytest.mark.slow),
+        pytest.param("square", "products", marks=pytest.mark.slow),
+    ],
+)
+def test_second_derivatives_of_the_polar_factor(x64, name, derivative):
     matrix = MATRICES[name]
     rng = np.random.default_rng(1)
     cotangent, first, second = rng.normal(size=(3, *matrix.shape))
@@ -200,7 +209,7 @@ def test_second_derivatives_of_the_polar_factor(x64, name):
     @jax.jit
     def hessian_product(matrix, tangent):
         def scalar(matrix):
-            return jnp.vdot(cotangent, implicit.polar_factor(matrix))
+            return jnp.vdot(cotangent, implicit.polar_factor(matrix, derivative=derivative))
 
         return jax.jvp(jax.grad(scalar), (matrix,), (tangent,))[1]
 
