@@ -30,7 +30,7 @@ def _listed(*patterns: str) -> str:
 
 # Part of the package -> its files, and the tests that should notice a change.
 PARTS = {
-    "solvers": ("nc_jax/solvers/*.py", "tests/solvers"),
+    "solvers": ("nc_jax/solvers/*.py", "tests/solvers tests/test_implicit.py"),
     "implicit": ("nc_jax/implicit.py nc_jax/root_rules.py", "tests/test_implicit.py tests/test_root_rules.py"),
     "nearest": (
         "nc_jax/nearest.py",
