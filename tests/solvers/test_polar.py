@@ -140,7 +140,7 @@ def test_bad_input_is_refused(monkeypatch, sentence, call):
     assert str(error.value) == sentence
 
 
-@pytest.mark.parametrize("condition", [2, 10, 50])
+@pytest.mark.parametrize("condition", [2, 10, 50, 300])  # the last one is too large for the refinement
 def test_the_refined_gram_matrix_is_as_accurate_as_the_svd(monkeypatch, condition):
     monkeypatch.setattr(sys.modules["nc_jax.solvers.polar"], "_BLOCKS_FROM", 4)  # by blocks, as large ones are
     rng = np.random.default_rng(condition)
