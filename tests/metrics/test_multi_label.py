@@ -117,6 +117,10 @@ STATS = ClassStatistics.init(3, DIM, scatter=False)
             lambda: tag_wise_average(STATS, np.eye(3)),
             r"sets must be booleans of shape \(3, tags\), one row for each class of the statistics; got float64 of",
         ),
+        (
+            lambda: tag_wise_average(STATS, np.array([[True, False], [False, True]])),
+            r"sets must be booleans of shape \(3, tags\), one row for each class of the statistics; got bool of",
+        ),
         (lambda: tag_wise_average(STATS, np.zeros((3, 2), bool)), "sets must be different and have a tag each; got an"),
         (lambda: tag_wise_average(STATS, np.ones((3, 2), bool)), "sets must be different and have a tag each; got an"),
     ],
