@@ -126,6 +126,7 @@ def test_rows_that_do_not_count_are_said(capsys):
     assert "- Rows that are left out because a feature is not finite: 1." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_without_matplotlib_the_page_has_the_numbers(monkeypatch):
     def missing(*words):
         raise MissingExtraError("a picture needs matplotlib; install it by: pip install 'nc_jax[plots]'")

@@ -235,6 +235,7 @@ def test_a_mistake_in_the_words_is_one_sentence(words, sentence, vectors, tmp_pa
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_say_how_it_decoded_takes_arrays_only(photos, tmp_path, capsys):
     shutil.copytree(photos.root / "run" / "checkpoints" / "run", tmp_path / "old")
     stored = json.loads((tmp_path / "old" / "run.json").read_text())

@@ -33,6 +33,7 @@ def test_orthogonal_means_have_collapsed_about_the_origin_and_are_a_simplex_abou
     assert found["disagreement"] == pytest.approx(0.25)
 
 
+@pytest.mark.slow
 def test_a_simplex_and_a_common_part_have_collapsed_about_the_mean_only():
     frame = simplex_etf(K, DIM)
     found = collapse(evaluation_of(2 * frame + 1, frame))

@@ -48,6 +48,7 @@ def test_a_server_of_rate_one_takes_the_mean():
     chex.assert_trees_all_close(found.params, plain.params, rtol=0, atol=F32_SUMS)
 
 
+@pytest.mark.slow
 def test_batch_statistics_are_the_mean_whatever_the_server_does():
     model = small_model(backbone=NormalisedMLP())
     state = ByHand(model, LOCAL).initial(DATA)

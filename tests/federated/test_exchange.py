@@ -131,6 +131,7 @@ def test_answers_that_cannot_be_used_are_refused():
             exchange.check(begin, case)
 
 
+@pytest.mark.slow
 def test_a_client_refuses_another_model():
     exchange, begin, _ = first_round()
     stream = toy.stream_of(toy.everything())

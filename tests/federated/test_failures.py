@@ -66,6 +66,7 @@ def test_a_client_that_fails_is_left_out_as_if_it_had_not_taken_part(trainer, fa
         assert int(report.without_class) == (9 if failure is wrong else 0)
 
 
+@pytest.mark.slow
 def test_a_round_without_a_finite_client_changes_nothing_but_its_totals(trainer):
     before = jax.device_get(trainer.init(DATA, seed=0))
     stream = dataclasses.replace(STREAM, rounds=1)

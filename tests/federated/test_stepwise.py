@@ -70,6 +70,7 @@ def test_a_round_in_pieces_is_the_round_of_one_program(dropouts):
     assert_equal(other, one)
 
 
+@pytest.mark.slow
 def test_a_client_that_is_not_finite_is_left_out_in_pieces_too():
     source = some_clients()
     inputs = source.inputs.copy()

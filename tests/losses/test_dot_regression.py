@@ -101,6 +101,7 @@ def test_the_gradient_is_a_pull_along_the_own_class_vector_alone(x64):
     np.testing.assert_allclose(values, scale * gaps[:, 0] ** 2 / 2, rtol=F64)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_finite_differences_with_constant_norms(x64):
     def frozen(features):
         own = FRAME.T[LABELS]

@@ -224,6 +224,7 @@ def test_what_does_not_count_is_said(case):
     assert ("No simplex of 6 classes fits into 3 dimensions" in said) == (features.shape[1] == 3)
 
 
+@pytest.mark.slow
 def test_json_holds_everything_and_text_names_everything(case):
     found, _ = case
     content = json.loads(json.dumps(found.to_json(), allow_nan=False))

@@ -42,6 +42,7 @@ def test_products_curvatures_and_spectra_are_those_of_the_matrix():
     np.testing.assert_allclose(hessian_eigenvalues(function, point), values, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [12, 64])
 @pytest.mark.parametrize(
     "values",

@@ -94,6 +94,7 @@ def test_metrics_are_those_of_numpy(one_device, state, train_set, test_set, num_
     assert train.metrics["cosine_margin"] != test.metrics["cosine_margin"]
 
 
+@pytest.mark.slow
 def test_slow_metrics_are_left_out_unless_asked_for(one_device, state, test_set):
     metrics = one_device.evaluate(state, ResidentSet(test_set, 24, devices=one_device.devices), collapse=True).metrics
     assert "nearest_etf_means" in metrics
