@@ -91,6 +91,7 @@ def test_golden_energies(x64, name):
         np.testing.assert_allclose(found["smooth"], golden["separation"], rtol=EXACT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in GOLDEN["max_gram_determinant"] if "gamma" in name])
 def test_golden_determinants(x64, name):
     kind, size, gamma = name.split("_")

@@ -60,7 +60,7 @@ def draw_like(arrays, rng):
 # --- The solution. ---
 
 
-@pytest.mark.parametrize("solver", ["polar", "trust region"])
+@pytest.mark.parametrize("solver", ["polar", pytest.param("trust region", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("problem", cases.PROCRUSTES_PROBLEMS, ids=str)
 def test_reaches_the_polar_factor(x64, problem, solver):
     found = solve(problem, SOLVERS[solver]).found

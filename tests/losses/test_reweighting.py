@@ -63,6 +63,7 @@ def test_the_gradient_of_focal(x64):
     np.testing.assert_allclose(jnp.sum(jax.grad(total)(LOGITS) * aside), rise, rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_focal_is_finite_and_precise_where_the_class_is_sure_or_hopeless(gamma):
     gaps = np.array([20.0, 28.0, 1e4, 1e30, 0.0, -1e4, -1e30], np.float32)

@@ -316,6 +316,7 @@ def test_bfloat16_classifiers_are_measured_in_float32():
         np.testing.assert_allclose(metrics[name], same[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e22, 1e30])
 def test_scale_matters_to_no_metric_in_float32(scale):
     features, labels, frame, bias = gaussian_classes(**FEW, dtype=jnp.float32)

@@ -42,6 +42,7 @@ PLAIN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", PLAIN.values(), ids=PLAIN)
 def test_layers_without_train_and_mask_are_backbones_too(backbone):
     model = Classifier(backbone, NearestHead(4))

@@ -109,6 +109,7 @@ def test_a_training_set_alone_says_how_to_share_it(photographs, tmp_path):
         load(DataOptions(str(tmp_path)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", backbones.BACKBONES)
 def test_every_network_takes_small_images(name):
     backbone = make_backbone(BackboneOptions(name, width_multiplier=1 / 4), size=32)
