@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +33,7 @@ from nc_jax.training.parallel import AXIS, Devices, data_parallel, replicate
 from nc_jax.training.resident import ResidentSet, resident_steps
 from nc_jax.training.state import Model, TrainState, forward
 from nc_jax.training.step import StepOptions, preprocessed, right_answers
+from nc_jax.training.summary import Numbers
 
 # Largest number of classes K with a confusion matrix, whose K^2 int32 entries then take 64 MB.
 MOST_CONFUSED = 4096
@@ -80,27 +80,6 @@ class Evaluation(NamedTuple):
             return None
         with np.errstate(invalid="ignore"):
             return np.diagonal(self.confusion) / self.confusion.sum(axis=1)
-
-
-class Numbers(flax.struct.PyTreeNode):
-    """Numbers by name as one array, shape (n,): a program returns and a device sends one faster than many.
-
-    Attributes:
-        values: the numbers, an array of shape (n,).
-        names: their names.
-    """
-
-    values: Any  # a traced array, a jax or a NumPy one
-    names: tuple[str, ...] = flax.struct.field(pytree_node=False)
-
-    @classmethod
-    def of(cls, numbers: dict[str, Array]) -> "Numbers":
-        """Put numbers into one array."""
-        return cls(jnp.stack(list(numbers.values())), tuple(numbers))
-
-    def by_name(self) -> dict[str, float]:
-        """Return the numbers by name."""
-        return dict(zip(self.names, np.asarray(self.values).tolist(), strict=True))
 
 
 class EvalSums(NamedTuple):
@@ -282,6 +261,40 @@ def _confusion(logits: Array, batch: Batch, num_classes: int) -> Int[Array, "cla
     return zeros.at[rows, jnp.argmax(logits, axis=-1)].add(1, mode="drop")
 
 
+# Not functions of a model: evaluations of all methods on a data set share one program, which takes seconds to compile.
+@partial(jax.jit, static_argnames=("collapse", "slow"))
+def numbers_of(sums: EvalSums, frame: Array, bias: Array, *, collapse: bool, slow: bool) -> Numbers:
+    """Return the metrics of the first pass."""
+    numbers = {"loss": sums.loss / sums.count, "accuracy": sums.correct / sums.count}
+    if collapse:
+        numbers |= collapse_metrics(sums.statistics, frame, bias)
+        means, present = sums.statistics.centred_means(), sums.statistics.present
+        dim, num_classes = frame.shape
+        if dim >= num_classes - 1:
+            numbers["nearest_etf_means"] = nearest_etf_distance(means, present)
+            numbers["nearest_etf_classifier"] = nearest_etf_distance(frame)
+        if slow:
+            numbers["vci"] = variability_collapse_index(sums.statistics)
+            numbers["rank_means"] = numerical_rank(means)
+            numbers["effective_rank_means"] = effective_rank(means)
+    return Numbers.of(numbers)
+
+
+@jax.jit
+def centred_numbers_of(sums: CentredSums) -> Numbers:
+    """Return the metrics of the second pass."""
+    margins = sums.margins.compute()
+    return Numbers.of(
+        {
+            "nc4": sums.agreement.compute(),
+            "nearest_centre_accuracy": sums.nearest.compute(),
+            "cosine_margin": margins.mean,
+            "cosine_margin_sd": margins.standard_deviation,
+            "cosine_margin_min": margins.minimum,
+        }
+    )
+
+
 def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool = False) -> Callable[..., Evaluation]:
     """Compile the evaluation of a model.
 
@@ -323,35 +336,10 @@ def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool 
         confusion = jnp.zeros((num_classes, num_classes), jnp.int32) if num_classes <= MOST_CONFUSED else None
         return EvalSums(jnp.zeros(()), zero, zero, statistics, confusion)
 
-    @partial(jax.jit, static_argnames="collapse")
-    def metrics_of(state: TrainState, sums: EvalSums, example: Batch, collapse: bool) -> tuple[Numbers, Array, Array]:
-        metrics = {"loss": sums.loss / sums.count, "accuracy": sums.correct / sums.count}
-        output = output_of(state, example)
-        if collapse:
-            metrics |= collapse_metrics(sums.statistics, output.frame, output.bias)
-            means, present = sums.statistics.centred_means(), sums.statistics.present
-            dim, num_classes = output.frame.shape
-            if dim >= num_classes - 1:
-                metrics["nearest_etf_means"] = nearest_etf_distance(means, present)
-                metrics["nearest_etf_classifier"] = nearest_etf_distance(output.frame)
-            if slow:
-                metrics["vci"] = variability_collapse_index(sums.statistics)
-                metrics["rank_means"] = numerical_rank(means)
-                metrics["effective_rank_means"] = effective_rank(means)
-        return Numbers.of(metrics), output.frame, output.bias
-
     @jax.jit
-    def centred_metrics_of(sums: CentredSums) -> Numbers:
-        margins = sums.margins.compute()
-        return Numbers.of(
-            {
-                "nc4": sums.agreement.compute(),
-                "nearest_centre_accuracy": sums.nearest.compute(),
-                "cosine_margin": margins.mean,
-                "cosine_margin_sd": margins.standard_deviation,
-                "cosine_margin_min": margins.minimum,
-            }
-        )
+    def classifier_of(state: TrainState, example: Batch) -> tuple[Array, Array]:
+        output = output_of(state, example)
+        return output.frame, output.bias
 
     no_centred_sums = replicate(CentredSums.init(), devices)
 
@@ -385,10 +373,10 @@ def make_evaluator(output_of: Evaluated, *, devices: Devices = None, slow: bool 
         # The caller's arrays may lie on other devices.
         state, centres = replicate((output_of.parts(state), centres), devices)
         sums, example = sums_of(state, source)
-        metrics, frame, bias = metrics_of(state, sums, example, collapse)
-        found = [metrics]
+        frame, bias = classifier_of(state, example)
+        found = [numbers_of(sums, frame, bias, collapse=collapse, slow=slow)]
         if collapse:
-            found.append(centred_metrics_of(centred_sums_of(state, centres or sums.statistics, source)))
+            found.append(centred_numbers_of(centred_sums_of(state, centres or sums.statistics, source)))
         found, confusion = jax.device_get((found, sums.confusion))  # one wait for all of them
         numbers = {name: value for part in found for name, value in part.by_name().items()}
         return Evaluation(numbers, sums.statistics, frame, bias, confusion)

@@ -1,9 +1,11 @@
-"""What a training step reports, and the totals of an epoch, which are part of the training state."""
+"""What a training step reports, the totals of an epoch, which are part of the training state, and numbers by name."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax.solvers import Status
@@ -77,6 +79,27 @@ class EpochTotals(NamedTuple):
             "without_class": int(self.without_class),
             "finite": bool(self.finite),
         }
+
+
+class Numbers(flax.struct.PyTreeNode):
+    """Numbers by name as one array, shape (n,): a program returns and a device sends one faster than many.
+
+    Attributes:
+        values: the numbers, an array of shape (n,).
+        names: their names.
+    """
+
+    values: Any  # a traced array, a jax or a NumPy one
+    names: tuple[str, ...] = flax.struct.field(pytree_node=False)
+
+    @classmethod
+    def of(cls, numbers: dict[str, Array]) -> "Numbers":
+        """Put numbers into one array."""
+        return cls(jnp.stack(list(numbers.values())), tuple(numbers))
+
+    def by_name(self) -> dict[str, float]:
+        """Return the numbers by name."""
+        return dict(zip(self.names, np.asarray(self.values).tolist(), strict=True))
 
 
 @jax.jit  # one dispatch instead of seven, once per epoch
