@@ -32,10 +32,7 @@ def _listed(*patterns: str) -> str:
 PARTS = {
     "solvers": ("nc_jax/solvers/*.py", "tests/solvers tests/test_implicit.py"),
     "implicit": ("nc_jax/implicit.py nc_jax/root_rules.py", "tests/test_implicit.py tests/test_root_rules.py"),
-    "nearest": (
-        "nc_jax/nearest.py",
-        _listed("tests/test_nearest*.py"),
-    ),
+    "nearest": ("nc_jax/nearest.py", _listed("tests/test_nearest*.py")),
     "heads": ("nc_jax/heads/*.py", _listed("tests/heads/*.py", "tests/models/test_*head*.py")),
     "metrics": ("nc_jax/metrics/*.py", "tests/metrics"),
 }
@@ -101,12 +98,8 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
             yield change(node, start, start + len(source[start:end].rstrip(" (")), "")
         elif isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float):
             start, end = at(node.lineno, node.col_offset), at(node.end_lineno, node.end_col_offset)
-            value = (
-                not node.value
-                if isinstance(node.value, bool)
-                else (node.value + 1 if isinstance(node.value, int) else node.value * 2)
-            )
-            yield change(node, start, end, repr(value))
+            others = {bool: not node.value, int: node.value + 1, float: node.value * 2}
+            yield change(node, start, end, repr(others[type(node.value)]))
         elif isinstance(node, ast.Attribute) and node.attr in OTHER_NAME:
             end = at(node.end_lineno, node.end_col_offset)
             yield change(node, end - len(node.attr), end, OTHER_NAME[node.attr])

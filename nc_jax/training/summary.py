@@ -102,7 +102,7 @@ class Numbers(flax.struct.PyTreeNode):
         return dict(zip(self.names, np.asarray(self.values).tolist(), strict=True))
 
 
-@jax.jit  # one dispatch instead of seven, once per epoch
+@jax.jit  # one dispatch instead of eight
 def _no_steps() -> EpochTotals:
     # Each field needs a buffer of its own: steps donate their state, and a buffer cannot be donated twice.
     return EpochTotals(
