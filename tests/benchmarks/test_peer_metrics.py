@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from benchmarks import harness, peer_metrics, torch_metrics
+from nc_jax.metrics import uniform_duality
 
 pytestmark = pytest.mark.benchmark
 
@@ -20,12 +21,11 @@ def test_figures_are_equal_before_they_are_fast(tmp_path, monkeypatch):
         assert row["peak_bytes"] > 0
     assert len(list(tmp_path.glob("peer_metrics-smoke-cpu-*.json"))) == 1
     # Population variances in place of sample variances: 1 / K apart.
-    uniform_duality = peer_metrics.uniform_duality
-    peer_metrics.figures.clear_cache()
-    monkeypatch.setattr(peer_metrics, "uniform_duality", lambda *args, ddof: uniform_duality(*args))
+    monkeypatch.setitem(
+        peer_metrics.FIGURES, "nc3u_uni_dual", lambda stats, frame, foreign: uniform_duality(frame, stats)
+    )
     with pytest.raises(harness.WrongAnswerError, match="our nc3u_uni_dual"):
         peer_metrics.run(config)
-    peer_metrics.figures.clear_cache()
 
 
 def test_a_folder_without_the_package_is_no_package(tmp_path):
