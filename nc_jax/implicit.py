@@ -30,7 +30,7 @@ from nc_jax.arrays import matmul, safe_norm, skew_part, symmetric_part, transpos
 from nc_jax.manifolds import Stiefel
 from nc_jax.root_rules import Solve, root_jvp
 from nc_jax.solvers import PolarDecomposition, PolarMethod, polar_decomposition
-from nc_jax.solvers.conjugate_gradients import conjugate_gradients
+from nc_jax.solvers.conjugate_gradients import Solved, conjugate_gradients
 from nc_jax.solvers.polar import judged
 
 
@@ -113,7 +113,8 @@ def conjugate_gradient_solver(euclidean_gradient: Callable[..., Array]) -> Calla
     """Return a `linear_solver` for `implicit_root` that serves every cost: conjugate gradients, to dtype precision.
 
     Its argument aux says whether the point is a strict minimum (see `is_strict_minimum`). If not, it returns the least
-    squares solution of least norm, which is zero in directions that are not determined.
+    squares solution of least norm, which is zero in directions that are not determined. It returns NaN rather than a
+    wrong derivative where the iteration ends with a residual above the square root of the rounding unit.
 
     Args:
         euclidean_gradient: function (point, *args) -> Euclidean gradient of the cost, shape (n, p).
@@ -123,16 +124,18 @@ def conjugate_gradient_solver(euclidean_gradient: Callable[..., Array]) -> Calla
         manifold = Stiefel(*point.shape)
         scale = _normal_scale(euclidean_gradient(point, *args))
         # In exact arithmetic, as many iterations as dimensions are enough; twice as many make up for lost conjugacy.
-        limit = 2 * manifold.dimension + 2
+        limit = max(2 * manifold.dimension + 2, _MOST_ITERATIONS)
+        loose = float(jnp.finfo(point.dtype).eps) ** 0.5
 
         def solve(matvec: Callable, rhs: Array) -> Array:
             tangent = manifold.project(point, rhs)
             found = jax.lax.cond(
                 strict,
-                lambda: conjugate_gradients(matvec, tangent, limit)[0],
-                lambda: conjugate_gradients(lambda x: matvec(matvec(x)), matvec(tangent), limit)[0],
+                lambda: conjugate_gradients(matvec, tangent, limit),
+                lambda: conjugate_gradients(lambda x: matvec(matvec(x)), matvec(tangent), limit),
             )
-            return found + (rhs - tangent) / scale
+            solved = found.flat | (found.residual <= loose)
+            return jnp.where(solved, found.solution, jnp.nan) + (rhs - tangent) / scale
 
         return solve
 
@@ -161,7 +164,7 @@ def is_strict_minimum(
 
     # sqrt(p) is the norm of U, so this is the size of the gradient as a factor on U.
     terms = _normal_scale(euclidean_gradient(point, *args)).reshape(()) / manifold.diameter
-    return ~conjugate_gradients(hessian, force, 2 * manifold.dimension + 2, terms)[1]
+    return ~conjugate_gradients(hessian, force, 2 * manifold.dimension + 2, terms).flat
 
 
 # --- The orthogonal Procrustes problem: maximise <U, B>. Its linear system has a closed form. ---
@@ -212,7 +215,8 @@ def procrustes_solver(
         matrix: B, shape (n, p).
         method: "eigh" divides by s_i + s_j and s_j in the eigenbasis of S, in O(n p^2 + p^3) time. "products" solves
             both equations by conjugate gradients, with matrix products only, in about sqrt(kappa) iterations (kappa is
-            the condition number). "auto" takes "eigh" on a CPU or if the eigenvectors are known, otherwise "products".
+            the condition number); if 500 are not enough, or U is not determined, it does the same as "eigh". "auto"
+            takes "eigh" on a CPU or if the eigenvectors are known, otherwise "products".
 
     Raises:
         ValueError: if the method is unknown.
@@ -263,22 +267,35 @@ def _by_eigh(point: Array, decomposition: PolarDecomposition, matrix: Array) -> 
     return solve
 
 
+# Conjugate gradients do not give up before. About 8 sqrt(kappa) iterations reach the rounding of the dtype, so 500
+# serve condition numbers kappa up to 4e3.
+_MOST_ITERATIONS = 500
+
+
 def _by_products(point: Array, decomposition: PolarDecomposition, matrix: Array) -> Callable[[Array, Array], tuple]:
     stretch = symmetric_part(matmul(transpose(point), matrix))
 
-    def iterate(operator: Callable[[Array], Array], rhs: Array) -> Array:
-        # Conjugate gradients cannot tell which directions are not determined. If there are any, all get zero.
-        return conjugate_gradients(operator, jnp.where(decomposition.unique, rhs, 0))[0]
+    def iterate(operator: Callable[[Array], Array], rhs: Array) -> Solved:
+        # Conjugate gradients cannot tell which directions are not determined. If there are any, there is nothing to do.
+        return conjugate_gradients(operator, jnp.where(decomposition.unique, rhs, 0), _MOST_ITERATIONS)
 
     def solve(rhs: Array, constraint: Array) -> tuple[Array, Array]:
         given = symmetric_part(constraint)
         aligned = matmul(transpose(point), rhs)
         inside = aligned - matmul(given, stretch)
         turn = iterate(lambda x: matmul(stretch, x) + matmul(x, stretch), 2 * skew_part(inside))
-        moved = matmul(point, turn + given)
+        moved = matmul(point, turn.solution + given)
+        solved = decomposition.unique & turn.converged
         if point.shape[0] != point.shape[1]:
-            moved += iterate(lambda x: matmul(x, stretch), rhs - matmul(point, aligned))
-        return moved, symmetric_part(inside - matmul(turn, stretch)) + skew_part(constraint)
+            outside = iterate(lambda x: matmul(x, stretch), rhs - matmul(point, aligned))
+            moved += outside.solution
+            solved &= outside.converged
+        multiplier = symmetric_part(inside - matmul(turn.solution, stretch)) + skew_part(constraint)
+        return jax.lax.cond(
+            solved,
+            lambda: (moved, multiplier),
+            lambda: _by_eigh(point, decomposition, matrix)(rhs, constraint),
+        )
 
     return solve
 

@@ -10,31 +10,43 @@ from jaxtyping import Array, Bool, Float
 from nc_jax.arrays import safe_norm
 
 
+class Solved(NamedTuple):
+    """What conjugate gradients have found.
+
+    Attributes:
+        solution: x, shape (n, p).
+        flat: whether the iteration met a direction in which the operator is zero or negative up to rounding. If so,
+            it ended before it divided by that curvature.
+        residual: norm of operator(x) - rhs over that of rhs; 0 if the right-hand side is zero.
+        converged: whether the residual is at most ten times the rounding unit of the dtype.
+    """
+
+    solution: Float[Array, "n p"]
+    flat: Bool[Array, ""]
+    residual: Float[Array, ""]
+    converged: Bool[Array, ""]
+
+
 def conjugate_gradients(
     operator: Callable[[Array], Array],
     rhs: Float[Array, "n p"],
-    max_iterations: int | None = None,
+    max_iterations: int,
     size: Float[Array, ""] | float = 0.0,
-) -> tuple[Float[Array, "n p"], Bool[Array, ""]]:
+) -> Solved:
     """Solve operator(x) = rhs for a symmetric, positive semidefinite operator.
 
     Args:
         operator: linear function from arrays of shape (n, p) to arrays of the same shape.
         rhs: right-hand side of any scale, shape (n, p).
-        max_iterations: largest number of products with the operator. None: 500 in float32 and 50,000 in float64. This
-            is about eight times sqrt(kappa) at the condition numbers kappa beyond which the dtype gives no useful
-            gradient, 4e3 and 4e7. At the limit, the solution so far is returned: beyond these condition numbers a
-            derivative is inexact by more than the dtype's rounding anyway.
+        max_iterations: largest number of products with the operator.
         size: norm of the terms from which the operator is computed, if they cancel and are larger than the operator.
 
     Returns:
-        x, and whether the iteration met a direction in which the operator is zero or negative up to rounding. If so,
-        the iteration ends before it divides by that curvature.
+        The solution so far, and whether it is one.
     """
     # The conjugate gradients of JAX and SciPy do not stop at such directions, and then return arbitrary results.
     eps = float(jnp.finfo(rhs.dtype).eps)
     tolerance = 10 * eps  # the relative tolerance of the trust region for the gradient
-    limit = (500 if eps > 1e-10 else 50_000) if max_iterations is None else max_iterations
     floor = max(rhs.shape) * eps  # relative size below which curvature counts as zero, as in numpy.linalg.matrix_rank
     # At unit scale, squares neither overflow nor underflow, for every scale of the cotangent.
     norm = safe_norm(rhs).reshape(())
@@ -63,14 +75,14 @@ def conjugate_gradients(
         )
 
     def unfinished(state: _Krylov) -> Array:
-        return (state.squared > tolerance**2) & ~state.flat & (state.iteration < limit)
+        return (state.squared > tolerance**2) & ~state.flat & (state.iteration < max_iterations)
 
     unit = rhs / scale
     steepest = jnp.asarray(size, rhs.dtype)
     iteration = jnp.zeros((), jnp.int32)
     start = _Krylov(jnp.zeros_like(rhs), unit, unit, inner(unit, unit), steepest, jnp.zeros((), bool), iteration)
     end = jax.lax.while_loop(unfinished, advance, start)
-    return scale * end.solution, end.flat
+    return Solved(scale * end.solution, end.flat, jnp.sqrt(end.squared), end.squared <= tolerance**2)
 
 
 class _Krylov(NamedTuple):
