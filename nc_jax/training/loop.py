@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from nc_jax.training.logging import MetricsLog
 from nc_jax.training.outputs import make_outputs
 from nc_jax.training.parallel import AXIS, Devices, check_divisible, data_parallel, replicate, replicated
 from nc_jax.training.preemption import Preemption
-from nc_jax.training.resident import ResidentSet, fits, resident_steps, without_loops
+from nc_jax.training.resident import ResidentSet, belongs_on_devices, resident_steps, without_loops
 from nc_jax.training.running import Running, Watch, unreported, watch_nothing
 from nc_jax.training.runs import (
     Facts,
@@ -246,7 +247,7 @@ class Trainer:
             self.rounds.check_stream(stream, train_set)
         state = self.init(train_set, seed)
         facts, program = self._facts(state, train_set, test_set, stream, seed)
-        sources = self._source(train_set), self._source(test_set)
+        sources = self._sources(train_set, test_set)
         writer = log if jax.process_index() == 0 else None
         with contextlib.ExitStack() as stack:
             if writer is not None:
@@ -331,16 +332,13 @@ class Trainer:
         """Number of devices of all processes."""
         return len(self.devices) * jax.process_count()
 
-    def _source(self, examples: ExampleSource) -> Source:
-        """Return where examples are read from: a set on the devices, or a function that reads batches."""
-        resident, alone = self.options.resident, jax.process_count() == 1
-        if resident and not (alone and isinstance(examples, LabelledArrays)):
-            raise ValueError(
-                f"resident sets must be in memory, in a single process; got {examples!r} in {jax.process_count()}"
-            )
-        if alone and isinstance(examples, LabelledArrays) and (fits(examples) if resident is None else resident):
-            return ResidentSet(examples, self.evaluated_together, devices=self.devices)
-        return lambda: eval_batches(examples, self.evaluated_together, threads=self.options.threads, **_share())
+    def _sources(self, *sets: ExampleSource) -> list[Source]:
+        """Return where sets of examples are read from: from the devices, or by functions that read batches."""
+        kept: Any = [one for one in sets if belongs_on_devices(one, self.options.resident)]
+        placed = ResidentSet.side_by_side(kept, self.evaluated_together, devices=self.devices)
+        there = dict(zip(map(id, kept), placed, strict=True))
+        how = {"threads": self.options.threads, **_share()}
+        return [there.get(id(one)) or partial(eval_batches, one, self.evaluated_together, **how) for one in sets]
 
     def read(self, train_set: ExampleSource, stream: Stream, seed: int, start: int) -> Iterator[Batch]:
         """Read this process's share of the batches of a stream, from step `start` on."""

@@ -1,6 +1,6 @@
 """Training on a set that is kept on the devices: the devices gather the batches, and the host copies no data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nc_jax.checks import PADDING_LABEL
-from nc_jax.data import Batch, LabelledArrays
+from nc_jax.data import Batch, ExampleSource, LabelledArrays
 from nc_jax.data.batch import rows_with
 from nc_jax.streams import Epochs, Plan, local_rows
 from nc_jax.training.parallel import Devices, data_parallel, replicate
@@ -16,18 +16,41 @@ from nc_jax.training.parallel import Devices, data_parallel, replicate
 LIMIT = 256 * 2**20  # bytes of inputs of the largest set that is kept on the devices by default
 
 
-def fits(arrays: LabelledArrays) -> bool:
-    """Return whether the inputs of a set take at most `LIMIT` bytes, so that every device may hold a copy."""
-    return arrays.inputs.nbytes <= LIMIT
+def fits(*sets: LabelledArrays) -> bool:
+    """Return whether the inputs of sets take at most `LIMIT` bytes together, so that every device may hold a copy."""
+    return sum(one.inputs.nbytes for one in sets) <= LIMIT
 
 
-def padded(plan: Plan) -> Plan:
+def belongs_on_devices(examples: ExampleSource, resident: bool | None) -> bool:
+    """Return whether a set of examples is to be kept on the devices.
+
+    Args:
+        examples: the set.
+        resident: what the user wants; None keeps sets in memory that fit, in a single process.
+
+    Raises:
+        ValueError: if the user wants what cannot be.
+    """
+    if jax.process_count() == 1 and isinstance(examples, LabelledArrays):
+        return fits(examples) if resident is None else resident
+    if resident:
+        raise ValueError(
+            f"resident sets must be in memory, in a single process; got {examples!r} in {jax.process_count()}"
+        )
+    return False
+
+
+def padded(plan: Plan, rows: int = 1) -> Plan:
     """Return a plan with more rows, up to a power of two, so that plans of similar lengths share a compiled program.
 
     The rows that are added are never used.
+
+    Args:
+        plan: the steps.
+        rows: least number of rows.
     """
-    rows = len(plan.index)
-    more = (1 << (rows - 1).bit_length()) - rows
+    given = len(plan.index)
+    more = (1 << (max(given, rows) - 1).bit_length()) - given
     parts: Any = (None if part is None else np.pad(part, ((0, more), (0, 0)), constant_values=-1) for part in plan)
     return Plan(*parts)
 
@@ -39,13 +62,53 @@ class ResidentSet:
         arrays: the set.
         batch_size: examples per step of an evaluation, on all devices together.
         devices: local devices; None takes all of them.
+        content: arrays on the devices that hold the set, and the number of its first example there; None copies the
+            set.
+        rows: least number of rows of the plan of an evaluation.
     """
 
-    def __init__(self, arrays: LabelledArrays, batch_size: int, *, devices: Devices = None):
+    def __init__(
+        self,
+        arrays: LabelledArrays,
+        batch_size: int,
+        *,
+        devices: Devices = None,
+        content: dict | None = None,
+        rows: int = 1,
+    ):
         self.arrays, self.batch_size = arrays, batch_size
-        self.content = replicate({"inputs": arrays.inputs, "labels": arrays.labels}, devices)
-        self.in_order = Epochs(arrays, batch_size, shuffle=False).plan(0, 0)
-        self.all = 0, len(self.in_order.index)
+        self.content = _on_devices([arrays], devices)[0] if content is None else content
+        plan = Epochs(arrays, batch_size, shuffle=False).plan(0, 0)
+        self.in_order, self.all = padded(plan, rows), (0, len(plan.index))
+
+    @classmethod
+    def side_by_side(
+        cls, sets: Sequence[LabelledArrays], batch_size: int, *, devices: Devices = None
+    ) -> "list[ResidentSet]":
+        """Copy sets to every device. If they are alike, compiled programs serve all of them.
+
+        Args:
+            sets: the sets.
+            batch_size: examples per step of an evaluation, on all devices together.
+            devices: local devices; None takes all of them.
+        """
+        alike = len({(one.inputs.shape[1:], one.inputs.dtype) for one in sets}) == 1
+        contents = _on_devices(sets, devices) if alike and fits(*sets) else [None] * len(sets)
+        rows = -(-max(map(len, sets), default=0) // batch_size)
+        return [
+            cls(one, batch_size, devices=devices, content=content, rows=rows)
+            for one, content in zip(sets, contents, strict=True)
+        ]
+
+
+def _on_devices(sets: Sequence[LabelledArrays], devices: Devices) -> list[dict]:
+    """Copy sets to the devices, one after another in the same arrays; return a content for each."""
+    parts = {name: [getattr(one, name) for one in sets] for name in ("inputs", "labels")}
+    # A single set is not copied on the host.
+    arrays = {name: found[0] if len(found) == 1 else np.concatenate(found) for name, found in parts.items()}
+    shared = replicate(arrays, devices)
+    firsts = np.cumsum([0, *map(len, sets[:-1])], dtype=np.int32)
+    return [shared | {"first": replicate(first, devices)} for first in firsts]
 
 
 def resident_steps(
@@ -129,10 +192,11 @@ def without_loops(
 def _take(content: dict, chosen: Plan) -> Batch:
     """Gather a batch, with the same padding as `nc_jax.streams.read`."""
     mask = chosen.index >= 0
-    inputs = content["inputs"][jnp.maximum(chosen.index, 0)]
+    rows = content["first"] + jnp.maximum(chosen.index, 0)
+    inputs = content["inputs"][rows]
     return Batch(
         inputs=jnp.where(rows_with(mask, inputs), inputs, 0),
-        labels=jnp.where(mask, content["labels"][jnp.maximum(chosen.index, 0)], PADDING_LABEL),
+        labels=jnp.where(mask, content["labels"][rows], PADDING_LABEL),
         mask=mask,
         **chosen._asdict(),
     )

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ class Running:
     stream: Stream
     seed: int
     train_set: Any
-    sources: tuple[Source, Source]
+    sources: Sequence[Source]
     run: str
     folder: Path
     log: MetricsLog | None
