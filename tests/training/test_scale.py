@@ -11,9 +11,10 @@ import optax
 import pytest
 from toy_training import NormalisedMLP, blobs, fit, make_trainer, rows_of
 
+from nc_jax.data import LabelledArrays
 from nc_jax.models import MLP, Classifier, LearnedHead
 from nc_jax.streams import batches
-from nc_jax.training import PreemptedError, StepOptions, create_state, make_train_step
+from nc_jax.training import PreemptedError, ResidentSet, StepOptions, create_state, make_train_step, resident
 
 FLOAT32_TRAINING = 1e-5  # what sums in another order leave in the parameters after three epochs
 
@@ -32,13 +33,28 @@ def run_steps(trainer, arrays, num_steps=5):
 def test_a_resident_set_trains_like_a_streamed_one(train_set, test_set, tmp_path):
     """BatchNorm, the nearest head, a padded last batch: the same numbers, scanned or step by step."""
     found = []
-    for resident in (True, False):
-        trainer = make_trainer(1, resident=resident, backbone=NormalisedMLP())
-        found.append(fit(trainer, train_set, test_set, tmp_path / str(resident)))
+    for on_devices in (True, False):
+        trainer = make_trainer(1, resident=on_devices, backbone=NormalisedMLP())
+        found.append(fit(trainer, train_set, test_set, tmp_path / str(on_devices)))
     chex.assert_trees_all_close(found[0], found[1], rtol=0, atol=FLOAT32_TRAINING)
     for ours, theirs in zip(rows_of(tmp_path / "True"), rows_of(tmp_path / "False"), strict=True):
         assert ours.pop("run") == theirs.pop("run")
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)
+
+
+def test_sets_that_are_alike_share_one_array(monkeypatch):
+    """So one program serves both. Bytes beside 16-bit numbers do not: preprocessing tells them apart."""
+    sets = [blobs(7), blobs(50, seed=1)]
+    content = [one.content for one in ResidentSet.side_by_side(sets, 4)]
+    assert content[0]["inputs"] is content[1]["inputs"]
+    np.testing.assert_array_equal(content[0]["inputs"], np.concatenate([one.inputs for one in sets]))
+    assert [int(one["first"]) for one in content] == [0, 7]
+    bytes_, numbers = (LabelledArrays(np.ones((3, 2), dtype), np.zeros(3, int), 1) for dtype in (np.uint8, np.uint16))
+    apart = [one.content["inputs"].dtype for one in ResidentSet.side_by_side([bytes_, numbers], 4)]
+    assert apart == [np.uint8, np.uint16]
+    monkeypatch.setattr(resident, "LIMIT", sets[0].inputs.nbytes)
+    content = [one.content for one in ResidentSet.side_by_side(sets, 4)]
+    assert [len(one["labels"]) for one in content] == [7, 50]
 
 
 @pytest.mark.slow
