@@ -58,6 +58,7 @@ from nc_jax.study.runs import open_run
 from nc_jax.study.statistics import mean_and_sd
 from nc_jax.training import LoopOptions, OptimizerOptions
 
+LEAST_ACCURACY = 0.5  # of cross-entropy, for a word on the tree: a guess; at chance, mistakes follow no tree
 # A rule that decides for the least expected distance costs no training, so these come with the methods' own runs.
 CRM = {"ce": "cross-entropy + CRM", "haframe": "HAFrame + CRM"}
 COLUMNS = (
@@ -260,10 +261,12 @@ def _numbers(sums: HierarchyStatistics, top: tuple[int, ...]) -> Found:
     return {name: float(value) for name, value in sums.compute(top).items()} | {"histogram": shares}
 
 
-def alignment_sentence(tree_name: str, values: list[float]) -> str:
-    """Say how well the tree agrees with what cross-entropy confuses."""
+def alignment_sentence(tree_name: str, values: list[float], accuracy: float) -> str:
+    """Say how well the tree agrees with what cross-entropy confuses, whose mean accuracy on the test set is given."""
     middle = float(np.nanmean(values))
-    if middle > 0.9:
+    if accuracy < LEAST_ACCURACY:
+        verdict = f"with an accuracy of {accuracy:.2f}, this says nothing of the tree yet"
+    elif middle > 0.9:
         verdict = "the tree has little to do with the confusions, so expect no gain"
     else:
         verdict = "confusions follow the tree, so it may help"
@@ -275,7 +278,8 @@ def say_alignment(group: Group, found: list[Found]) -> None:
     """Print that sentence before any method that uses the tree is trained."""
     values = [run["alignment"] for run in found if "alignment" in run]
     if group.method == "ce" and values:
-        print(alignment_sentence(str(group.settings.data.tree), values), flush=True)
+        accuracy = float(np.mean([run["top1"] for run in found if "top1" in run]))
+        print(alignment_sentence(str(group.settings.data.tree), values, accuracy), flush=True)
 
 
 def notes(scene: Scene) -> list[str]:
@@ -284,7 +288,8 @@ def notes(scene: Scene) -> list[str]:
     for group in scene.groups:
         runs = [run for run in scene.rows[group.label] if not run["diverged"]]
         if group.method == "ce" and runs:
-            found.append(alignment_sentence(str(group.settings.data.tree), [run["alignment"] for run in runs]))
+            values, right = [run["alignment"] for run in runs], float(np.mean([run["top1"] for run in runs]))
+            found.append(alignment_sentence(str(group.settings.data.tree), values, right))
         if runs and "gamma" in runs[0]:
             found.append(f"{group.label}: gamma {mean_and_sd([run['gamma'] for run in runs], 2)}.")
     return found

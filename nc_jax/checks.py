@@ -288,6 +288,42 @@ def check_whole(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a whole number; got {value!r}") from None
 
 
+def checked_seed(seed: Any) -> int:
+    """Return a seed as a Python int, in which it may be shifted; raise a ValueError unless it is in 0..2^64-1."""
+    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if not whole or not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be a whole number in 0..2^64-1; got {seed}")
+    return int(seed)
+
+
+def checked_pairs(values: Reals, name: str, num_classes: int | None = None, *, whole: bool = False) -> Array:
+    """Return distances or other numbers for all pairs of classes, shape (K, K), once they are finite and at least 0.
+
+    Args:
+        values: the matrix; of traced values, the shape alone is checked.
+        name: what the error calls it.
+        num_classes: K; None takes any.
+        whole: whole numbers only.
+
+    Raises:
+        ValueError: if the matrix has another shape, or holds another number.
+    """
+    values = real_array(values, name)
+    number = "classes" if num_classes is None else num_classes
+    if values.ndim != 2 or values.shape[0] != values.shape[1] or num_classes not in (None, len(values)):
+        raise ValueError(f"{name} must have shape ({number}, {number}); got {values.shape}")
+    if not is_traced(values):
+        known = np.asarray(values, float)
+        wrong = np.argwhere(~np.isfinite(known) | (known < 0) | (whole & (known != np.round(known))))
+        if len(wrong):
+            one, other = wrong[0]
+            kind = "whole" if whole else "finite"
+            raise ValueError(
+                f"{name} must be {kind} numbers of at least 0; got {known[one, other]} for classes {one} and {other}"
+            )
+    return values
+
+
 def check_floating(dtype: DTypeLike) -> None:
     """Raise a ValueError unless the dtype is floating."""
     if not jnp.issubdtype(dtype, jnp.floating):

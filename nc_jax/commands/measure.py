@@ -17,7 +17,7 @@ Examples:
 import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 
 from nc_jax.checks import check_label_range, check_label_shape
-from nc_jax.commands.measure_page import page_of, show
+from nc_jax.commands.measure_page import LAST, page_of, show
 from nc_jax.commands.stored_arrays import Stored, arrays_at, find_array, listed, split_name
 from nc_jax.files import write_atomically
 from nc_jax.metrics import Measurement
@@ -78,7 +78,10 @@ def main(words: Sequence[str]) -> None:
     options = parse(Options, words, header=__doc__)
     if options.out is not None and options.out.exists():
         raise ValueError(f"--out must name a folder that does not exist yet; got {options.out}")
-    features, labels = find_array(options.features), find_array(options.labels).read()
+    features, stored = find_array(options.features), find_array(options.labels)
+    if (len(features.shape), len(stored.shape)) == (1, 2):
+        raise ValueError(f"features of shape (N, d) come first and labels second; got {features} and {stored}")
+    labels = stored.read()
     check_label_shape(labels)
     _check_features(features, len(labels))
     classifier = find_classifier(options, features.shape[1])
@@ -89,6 +92,8 @@ def main(words: Sequence[str]) -> None:
     else:
         num_classes, notes = classifier.frame.shape[1], list(classifier.notes)
     check_label_range(labels, num_classes)
+    frame, bias = (None, None) if classifier is None else (classifier.frame, classifier.bias)
+    measurement = Measurement(num_classes, features.shape[1], frame, bias)
     with contextlib.ExitStack() as stack:
         if options.out is not None:
             options.out.mkdir(parents=True)
@@ -100,8 +105,6 @@ def main(words: Sequence[str]) -> None:
                 )
                 for name, layer in layers.items()
             }
-            frame, bias = (None, None) if classifier is None else (classifier.frame, classifier.bias)
-            measurement = Measurement(num_classes, features.shape[1], frame, bias)
             report = _read_twice(measurement, features.name, features, labels, progress).report()
         report = dataclasses.replace(report, notes=(*notes, *report.notes))
         said = "--out FOLDER writes all numbers (report.json) and one page with pictures (report.html)."
@@ -131,6 +134,8 @@ def find_classifier(options: Options, dim: int) -> Classifier | None:
             raise ValueError(
                 f"--bias goes with --weight, which names the class vectors; got --bias {options.bias} alone"
             )
+        if options.rows or options.columns:
+            raise ValueError("--rows and --columns say what --weight holds; got no --weight")
         return None
     path, name = split_name(options.weight)
     arrays = arrays_at(path)
@@ -206,14 +211,15 @@ def find_layers(words: Sequence[str], number: int) -> dict[str, Stored]:
         number: N; in a file of several arrays, those with N rows are the layers.
 
     Raises:
-        ValueError: if a file has no layer, or one with another number of rows.
+        ValueError: if a file has no layer, or one with another number of rows, or two layers have the same name.
     """
     layers: dict[str, Stored] = {}
     for word in words:
         name, equals, place = word.partition("=")
         if equals and not Path(word).exists():
-            layers[name] = find_array(place)
-            _check_features(layers[name], number)
+            found = {name: find_array(place)}
+            _check_features(found[name], number)
+            _add_layers(layers, found)
             continue
         path, only = split_name(word)
         arrays = arrays_at(path)
@@ -223,8 +229,18 @@ def find_layers(words: Sequence[str], number: int) -> dict[str, Stored]:
             raise ValueError(
                 f"layers must have shape ({number}, dim), one row for each label; got {listed(arrays.values())}"
             )
-        layers |= found
+        _add_layers(layers, found)
     return layers
+
+
+def _add_layers(layers: dict[str, Stored], found: Mapping[str, Stored]) -> None:
+    for name, layer in found.items():
+        if name in layers or name == LAST:
+            taken = "the name of the features of the last layer" if name == LAST else f"{layers[name]}, too"
+            raise ValueError(
+                f"layers must have names of their own; got {name!r} for {layer}, which is {taken}: name it by NAME=FILE"
+            )
+        layers[name] = layer
 
 
 def _check_features(features: Stored, number: int) -> None:

@@ -33,6 +33,7 @@ SYMBOLS = (
     "centre. W, w_k: class vectors. A hat: scaled to length 1. The page “Measuring any model” of the documentation "
     "lists the papers, with what differs between them."
 )
+LAST = "features"  # name of the last layer among the others
 MOST_CLASSES = 20  # classes up to which the terminal shows each
 WORST = 10  # of more classes, it shows those with the largest variance relative to the nearest other class
 
@@ -99,7 +100,7 @@ def at_a_glance(report: Report) -> Table:
 
 def layer_table(report: Report, layers: Mapping[str, Report]) -> Table:
     """Return the table of NC1 by layer, the measured features last."""
-    every = {**layers, "features": report}
+    every = {**layers, LAST: report}
     names = [key for key in OF_LAYERS if any(key in one for one in every.values())]
     rows = [
         [layer, str(one.statistics.shifts.shape[0]), *(shown(one[key].value) if key in one else "" for key in names)]
@@ -129,7 +130,11 @@ def class_table(report: Report, which: Iterable[int]) -> Table:
     if classes.accuracy is not None:
         columns, numbers = [*columns, "by classifier"], [*numbers, classes.accuracy]
         title += ", and the classifier"
-    rows = [[str(k), str(classes.count[k]), *(shown(float(column[k])) for column in numbers)] for k in some]
+    empty = ["-"] * len(numbers)
+    rows = [
+        [str(k), str(n := classes.count[k]), *([shown(float(column[k])) for column in numbers] if n else empty)]
+        for k in some
+    ]
     return Table(title, columns, rows)
 
 

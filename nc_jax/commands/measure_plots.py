@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
+from nc_jax.commands.measure_page import LAST
 from nc_jax.frames.properties import cosines
 from nc_jax.metrics import Report
 from nc_jax.study.plots import grid, legend_below, plain_ticks
@@ -45,12 +46,10 @@ def _spectra(report: Report) -> tuple[bytes, str]:
         within = np.linalg.eigvalsh(np.asarray(stats.scatter, np.float64))[::-1] / int(report.classes.count.sum())
         spectra["within classes"] = (within, ORANGE)
     for name, (variances, colour) in spectra.items():
-        shares = variances[variances > ROUNDING * variances[0]] / total
+        shares = variances[variances > ROUNDING * variances[0]] / (total or 1)
         axis.plot(np.arange(1, len(shares) + 1), shares, ".-", color=colour, label=name, markersize=4)
-    axis.set_yscale("log")
-    axis.set_xscale("log")
-    plain_ticks(axis)
-    plain_ticks(axis, "x")
+    _logarithmic(axis, "y")
+    _logarithmic(axis, "x")
     legend_below(figure, axis)
     return _svg(figure), (
         "Variance of the class means and within classes by direction, largest first, relative to the total variance of "
@@ -63,8 +62,12 @@ def _cosines(report: Report) -> tuple[bytes, str]:
     there = np.flatnonzero(report.classes.count)
     matrix = np.asarray(cosines(jnp.asarray(stats.centred_means())[:, there]))
     pairs = matrix[np.triu_indices(len(there), 1)]
+    pairs = pairs[np.isfinite(pairs)]  # a class whose mean is the mean of all has no cosines
+    # Equal cosines, as at collapse, would leave bins without a width.
+    low, high = (pairs.min(), pairs.max()) if len(pairs) else (-1.0, 1.0)
+    wider = max(0.05 - (high - low), 0) / 2
     figure, axis = _labelled("cosine of two centred class means", "pairs")
-    axis.hist(pairs, bins=60 if len(pairs) > 100 else 20, color=BLUE)
+    axis.hist(pairs, bins=60 if len(pairs) > 100 else 20, range=(low - wider, high + wider), color=BLUE)
     axis.axvline(-1 / (len(there) - 1), color=ORANGE, linestyle="--", label=f"simplex: {-1 / (len(there) - 1):.3g}")
     legend_below(figure, axis)
     return _svg(figure), f"Cosines between centred class means, {len(pairs)} pairs. In a simplex all are equal."
@@ -107,7 +110,7 @@ def _classes(report: Report) -> tuple[bytes, str]:
 
 
 def _layers(report: Report, layers: Mapping[str, Report]) -> tuple[bytes, str]:
-    every = {**layers, "features": report}
+    every = {**layers, LAST: report}
     places = np.arange(len(every))
     figure, axes = grid(2, 2, (4.2, 3.4))
     variants = {"nc1_cdnv": BLUE, "nc1_quotient": ORANGE, "nc1_pinv": "#1b9e77"}
@@ -115,8 +118,7 @@ def _layers(report: Report, layers: Mapping[str, Report]) -> tuple[bytes, str]:
         values = [one[key].value if key in one else np.nan for one in every.values()]
         if np.isfinite(values).any():
             axes[0, 0].plot(places, values, ".-", color=colour, label=key)
-    axes[0, 0].set_yscale("log")
-    plain_ticks(axes[0, 0])
+    _logarithmic(axes[0, 0], "y")
     axes[0, 0].set_title("NC1", fontsize=10)
     errors = [1 - one["nearest_centre_accuracy"].value for one in every.values()]
     axes[0, 1].plot(places, errors, ".-", color=BLUE)
@@ -127,6 +129,14 @@ def _layers(report: Report, layers: Mapping[str, Report]) -> tuple[bytes, str]:
         axis.grid(alpha=0.3)
     legend_below(figure, axes[0, 0])
     return _svg(figure), "Collapse by depth: variability within classes, and how often another class mean is nearer."
+
+
+def _logarithmic(axis: Any, which: str) -> None:
+    """Make an axis logarithmic, unless there is nothing above zero on it: at collapse, variances are zero."""
+    lines = [np.asarray(line.get_ydata() if which == "y" else line.get_xdata(), float) for line in axis.get_lines()]
+    if any(np.any(values[np.isfinite(values)] > 0) for values in lines):
+        (axis.set_yscale if which == "y" else axis.set_xscale)("log")
+        plain_ticks(axis, which)
 
 
 def _labelled(across: str, upwards: str) -> tuple[Figure, Any]:

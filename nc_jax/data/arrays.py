@@ -87,6 +87,8 @@ class LabelledArrays:
             array([2, 0], dtype=int32)
         """
         del seed
+        if np.min(indices, initial=0) < 0:
+            raise ValueError(f"indices must lie in 0..{len(self) - 1}; got {np.min(indices)}")
         return Batch.of(self.inputs.take(indices, axis=0), self.labels.take(indices))
 
     def class_counts(self) -> Int[np.ndarray, " classes"]:

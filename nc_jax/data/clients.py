@@ -156,5 +156,5 @@ def partition_statistics(counts: Reals) -> PartitionStatistics:
     own = counts / np.where(sizes, sizes, np.nan)[:, None]
     divergence = np.abs(own - counts.sum(axis=0) / sizes.sum()).sum(axis=1) / 2
     return PartitionStatistics(
-        sizes, np.count_nonzero(counts, axis=1), divergence, float(sizes.sum() ** 2 / (sizes.astype(float) ** 2).sum())
+        sizes, np.count_nonzero(counts, axis=1), divergence, float(sizes.sum()) ** 2 / (sizes.astype(float) ** 2).sum()
     )

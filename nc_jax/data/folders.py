@@ -158,7 +158,7 @@ def images_in(folder: Path) -> list[Path]:
     files = _images(folder, left_out := Counter[str](), ())
     if not files:
         raise _without_images(folder)
-    said = [f"left out: {_counted(left_out)}"] if left_out.total() else []
+    said = [f"left out beside them: {_counted(left_out)}"] if left_out.total() else []
     said += remarks(files)
     if said:
         _log.warning("%s images of %s: %s", len(files), folder, "; ".join(said))
@@ -293,7 +293,7 @@ def _said(files: Sequence[Path], folder: Path, classes: Iterable[str], left_out:
     """Check the files; say what was left out, and what is not read as it is stored; "" if there is nothing to say."""
     nested = sum(file.parent.parent != folder for file in files)
     alike = Counter(name.casefold() for name in classes)
-    parts = [f"left out: {_counted(left_out)}"] if left_out.total() else []
+    parts = [f"left out beside them: {_counted(left_out)}"] if left_out.total() else []
     parts += [f"{nested} in folders below those of their classes"] if nested else []
     parts += remarks(files)
     parts += [f"several classes are called {name!r} in large or small letters" for name in alike if alike[name] > 1]

@@ -6,6 +6,7 @@ only on the seed, the class, the split and i: a set with fewer images or classes
 the number of threads changes nothing.
 """
 
+from nc_jax.checks import checked_seed
 from nc_jax.extras import require
 
 require("PIL", "data", __name__)
@@ -179,8 +180,7 @@ def render(
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(map(repr, SPLITS))}; got {split!r}")
     check_sizes(num_classes, size)
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must lie in 0..2^64-1; got {seed}")
+    seed = checked_seed(seed)
     count = options.train_images if split == "train" else options.test_images
     images = np.empty((num_classes, count, size, size), np.uint8)
     fonts = open_fonts(FACES)

@@ -9,6 +9,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Integer
 
+from nc_jax.checks import checked_seed
 from nc_jax.data.arrays import LabelledArrays
 from nc_jax.data.class_counts import exponential_counts, step_counts
 
@@ -210,6 +211,4 @@ def symmetric_noise(arrays: LabelledArrays, rate: float, *, seed: int) -> Labell
 
 
 def _stream(seed: int, purpose: int) -> np.random.Philox:
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must lie in 0..2^64-1; got {seed}")
-    return np.random.Philox(key=seed + (purpose << 64))
+    return np.random.Philox(key=checked_seed(seed) + (purpose << 64))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from nc_jax.checks import Labels, as_array, check_label_range, check_label_shape
+from nc_jax.checks import Labels, as_array, check_label_range, check_label_shape, checked_seed
 from nc_jax.data.proportions import divided, divided_by_logs, filled, log_gammas
 
 # The high half of the random key tells the purpose of the numbers.
@@ -289,9 +289,7 @@ def _checked_test(labels: Labels, totals: Int[np.ndarray, " classes"]) -> Int[np
 
 def _raw(seed: int, purpose: int, size: int) -> np.ndarray:
     """Raw random numbers, which NumPy guarantees for all its versions."""
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must lie in 0..2^64-1; got {seed}")
-    return np.random.Philox(key=seed + (purpose << 64)).random_raw(size)
+    return np.random.Philox(key=checked_seed(seed) + (purpose << 64)).random_raw(size)
 
 
 def _with_test(

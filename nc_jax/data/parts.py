@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Bool, Int
 
+from nc_jax.checks import checked_seed
+
 
 def share_of_each_class(
     labels: Int[np.ndarray, " examples"],
@@ -38,6 +40,6 @@ def share_of_each_class(
         members = np.flatnonzero(labels == label)
         count = min(max(round(share * len(members)), 1), len(members) - 1)
         # Raw random numbers, which NumPy guarantees for all its versions, of each class by itself.
-        numbers = np.random.Philox(key=seed + (label << 64)).random_raw(len(members))
+        numbers = np.random.Philox(key=checked_seed(seed) + (label << 64)).random_raw(len(members))
         chosen[members[np.argsort(numbers, kind="stable")[:count]]] = True
     return chosen

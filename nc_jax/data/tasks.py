@@ -8,12 +8,13 @@ Reference: van de Ven and Tolias, Three scenarios for continual learning (2019).
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import scipy.ndimage
 from jaxtyping import Bool, Int
 
+from nc_jax.checks import checked_seed
 from nc_jax.data.arrays import LabelledArrays
 
 Change = Literal["permute", "rotate"]
@@ -53,7 +54,7 @@ def equal_tasks(num_classes: int, num_tasks: int, *, base: int | None = None) ->
             tuple(range(start)),
             *(tuple(range(first, first + size)) for first in range(start, num_classes, size)),
         )
-    if num_tasks < 1 or num_classes % num_tasks:
+    if num_tasks < 1 or num_classes < num_tasks or num_classes % num_tasks:
         raise ValueError(f"tasks must divide the classes into equal parts; got {num_tasks} for {num_classes} classes")
     size = num_classes // num_tasks
     return tuple(tuple(range(start, start + size)) for start in range(0, num_classes, size))
@@ -93,7 +94,7 @@ def task_of_class(tasks: Sequence[Sequence[int]], num_classes: int) -> Int[np.nd
 
 def class_order(num_classes: int, seed: int) -> Int[np.ndarray, " classes"]:
     """Return a random order of the classes, shape (K,), which depends only on the arguments."""
-    return np.argsort(np.random.Philox(key=seed + (_ORDER << 64)).random_raw(num_classes), kind="stable")
+    return np.argsort(np.random.Philox(key=checked_seed(seed) + (_ORDER << 64)).random_raw(num_classes), kind="stable")
 
 
 def in_order(arrays: LabelledArrays, order: Int[np.ndarray, " classes"] | Sequence[int]) -> LabelledArrays:
@@ -148,7 +149,7 @@ def few_shots(
             "shots must lie between 1 and the number of training examples of each class after the first task; "
             f"got {shots}, and class {least} has {counts.min()}"
         )
-    numbers = np.random.Philox(key=seed + (_SHOTS << 64)).random_raw(len(labels))
+    numbers = np.random.Philox(key=checked_seed(seed) + (_SHOTS << 64)).random_raw(len(labels))
     kept = tasks[labels] == 0
     for label in later:
         members = np.flatnonzero(labels == label)
@@ -182,10 +183,12 @@ def domains(arrays: LabelledArrays, num_tasks: int, change: Change, *, seed: int
     """
     if num_tasks < 1:
         raise ValueError(f"num_tasks must be at least 1; got {num_tasks}")
+    if change not in get_args(Change):
+        raise ValueError(f"change must be one of {', '.join(get_args(Change))}; got {change!r}")
     inputs = arrays.inputs
     if change == "rotate" and inputs.ndim < 3:
         raise ValueError(f"images are rotated; got inputs of shape {inputs.shape[1:]}")
-    numbers = np.random.Philox(key=seed + (_CHANGE << 64))
+    numbers = np.random.Philox(key=checked_seed(seed) + (_CHANGE << 64))
     changed = [inputs]
     for _ in range(1, num_tasks):
         if change == "permute":

@@ -76,7 +76,7 @@ def owner(frame: Reals) -> Int[Array, " dim"]:
         feature that two classes share cannot be refused, it also gets -1.
 
     Raises:
-        ValueError: if the frame is not a matrix, or two of its class vectors share a feature.
+        ValueError: if the frame is not a finite matrix, or two of its class vectors share a feature.
 
     Example:
         >>> owner(nonnegative_orthogonal(2, 5)).tolist()
@@ -85,6 +85,8 @@ def owner(frame: Reals) -> Int[Array, " dim"]:
     frame = real_array(frame, "frame")
     if frame.ndim != 2:
         raise ValueError(f"a frame must have shape (dim, classes); got shape {frame.shape}")
+    if not is_traced(frame) and not jnp.all(jnp.isfinite(frame)):
+        raise ValueError("a frame must be finite; got a NaN or an infinity")
     members = frame != 0
     shares = jnp.sum(members, axis=1)
     if not is_traced(shares) and (shared := np.flatnonzero(np.asarray(shares) > 1)).size:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nc_jax.checks import check_whole
 from nc_jax.hierarchy.tree import LabelTree
 
 ROOT = "root"  # name of the root if the input does not name it
@@ -181,7 +182,7 @@ def from_linkage(linkage: Any, classes: Sequence[str], cuts: Sequence[int] | Non
             binary tree.
 
     Raises:
-        ValueError: if the linkage does not have K - 1 rows, or a cut is not in 1..K.
+        ValueError: if the linkage does not have K - 1 rows, a cut is not in 1..K, or the cuts are not ascending.
     """
     merges = [(int(one), int(other)) for one, other, *_ in linkage]
     count = len(classes)
@@ -192,6 +193,10 @@ def from_linkage(linkage: Any, classes: Sequence[str], cuts: Sequence[int] | Non
         return LabelTree.from_edges(
             (names[count + number], names[child]) for number in range(count - 2, -1, -1) for child in merges[number]
         )
+    for cut in cuts:
+        check_whole("a cut", cut)
+    if list(cuts) != sorted(set(cuts)):
+        raise ValueError(f"cuts must be ascending numbers of nodes; got {list(cuts)}")
     inner = [cut for cut in cuts if cut < count]
     columns = [cut_linkage(linkage, cut) for cut in cuts][: len(inner)]
     rows = [[*(str(column[label]) for column in columns), classes[label]] for label in range(count)]

@@ -71,6 +71,8 @@ def similarity(
     s = 0.
     """
     matrix = kernel(distances, gamma, mapping)
+    if clip is not None and not -1 <= clip < 1:
+        raise ValueError(f"clip must lie in [-1, 1), a similarity of different classes; got {clip}")
     if min_similarity == "max-separation":
         lowest = max_separation(matrix, distances)
         lowest = lowest if clip is None else max(lowest, clip)

@@ -17,6 +17,7 @@ from nc_jax.checks import (
     as_array,
     check_features_fit,
     checked_labels,
+    is_traced,
     nan_without_class,
     real_array,
 )
@@ -37,9 +38,15 @@ def arc_weights(share: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..
     Returns:
         Weights of the first and of the second of two examples, in [0, 1].
 
+    Raises:
+        ValueError: if a share is known, and not in [0, 1].
+
     Reference: Kim and Kim (2024), released program.
     """
-    angle = jnp.asarray(share) * (math.pi / 2)
+    share = real_array(share, "share")
+    if not is_traced(share) and not jnp.all((share >= 0) & (share <= 1)):
+        raise ValueError("a share of arc-mixup must lie in [0, 1]; got a number outside")
+    angle = share * (math.pi / 2)
     return jnp.sin(angle), jnp.maximum(jnp.cos(angle), 0)  # rounding makes the cosine of pi / 2 negative
 
 
@@ -129,9 +136,15 @@ def arc_log_loss(
         at_least_float32(real_array(part, name)) for part, name in ((features, "features"), (frame, "frame"))
     )
     check_features_fit(features, frame)
+    given = [real_array(weight, "weights") for weight in weights]
+    if [weight.shape for weight in given] != 2 * [features.shape[:1]]:
+        raise ValueError(
+            f"weights must be two arrays of shape {features.shape[:1]}, one number for each example; "
+            f"got {[weight.shape for weight in given]}"
+        )
     own, other = (checked_labels(one, frame.shape[1], rows=features.shape[0]) for one in (labels, partners))
     vectors = (jnp.take(frame, jnp.maximum(one, 0), axis=1, mode="clip").T for one in (own, other))
-    target = sum(weight[:, None] * vector for weight, vector in zip(weights, vectors, strict=True))
+    target = sum(weight[:, None] * vector for weight, vector in zip(given, vectors, strict=True))
     each = log_loss(jnp.sum(normalized(features, axis=1)[0] * target, axis=1))
     each = nan_without_class(each, own, frame.shape[1])
     return nan_without_class(each, other, frame.shape[1])

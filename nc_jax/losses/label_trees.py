@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Real
 
 from nc_jax.arrays import at_least_float32, matmul
-from nc_jax.checks import Labels, Reals, checked_scores, nan_without_class, real_array
+from nc_jax.checks import Labels, Reals, checked_logits, checked_pairs, checked_scores, nan_without_class, real_array
 from nc_jax.hierarchy import LabelTree
 
 
@@ -30,13 +30,18 @@ def soft_targets(
         Soft labels, shape (K, K); each row sums to 1.
 
     Raises:
-        ValueError: if the hardness is not positive.
+        ValueError: if the hardness is not positive, or the distances are not finite numbers of at least 0, shape
+            (K, K), some of them above 0.
 
     Reference: Bertinetto et al., Making better mistakes (2020), section 3.3.
     """
     if not hardness > 0:
         raise ValueError(f"hardness must be positive; got {hardness}")
-    weights = np.exp(-hardness * np.asarray(distances, float) / np.max(distances))
+    checked_pairs(distances, "distances")
+    distances = np.asarray(distances, float)
+    if not distances.any():
+        raise ValueError("distances must be above 0 for some pair of classes; got zeros only")
+    weights = np.exp(-hardness * distances / np.max(distances))
     return (weights / weights.sum(axis=0)).T
 
 
@@ -85,8 +90,13 @@ def level_weights(
     Returns:
         Shape (H,), coarsest level first.
 
+    Raises:
+        ValueError: if alpha is negative or not finite.
+
     Reference: Bertinetto et al. (2020), section 3.2.
     """
+    if not 0 <= alpha < np.inf:
+        raise ValueError(f"alpha must be a finite number of at least 0; got {alpha}")
     weights = np.exp(-alpha * np.arange(1, tree.height + 1))
     return weights / np.exp(-alpha * tree.depths).sum()
 
@@ -187,7 +197,12 @@ def conditional_risk_scores(
     Returns:
         Scores <= 0 in the unit of the distances, shape (N, K).
 
+    Raises:
+        ValueError: if the logits do not have shape (N, K), or the distances are not finite numbers of at least 0, shape
+            (K, K).
+
     Reference: Karthik et al., No cost likelihood manipulation at test time for making better mistakes (2021).
     """
-    probabilities = jax.nn.softmax(at_least_float32(logits))
-    return -matmul(probabilities, jnp.asarray(distances, probabilities.dtype))
+    probabilities = jax.nn.softmax(at_least_float32(checked_logits(logits)))
+    distances = checked_pairs(distances, "distances", probabilities.shape[1])
+    return -matmul(probabilities, distances.astype(probabilities.dtype))

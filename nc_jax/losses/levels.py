@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, safe_norm
-from nc_jax.checks import Labels, Reals, checked_scores, nan_without_class
+from nc_jax.checks import Labels, Reals, checked_scores, is_traced, nan_without_class
 from nc_jax.losses.alignment import cross_entropy
 
 _FLOOR = 1e-7  # smallest probability in the middle distribution: Garg et al. (2022), released program
@@ -81,7 +81,14 @@ def jensen_shannon(left: Float[Array, "batch nodes"], right: Float[Array, "batch
 
     Returns:
         Numbers in [0, ln 2], shape (N,), in nats.
+
+    Raises:
+        ValueError: if the shapes are not equal.
     """
+    if jnp.ndim(left) != 2 or jnp.shape(left) != jnp.shape(right):
+        raise ValueError(
+            f"distributions must have the same shape (batch, nodes); got {jnp.shape(left)} and {jnp.shape(right)}"
+        )
     middle = jnp.clip((left + right) / 2, _FLOOR, 1)
 
     def divergence(p: Array) -> Array:
@@ -90,6 +97,15 @@ def jensen_shannon(left: Float[Array, "batch nodes"], right: Float[Array, "batch
         return jnp.sum(entropy - p * jnp.log(middle), axis=1)
 
     return (divergence(left) + divergence(right)) / 2
+
+
+def _check_parents(parents: Int[np.ndarray, " nodes"], num_fine: int, num_coarse: int) -> None:
+    parents = np.asarray(parents)
+    if parents.shape != (num_fine,) or np.any((parents < 0) | (parents >= num_coarse)):
+        raise ValueError(
+            f"parents must be {num_fine} numbers in 0..{num_coarse - 1}, one for each node of the finer level; "
+            f"got shape {parents.shape} with numbers in {np.min(parents, initial=0)}..{np.max(parents, initial=0)}"
+        )
 
 
 def summed_probabilities(
@@ -104,7 +120,11 @@ def summed_probabilities(
 
     Returns:
         Shape (N, K_coarse).
+
+    Raises:
+        ValueError: if there is not one parent in 0..K_coarse-1 for each node.
     """
+    _check_parents(parents, fine.shape[1], num_coarse)
     return matmul(fine, jax.nn.one_hot(jnp.asarray(parents), num_coarse, dtype=fine.dtype))
 
 
@@ -120,7 +140,13 @@ def level_geometry(
 
     Returns:
         A scalar in [-1, 1].
+
+    Raises:
+        ValueError: if the dimensions differ, or there is not one parent in 0..K_coarse-1 for each node.
     """
+    if coarse.shape[0] != fine.shape[0]:
+        raise ValueError(f"class vectors of both levels must have one dimension; got {coarse.shape} and {fine.shape}")
+    _check_parents(parents, fine.shape[1], coarse.shape[1])
     norms = safe_norm(fine, axis=0)
     units = fine / jnp.where(norms > 0, norms, 1)
     sums = matmul(units, jax.nn.one_hot(jnp.asarray(parents), coarse.shape[1], dtype=units.dtype))
@@ -215,4 +241,10 @@ def _checked_labels_of(logits: Sequence[Reals], labels: Labels, levels: Array | 
     """Return the labels as int32, once there are logits (N, K_l) for every level and the labels fit the last ones."""
     if len(logits) != len(levels):
         raise ValueError(f"there must be logits for each of the {len(levels)} levels; got {len(logits)} arrays")
-    return checked_scores(logits[-1], labels)[1]
+    _, labels = checked_scores(logits[-1], labels)
+    if not is_traced(levels):
+        for number, (found, level) in enumerate(zip(logits, np.asarray(levels), strict=True)):
+            wanted = (len(labels), int(level.max()) + 1)
+            if jnp.shape(found) != wanted:
+                raise ValueError(f"logits of level {number} must have shape {wanted}; got {jnp.shape(found)}")
+    return labels

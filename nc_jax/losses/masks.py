@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from nc_jax.checks import Labels, Mask, Reals, checked_labels, real_array
+from nc_jax.checks import Labels, Mask, Reals, as_array, checked_labels, real_array
 
 
 def mask_logits(logits: Reals, allowed: Mask) -> Float[Array, "batch classes"]:
@@ -20,13 +20,15 @@ def mask_logits(logits: Reals, allowed: Mask) -> Float[Array, "batch classes"]:
         Shape (N, K).
 
     Raises:
-        ValueError: if the logits do not have shape (N, K), or the mask fits neither (N, K) nor (K,).
+        ValueError: if the logits do not have shape (N, K), or the mask is not boolean of shape (N, K) or (K,).
 
     Example:
         >>> mask_logits(jnp.array([[1.0, -2.0, 0.5]]), jnp.array([True, True, False])).tolist()
         [[1.0, -2.0, -inf]]
     """
-    logits, allowed = real_array(logits, "logits"), jnp.asarray(allowed)
+    logits, allowed = real_array(logits, "logits"), as_array(allowed, "allowed")
+    if allowed.dtype != bool:
+        raise ValueError(f"allowed must be booleans, True where a class stays; got dtype {allowed.dtype}")
     if logits.ndim != 2 or allowed.shape not in (logits.shape, logits.shape[1:]):
         raise ValueError(
             f"logits must have shape (batch, classes), and a mask that or (classes,); got {logits.shape} "
@@ -46,12 +48,17 @@ def same_task(labels: Labels, task_of_class: Int[ArrayLike, " classes"]) -> Bool
         Shape (N, K).
 
     Raises:
-        ValueError: if the labels are not integers of shape (N,) in -1..K-1.
+        ValueError: if the labels are not integers of shape (N,) in -1..K-1, or the tasks not integers of shape (K,).
 
     Example:
         >>> same_task(jnp.array([2, 0]), jnp.array([0, 0, 1])).tolist()
         [[False, False, True], [True, True, False]]
     """
-    tasks = jnp.asarray(task_of_class)
+    tasks = as_array(task_of_class, "task_of_class")
+    if tasks.ndim != 1 or not jnp.issubdtype(tasks.dtype, jnp.integer):
+        raise ValueError(
+            f"task_of_class must be integers of shape (classes,); got dtype {tasks.dtype}, shape {tasks.shape}"
+        )
+    tasks = jnp.asarray(tasks)
     labels = checked_labels(labels, len(tasks))
     return (tasks[jnp.clip(labels, 0, len(tasks) - 1)][:, None] == tasks) | (labels < 0)[:, None]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from nc_jax.checks import PADDING_LABEL, Labels, as_array, checked_labels, is_traced, without_class
+from nc_jax.checks import PADDING_LABEL, Labels, as_array, checked_labels, checked_pairs, is_traced, without_class
 from nc_jax.hierarchy import LabelTree
 
 
@@ -71,9 +71,10 @@ class AncestorCounts(NamedTuple):
             overlaps: from `ancestor_overlaps`, shape (K, K).
 
         Raises:
-            ValueError: if predictions and labels are not integers of one shape (N,), or one is no class.
+            ValueError: if predictions and labels are not integers of one shape (N,), one is no class, or the overlaps
+                are not whole numbers of at least 0, shape (K, K).
         """
-        overlaps = jnp.asarray(overlaps)
+        overlaps = checked_pairs(overlaps, "overlaps", whole=True)
         num_classes = len(overlaps)
         labels, predictions = checked_labels(labels, num_classes), as_array(predictions, "predictions")
         if predictions.shape != labels.shape or not jnp.issubdtype(predictions.dtype, jnp.integer):

@@ -44,8 +44,6 @@ def values_at_collapse(num_classes: int, present: int, dim: int) -> dict[str, tu
                 f"log_variance_{which}": (0.0, ""),
                 f"one_vs_rest_{which}": (count / others, ""),
             }
-        if count <= dim:  # at zero-mean collapse, which is another one than that to a simplex
-            found[f"zero_mean_angle_{which}"] = (0.0, "")
     found["nc3_product"] = found["nc2_etf_means"]
     if present == num_classes <= dim + 1:
         found |= {name: (present / (present - 1), "") for name in ("margin_cosine_mean", "margin_cosine_min")}
@@ -56,7 +54,6 @@ def values_at_collapse(num_classes: int, present: int, dim: int) -> dict[str, tu
 _ZERO = (
     *(name for name, kind in KINDS.items() if kind.group in ("NC1", "NC3") and name != "nearest_centre_accuracy"),
     *(f"{name}_{of}" for name in ("nc2_equinorm", "nc2_nearest_etf", "energy_gap") for of in ("means", "classifier")),
-    "zero_mean_convergence",
     "zero_mean_variation",
     "bias_collapse",
 )

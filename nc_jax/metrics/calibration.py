@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from nc_jax.arrays import wider
-from nc_jax.checks import Labels, Reals, checked_scores, nan_without_class
+from nc_jax.checks import Labels, Reals, check_whole, checked_scores, nan_without_class
 
 NUM_BINS = 15  # Guo et al. (2017), table 1
 
@@ -148,5 +148,6 @@ def expected_calibration_error(logits: Reals, labels: Labels, num_bins: int = NU
 
 
 def _check_bins(num_bins: int) -> None:
+    check_whole("num_bins", num_bins)
     if num_bins < 1:
         raise ValueError(f"a calibration error needs num_bins >= 1; got {num_bins}")

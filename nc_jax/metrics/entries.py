@@ -357,7 +357,7 @@ KINDS: dict[str, Kind] = {
         "‖W/‖W‖ − M/‖M‖‖, about the origin",
         _KIM,
         "zero_mean_collapse",
-        "Distance of the class vectors from the class means, not centred, both scaled to norm 1.",
+        "Distance of the class vectors from the class means, not centred, both scaled to norm 1; 0 if parallel.",
     ),
     "zero_mean_variation": Kind(
         "zero mean",

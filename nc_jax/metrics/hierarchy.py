@@ -10,10 +10,21 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nc_jax.arrays import matmul
-from nc_jax.checks import Labels, Mask, Reals, as_array, checked_scores, real_array, without_class
+from nc_jax.checks import (
+    Labels,
+    Mask,
+    Reals,
+    check_whole,
+    checked_pairs,
+    checked_scores,
+    is_traced,
+    real_array,
+    without_class,
+)
 from nc_jax.frames.properties import cosines
 from nc_jax.metrics.simplex import checked_vectors
 
@@ -22,13 +33,19 @@ RANKED = 20  # predictions that the rank-aware severity looks at: the largest k 
 
 
 def usual_top(num_classes: int) -> tuple[int, ...]:
-    """The values of k in `TOP` for which K classes have k predictions.
+    """The values of k in `TOP` below K: the first K predictions of K classes are all classes, whatever their order.
+
+    Raises:
+        ValueError: if K is not a whole number of at least 2.
 
     Example:
         >>> usual_top(10), usual_top(100)
         ((1, 5), (1, 5, 20))
     """
-    return tuple(k for k in TOP if k <= num_classes)
+    check_whole("num_classes", num_classes)
+    if num_classes < 2:
+        raise ValueError(f"a ranking needs num_classes of at least 2; got {num_classes}")
+    return tuple(k for k in TOP if k < num_classes)
 
 
 class HierarchyStatistics(NamedTuple):
@@ -87,21 +104,24 @@ class HierarchyStatistics(NamedTuple):
             max_distance: d_max, the largest of the distances; required under jit. None takes it from `distances`.
 
         Raises:
-            ValueError: if a k is not in 1..K, the scores do not have shape (N, K), or the labels are not integers of
-                shape (N,) in -1..K-1. Under `jax.jit` the range of labels is unknown; a label that is no class then
-                makes the sums NaN.
+            ValueError: if a k is not in 1..K, the scores do not have shape (N, K), the labels are not integers of shape
+                (N,) in -1..K-1, or the distances are not whole numbers in 0..d_max of shape (K, K), 0 on the diagonal.
+                Under `jax.jit` values are unknown; a label that is no class then makes the sums NaN, as does a NaN
+                among the scores of an example.
         """
         scores, labels = checked_scores(scores, labels)
-        distances = jnp.asarray(as_array(distances, "distances"))
         num_classes = scores.shape[1]
+        distances = checked_pairs(distances, "distances", num_classes, whole=True)
+        if not is_traced(distances):
+            _check_edges(np.asarray(distances), max_distance)
         if not 1 <= min(top) <= max(top) <= num_classes:
             raise ValueError(
                 f"top must hold numbers in 1..{num_classes}, the number of classes (usual_top gives the usual ones); "
                 f"got {tuple(top)}"
             )
         bins = (int(jnp.max(distances)) if max_distance is None else max_distance) + 1
-        wrong = jnp.any(without_class(labels, num_classes))
         used = (labels >= 0) & (labels < num_classes)
+        wrong = jnp.any(without_class(labels, num_classes)) | jnp.any(used & jnp.any(jnp.isnan(scores), axis=1))
         own = distances[jnp.clip(labels, 0, num_classes - 1)].astype(jnp.float32)  # (N, K): distances from the truth
         depth = min(max(*top, RANKED), num_classes)
         _, ranked = jax.lax.top_k(scores, depth)
@@ -125,7 +145,16 @@ class HierarchyStatistics(NamedTuple):
         )
 
     def merge(self, other: "HierarchyStatistics") -> "HierarchyStatistics":
-        """Join the statistics of two disjoint sets of examples."""
+        """Join the statistics of two disjoint sets of examples.
+
+        Raises:
+            ValueError: if they differ in the largest distance or the number of values of k.
+        """
+        sizes = [(len(one.histogram) - 1, len(one.distance_sums)) for one in (self, other)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"statistics must agree in max_distance and the number of values of k; got {sizes[0]} and {sizes[1]}"
+            )
         return HierarchyStatistics(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
     def all_reduce(self, axis_name: str | tuple[str, ...]) -> "HierarchyStatistics":
@@ -144,6 +173,9 @@ class HierarchyStatistics(NamedTuple):
 
         Args:
             top: the values of k, the same as in `from_batch`.
+
+        Raises:
+            ValueError: if there are more or fewer values of k than in `from_batch`.
 
         Returns:
             Scalars by name. Distances are in edges of the tree.
@@ -166,6 +198,8 @@ class HierarchyStatistics(NamedTuple):
         Reference: Bertinetto et al. (2020), section 4; Deng et al., What does classifying more than 10,000 image
         categories tell us? (2010) for the precision; alignment and the rank-aware severity are derived here.
         """
+        if len(top) != len(self.distance_sums):
+            raise ValueError(f"top must hold the {len(self.distance_sums)} values of from_batch; got {tuple(top)}")
         counts = self.histogram.astype(jnp.float32)
         count, mistakes = jnp.sum(counts), jnp.sum(counts[1:])
         edges = jnp.arange(len(counts), dtype=jnp.float32)
@@ -184,6 +218,15 @@ class HierarchyStatistics(NamedTuple):
         return found
 
 
+def _check_edges(distances: np.ndarray, most: int | None) -> None:
+    """Refuse known distances with another number than 0 on the diagonal, or above a given largest one."""
+    own = np.flatnonzero(np.diagonal(distances))
+    if len(own):
+        raise ValueError(f"distances must be 0 from a class to itself; got {distances[own[0], own[0]]} for {own[0]}")
+    if most is not None and distances.max() > most:
+        raise ValueError(f"distances must be at most max_distance={most}; got {distances.max()}")
+
+
 def similarity_errors(
     vectors: Reals,
     similarity: Reals,
@@ -198,17 +241,24 @@ def similarity_errors(
 
     Returns:
         "mean": the mean absolute error; "std": the standard deviation of the errors with their signs. Both are
-        differences of cosines; 0 means collapse onto the wanted frame. NaN if fewer than two columns count.
+        differences of cosines; 0 means collapse onto the wanted frame. NaN if fewer than two columns count, or one that
+        counts is zero.
 
     Raises:
-        ValueError: if `vectors` is not a matrix with at least two columns, or `present` is not boolean of shape (K,).
+        ValueError: if `vectors` is not a matrix with at least two columns, `similarity` does not have shape (K, K), or
+            `present` is not boolean of shape (K,).
 
     Reference: Liang and Davis (2023), released program. For its self-duality metric, square `self_duality` with
     form="difference" and centre="origin".
     """
     vectors, present = checked_vectors(vectors, present)
     pairs = jnp.triu(jnp.outer(present, present), 1)
-    gaps = cosines(vectors) - real_array(similarity, "similarity")
+    similarity = real_array(similarity, "similarity")
+    if similarity.shape != pairs.shape:
+        raise ValueError(f"similarity must have shape {pairs.shape}, a cosine for each pair; got {similarity.shape}")
+    # A zero vector has no direction. Its cosines would count as 0.
+    defined = jnp.all(jnp.any(vectors != 0, axis=0), where=present)
+    gaps = jnp.where(defined, cosines(vectors) - similarity, jnp.nan)
     mean = jnp.mean(gaps, where=pairs)
     return {
         "mean": jnp.mean(jnp.abs(gaps), where=pairs),

@@ -76,6 +76,7 @@ class Measurement:
         if frame is not None:
             self.frame = at_least_float32(frame_of_shape(frame, (self.dim, self.num_classes), rows=rows))
             self.bias = None if bias is None else checked_bias(bias, self.frame)
+            _check_finite(self.frame, self.bias)
         self._stats: ClassStatistics | None = None
         self._sums: Sums | None = None
         self._directions: Directions | None = None
@@ -165,9 +166,16 @@ class Measurement:
             right = np.full(len(counts), np.nan) if of is None else np.asarray(of)
             return np.where(counts > 0, right / np.maximum(counts, 1), np.nan)
 
+        scaled = stats.at_unit_scale()
+        # The square of a variance's unit may leave the range of float32.
+        unit = float(stats.unit) / float(scaled.unit)
+        lengths, variances, nearest, distances = (np.asarray(column) for column in class_values(scaled))
         classes = ClassTable(
             counts,
-            *(np.asarray(column) for column in class_values(stats)),
+            mean_length=lengths * unit,
+            variance=variances.astype(np.float64) * unit**2,
+            nearest=nearest,
+            distance=distances * unit,
             nearest_centre_accuracy=share(None if sums is None else sums.nearest_right),
             accuracy=None if sums is None or sums.right is None else share(sums.right),
         )
@@ -209,6 +217,9 @@ class Measurement:
                 f"No simplex of {len(there)} classes fits into {self.dim} dimensions, so NC2 has a floor above 0; at "
                 "generalized collapse the energy gap is 0."
             )
+        zero = [] if self.frame is None else np.flatnonzero(~np.any(np.asarray(self.frame), axis=0))
+        if len(zero):
+            yield f"Class vectors that are zero, whose angles are nan: {len(zero)} (first that of class {zero[0]})."
         if number <= self.dim:
             yield f"With {number} examples in {self.dim} dimensions, the VCI is 0 for almost any features."
         if self.dim > MOST_DIMENSIONS:
@@ -276,6 +287,9 @@ def report(
     return dataclasses.replace(found, notes=(*notes, *found.notes))
 
 
+_MOST_CLASSES = 100_000_000  # statistics of more classes do not fit into a memory, so the labels are something else
+
+
 def number_of_classes(labels: Labels) -> int:
     """Return the largest label plus one.
 
@@ -288,12 +302,24 @@ def number_of_classes(labels: Labels) -> int:
     number = int(labels.max(initial=-1)) + 1
     if number < 2:
         raise ValueError(f"labels must name at least 2 classes; got a largest label of {number - 1}")
+    if number > _MOST_CLASSES:
+        raise ValueError(f"labels must name at most {_MOST_CLASSES:,} classes; got a largest label of {number - 1:,}")
     return number
 
 
 def chunk_rows(dim: int, num_classes: int) -> int:
     """Return how many examples are measured at once: their features, and their scores of all classes, take memory."""
     return max(CHUNK_BYTES // (4 * max(dim, num_classes)), 1)
+
+
+def _check_finite(frame: Array, bias: Array | None) -> None:
+    """Refuse a classifier with a NaN or an infinity, which no example would be assigned to."""
+    for name, array in (("frame", frame), ("bias", bias)):
+        broken = [] if array is None else np.flatnonzero(~np.isfinite(np.atleast_2d(array)).all(axis=0)).tolist()
+        if broken:
+            raise ValueError(
+                f"the {name} of a classifier must be finite; got a NaN or an infinity for class {broken[0]}"
+            )
 
 
 @jax.jit

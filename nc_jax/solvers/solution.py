@@ -1,6 +1,7 @@
 """The result of a solver, its status, and a sentence that explains each status."""
 
 import enum
+import operator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -72,9 +73,9 @@ def describe(status: Any) -> str:
         'not converged: the iteration limit was reached first'
     """
     try:
-        return _SENTENCES[Status(int(status))]
-    except ValueError:
-        raise ValueError(f"a status is one of {[int(code) for code in Status]}; got {int(status)}") from None
+        return _SENTENCES[Status(operator.index(status))]
+    except (ValueError, TypeError):
+        raise ValueError(f"a status is one of {[int(code) for code in Status]}; got {status}") from None
 
 
 def status_array(status: Status) -> Int[Array, ""]:

@@ -8,6 +8,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from nc_jax.checks import checked_seed
 from nc_jax.data.batch import PADDING_LABEL, Batch
 from nc_jax.data.source import ExampleSource
 from nc_jax.streams.epochs import ENDLESS, Epochs, steps_per_epoch
@@ -55,8 +56,7 @@ def read(
             `parts`.
     """
     batch_size = stream.batch_size
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must lie in 0..2^64-1; got {seed}")
+    seed = checked_seed(seed)
     if start_step < 0:
         raise ValueError(f"start_step must be at least 0; got {start_step}")
     if num_steps is not None and num_steps < 0:

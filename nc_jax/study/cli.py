@@ -14,7 +14,7 @@ import jax
 import tyro
 
 from nc_jax.study.config import fingerprint, to_json
-from nc_jax.study.ends import as_started_here, fail, one_sentence
+from nc_jax.study.ends import as_started_here, fail, one_sentence, program_of_main
 from nc_jax.study.planning import MACHINE, About, Plan, describe_presets, forecast
 from nc_jax.study.progress import Heartbeat, duration
 from nc_jax.study.runs import read_config
@@ -193,5 +193,4 @@ def _program(run: Callable[..., Any]) -> str:
     """Return what follows `python` in a command that starts a program: `-m MODULE`, or the path of a file."""
     if run.__module__ != "__main__":
         return f"-m {run.__module__}"
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return sys.argv[0] if spec is None else f"-m {spec.name}"
+    return program_of_main()

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 WORK: dict[str, Any] = {}
 # A checkout has the experiments beside nc_jax, an installation has them within it.
 INSTALLED = (Path(__file__).parents[1] / "experiments").is_dir()
-_STARTED = {"by nc-jax": False}
+_STARTED: dict[str, Any] = {"by nc-jax": False, "own": None}
 
 
 def as_started_here(text: str) -> str:
@@ -46,19 +47,38 @@ def fail(sentence: str) -> NoReturn:
 
 @contextlib.contextmanager
 def started_by_nc_jax() -> Iterator[None]:
-    """Name the commands of nc-jax wherever a `with` block says how to start or to go on: the user came by them."""
-    _STARTED["by nc-jax"] = True
+    """Name the commands of nc-jax wherever a `with` block says how to start or to go on: the user came by them.
+
+    A program of the user's own that calls these commands goes on by itself: it may have added methods.
+    """
+    before = dict(_STARTED)
+    _STARTED.update({"by nc-jax": True, "own": _program_of_the_user()})
     try:
         yield
     finally:
-        _STARTED["by nc-jax"] = False
+        _STARTED.update(before)
+
+
+def program_of_main() -> str:
+    """Return what follows `python` in the command that started this process: `-m MODULE`, or the path of a file."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return shlex.quote(sys.argv[0]) if spec is None else f"-m {spec.name.removesuffix('.__main__')}"
+
+
+def _program_of_the_user() -> str | None:
+    path = getattr(sys.modules["__main__"], "__file__", None)
+    if path is None or Path(path).resolve().is_relative_to(Path(sys.prefix).resolve()):
+        return None  # an interactive session, or a program of the environment such as nc-jax
+    program = program_of_main()
+    return None if program == "-m nc_jax" else program
 
 
 def way_to_go_on() -> str:
     """Return the complete command that finishes the run on which this process works."""
     if "directory" not in WORK:
         return "no run had begun, so start again with the same command"
-    return as_started_here(f"go on with: python {WORK['program']} --resume {WORK['directory']}")
+    program = as_started_here(f"python {WORK['program']}") if _STARTED["own"] is None else f"python {_STARTED['own']}"
+    return f"go on with: {program} --resume {shlex.quote(str(WORK['directory']))}"
 
 
 @contextlib.contextmanager
@@ -111,7 +131,7 @@ def sentence_of(error: BaseException) -> str | None:
         return f"files must be readable and writable; got {error.strerror!r} for {error.filename or 'a file'}"
     first = str(error).partition("\n")[0]
     if isinstance(error, MemoryError) or (isinstance(error, jax.errors.JaxRuntimeError) and "EXHAUSTED" in first):
-        return f"the memory must hold the network and a batch (a smaller --loop.batch-size needs less); got {first!r}"
+        return f"the memory must hold all arrays (in training, a smaller --loop.batch-size needs less); got {first!r}"
     _, _, mended = _ends_of_training()
     return str(error) if isinstance(error, (ValueError, OSError, BusyError, MissingExtraError, *mended)) else None
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ def environment() -> dict[str, Any]:
     devices = jax.devices()
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": " ".join(sys.orig_argv[1:]),
+        "command": shlex.join(sys.orig_argv[1:]),
         "commit": _commit(),
         "device": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
         "cpu": {"model": _cpu_model(), "cores": len(os.sched_getaffinity(0))},

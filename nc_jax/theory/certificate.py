@@ -73,11 +73,14 @@ def certificate(problem: UnconstrainedFeatures, point: Point, *, tolerance: floa
         `lower_bound`.
 
     Raises:
-        ValueError: if the problem has a temperature, or the shapes are not those of the problem.
+        ValueError: if the problem has a temperature, the shapes are not those of the problem, or the tolerance is not
+            in (0, 1).
 
     Reference: Zhu et al. (2021), proof of the theorem on the landscape.
     """
     _check_convex(problem)
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must lie in (0, 1); got {tolerance}")
     spectral_norm = jnp.linalg.norm(logit_gradient(problem, point), ord=2)
     eps = jnp.finfo(spectral_norm.dtype).eps
     bound = float(eps) ** (1 / 3) if tolerance is None else tolerance

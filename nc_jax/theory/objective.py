@@ -38,6 +38,8 @@ def logits(problem: UnconstrainedFeatures, point: Point) -> Float[Array, "rows c
             f"a point has a bias if, and only if, its problem has one; got bias={point.bias} and "
             f"bias_decay={problem.bias_decay}"
         )
+    if point.bias is not None and jnp.shape(point.bias) != (problem.num_classes,):
+        raise ValueError(f"bias must have shape {(problem.num_classes,)}; got {jnp.shape(point.bias)}")
     problem.row_counts(features)
     if problem.temperature is not None:
         unit_frame, unit_features = (

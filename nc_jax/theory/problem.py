@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from nc_jax.checks import check_whole
 from nc_jax.frames.simplex import check_num_classes
 
 LossName = Literal["cross_entropy", "mse"]
@@ -74,6 +75,8 @@ class UnconstrainedFeatures:
 
     def __post_init__(self):
         check_num_classes(len(self.counts))
+        for name, value in (("dim", self.dim), *(("a number of examples", count) for count in self.counts)):
+            check_whole(name, value)
         if min(self.counts) < 1:
             raise ValueError(f"every class needs at least one example; got counts={self.counts}")
         if self.dim < 1:

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Int
 
 OptimizerName = Literal["sgd", "adam", "adamw", "agd", "lbfgs"]
 ScheduleName = Literal["constant", "step", "multistep", "cosine", "one-cycle"]
+Decayed = Literal["all", "kernels"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class OptimizerOptions:
     nesterov: bool = False  # He et al. (2016) use plain momentum
     weight_decay: float = 0.0
     # He et al. (2016) and the released programs of Zhu et al. (2021) and Liang and Davis (2023): all parameters
-    decayed: Literal["all", "kernels"] = "all"
+    decayed: Decayed = "all"
     schedule: ScheduleName = "constant"
     warmup: float = 0.0  # its form is the gradual warm-up of Goyal et al. (2017), section 2.2
     period: float = 30.0  # He et al. (2016) on ImageNet, as in torchvision's reference training
@@ -77,8 +78,9 @@ class OptimizerOptions:
                 f'momentum and nesterov are settings of "sgd"; got momentum={self.momentum} and '
                 f'nesterov={self.nesterov} for "{self.name}"'
             )
-        if self.decayed not in ("all", "kernels"):
-            raise ValueError(f'decayed must be "all" or "kernels"; got {self.decayed!r}')
+        for name, choices in (("name", OptimizerName), ("schedule", ScheduleName), ("decayed", Decayed)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}; got {getattr(self, name)!r}")
         if self.decayed != "all" and not self.weight_decay:
             raise ValueError(f'decayed="{self.decayed}" needs a weight_decay above 0; got 0')
         for name in ("weight_decay", "warmup"):

@@ -7,10 +7,10 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Num, PRNGKeyArray
 
+from nc_jax.checks import checked_seed
 from nc_jax.data import Batch
 from nc_jax.heads import HeadOutput, places_among
 from nc_jax.training.extension import Chain, Extension
@@ -108,10 +108,9 @@ def create_state(
 
 def key_of(seed: int) -> PRNGKeyArray:
     """Return the random key of a seed in 0..2^64-1."""
-    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be a whole number in 0..2^64-1; got {seed}")
+    seed = checked_seed(seed)
     # Without x64, `jax.random.key` drops all but the last 32 bits.
-    key, rest = jax.random.key(int(seed) % 2**32), int(seed) >> 32
+    key, rest = jax.random.key(seed % 2**32), seed >> 32
     return jax.random.fold_in(key, rest) if rest else key
 
 

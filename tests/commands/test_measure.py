@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from nc_jax.commands import main
 from nc_jax.extras import MissingExtraError
+from nc_jax.frames import simplex_etf
 from nc_jax.metrics import report
 
 K, DIM, N = 5, 6, 24
@@ -106,6 +108,26 @@ def test_layers_are_measured_in_their_order(capsys):
     errors.append(1 - report(FEATURES, LABELS)["nearest_centre_accuracy"].value)
     right = [number for number, error in enumerate(errors, start=1) if error == 0]
     assert f"for every example): {f'{right[0]} of 4' if right else 'none'}" in " ".join(said.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("features", ["collapsed", "dead"])
+def test_features_without_any_spread_have_a_page(features):
+    """Collapsed and dead networks: variances are zero, cosines equal or not defined, and pictures have no range."""
+    vectors = np.asarray(simplex_etf(K, DIM)).T * (features == "collapsed")
+    measure(save("x.npy", vectors[LABELS]), "labels.npy", "--layers", "before=x.npy", "--out", "out")
+    assert (written()["metrics"]["nc1_cdnv"]["value"] == 0) == (features == "collapsed")
+    assert Path("out/report.html").read_text().count("<img") >= 4
+
+
+@pytest.mark.slow
+def test_a_class_without_examples_has_no_numbers_and_squares_do_not_overflow(capsys):
+    measure(save("x.npy", FEATURES * 1e20), save("gap.npy", np.where(LABELS == 2, 1, LABELS)), "--weight", "head.npz")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    table = {row[0]: row[1:] for row in rows if len(row) == 8}
+    assert table["2"] == ["0", *["-"] * 6]
+    variance = FEATURES[LABELS == 0].astype(float).var(axis=0).sum() * 1e40
+    assert float(table["0"][2]) == pytest.approx(variance, rel=1e-3)
 
 
 @pytest.mark.slow
@@ -229,6 +251,22 @@ REFUSED = {
     "layers must have shape (24, dim), one row for each label; got head.npz:weight (5, 6)": lambda: [
         "features.npy", "labels.npy", "--layers", "head.npz"
     ],
+    "layers must have names of their own; got 'features' for features.npy (24, 6), which is the name of": lambda: [
+        "features.npy", "labels.npy", "--layers", "features.npy"
+    ],
+    "layers must have names of their own; got 'x' for copy.npy (24, 6), which is features.npy (24, 6), too": lambda: [
+        "features.npy", "labels.npy", "--layers", "x=features.npy", f"x={save('copy.npy', FEATURES)}"
+    ],
+    "features of shape (N, d) come first and labels second; got labels.npy (24,) and features.npy (24, 6)": lambda: [
+        "labels.npy", "features.npy"
+    ],
+    "--rows and --columns say what --weight holds; got no --weight": lambda: ["features.npy", "labels.npy", "--rows"],
+    "the frame of a classifier must be finite; got a NaN or an infinity for class 3": lambda: [
+        "features.npy", "labels.npy", "--weight", save("w.npy", np.where(np.arange(5)[:, None] == 3, np.nan, WEIGHT))
+    ],
+    "labels must name at most 100,000,000 classes; got a largest label of 4,000,000,000": lambda: [
+        "features.npy", save("large.npy", LABELS.astype(np.int64) * 10**9)
+    ],
     "arrays must be in a file or a folder that exists; got none.npy": lambda: ["none.npy", "labels.npy"],
     "the command line must name settings that exist and values that fit;": lambda: ["features.npy"],
 }  # fmt: skip
@@ -265,6 +303,7 @@ def test_help_says_what_a_command_takes(capsys):
 PEAK = """
 import re, sys
 from nc_jax.commands import main
+from nc_jax.frames import simplex_etf
 main(["measure", sys.argv[1], sys.argv[2]])
 print("peak", re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 """

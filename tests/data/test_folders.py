@@ -89,9 +89,9 @@ def test_one_line_says_what_was_left_out_and_what_is_not_read_as_stored(birds, c
     source = folders.load(birds, "train")
     assert [source.records.files[index].name for index in range(5)] == ["c.jpeg", "d.png", "a.jpg", "b.PNG", "c.gif"]
     assert caplog.messages == [
-        f"5 images of {train} (train): left out: 1 .db, 1 .txt, 1 beside the classes' folders, 5 hidden, 1 without an "
-        "ending; 1 in folders below those of their classes; 1 with transparency, laid over white; 1 with several "
-        "frames or pages, of which the first is read"
+        f"5 images of {train} (train): left out beside them: 1 .db, 1 .txt, 1 beside the classes' folders, 5 hidden, "
+        "1 without an ending; 1 in folders below those of their classes; 1 with transparency, laid over white; "
+        "1 with several frames or pages, of which the first is read"
     ]
     caplog.clear()
     folders.load(birds, "val")

@@ -166,7 +166,7 @@ REFUSED = [
         f"num_classes must lie in 2..{len(characters.CHARACTERS)}, the characters that do not look alike; got 5000",
     ),
     (lambda: glyphs.load("train", size=4), "size must be at least 8; got 4"),
-    (lambda: glyphs.load("train", seed=-1), "seed must lie in 0..2^64-1; got -1"),
+    (lambda: glyphs.load("train", seed=-1), "seed must be a whole number in 0..2^64-1; got -1"),
     (lambda: GlyphOptions(noise=-0.1), "noise must be at least 0; got -0.1"),
 ]
 

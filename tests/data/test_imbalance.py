@@ -152,7 +152,7 @@ REFUSED = [
         lambda a: subsample(a, np.array([1, 2]), seed=0),
         "counts must hold 3 integers from 0 up, one per class; got [1 2]",
     ),
-    (lambda a: take_per_class(a, 1, seed=-1), "seed must lie in 0..2^64-1; got -1"),
+    (lambda a: take_per_class(a, 1, seed=-1), "seed must be a whole number in 0..2^64-1; got -1"),
     (lambda a: symmetric_noise(a, 1.1, seed=0), "rate must lie in [0, 1]; got 1.1"),
     (lambda a: asymmetric_noise(a, np.eye(2), seed=0), "transition must have shape (3, 3); got (2, 2)"),
     (

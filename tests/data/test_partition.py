@@ -238,7 +238,7 @@ REFUSED = [
     (lambda: iid(LABELS * 1.0, 2, seed=0), "labels must be integers of shape (batch,); got dtype float64"),
     (lambda: iid(LABELS[:, None], 2, seed=0), "labels must be integers of shape (batch,); got shape (1000, 1)"),
     (lambda: iid(LABELS - 1, 2, seed=0), "labels must be at least 0; got -1 at index 0 (100 such labels)"),
-    (lambda: iid(LABELS, 2, seed=-1), "seed must lie in 0..2^64-1; got -1"),
+    (lambda: iid(LABELS, 2, seed=-1), "seed must be a whole number in 0..2^64-1; got -1"),
     (
         lambda: iid(LABELS[:200], 2, seed=0, test_labels=TEST_LABELS),
         "every class of a test example must have a training example; class 2 has none",

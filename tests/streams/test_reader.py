@@ -122,8 +122,8 @@ def test_leaves_no_threads_behind(arrays):
 
 REFUSED = [
     (dict(batch_size=0), "batch_size must be at least 1; got 0"),
-    (dict(seed=-1), "seed must lie in 0..2^64-1; got -1"),
-    (dict(seed=2**64), "seed must lie in 0..2^64-1; got 18446744073709551616"),
+    (dict(seed=-1), "seed must be a whole number in 0..2^64-1; got -1"),
+    (dict(seed=2**64), "seed must be a whole number in 0..2^64-1; got 18446744073709551616"),
     (dict(start_step=-1), "start_step must be at least 0; got -1"),
     (dict(num_steps=-1), "num_steps must be at least 0, or None for all that are left; got -1"),
     (dict(prefetch=-1), "prefetch must be at least 0; got -1"),
