@@ -85,7 +85,7 @@ def owner(frame: Reals) -> Int[Array, " dim"]:
     frame = real_array(frame, "frame")
     if frame.ndim != 2:
         raise ValueError(f"a frame must have shape (dim, classes); got shape {frame.shape}")
-    if not is_traced(frame) and not jnp.all(jnp.isfinite(frame)):
+    if not is_traced(frame) and not np.all(np.isfinite(np.asarray(frame))):
         raise ValueError("a frame must be finite; got a NaN or an infinity")
     members = frame != 0
     shares = jnp.sum(members, axis=1)

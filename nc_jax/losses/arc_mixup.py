@@ -7,6 +7,7 @@ A convex combination of two orthogonal unit vectors is shorter than either. With
 import math
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from nc_jax.arrays import at_least_float32, normalized
@@ -44,7 +45,7 @@ def arc_weights(share: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..
     Reference: Kim and Kim (2024), released program.
     """
     share = real_array(share, "share")
-    if not is_traced(share) and not jnp.all((share >= 0) & (share <= 1)):
+    if not is_traced(share) and not np.all(np.abs(np.asarray(share) - 0.5) <= 0.5):
         raise ValueError("a share of arc-mixup must lie in [0, 1]; got a number outside")
     angle = share * (math.pi / 2)
     return jnp.sin(angle), jnp.maximum(jnp.cos(angle), 0)  # rounding makes the cosine of pi / 2 negative

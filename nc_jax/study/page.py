@@ -33,7 +33,8 @@ th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align
 th, td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } td.text, th.text { text-align: left; }
 th:first-child, td:first-child { background: Canvas; left: 0; min-width: 7rem; position: sticky; white-space: normal; }
-td.text { min-width: 6rem; white-space: normal; } td.long { min-width: 12rem; overflow-wrap: anywhere; white-space: normal; }
+td.text { min-width: 6rem; white-space: normal; }
+td.long { min-width: 12rem; overflow-wrap: anywhere; white-space: normal; }
 .tables { align-items: flex-start; display: flex; flex-wrap: wrap; gap: 0 2.5rem; }
 figure { overflow-x: auto; } summary { cursor: pointer; margin: 1rem 0; }
 .panels figure { margin: 0; }
