@@ -334,7 +334,7 @@ def check_key(key: Any) -> None:
     """Raise a ValueError unless the value is a random key, typed or as two or four unsigned integers, or None."""
     dtype = getattr(key, "dtype", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.ndim == 0
-    raw = dtype is not None and dtype == jnp.uint32 and key.ndim == 1
+    raw = dtype is not None and dtype == jnp.uint32 and key.shape in ((2,), (4,))
     if not (key is None or typed or raw):
         raise ValueError(f"key must be a random key, as jax.random.key(0) makes one; got {_kind(key)}")
 

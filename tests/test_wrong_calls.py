@@ -12,7 +12,7 @@ from nc_jax.data import LabelledArrays
 from nc_jax.data.clients import partition_statistics
 from nc_jax.data.partition import iid
 from nc_jax.data.tasks import class_order, domains, equal_tasks
-from nc_jax.frames import owner
+from nc_jax.frames import owner, simplex_etf
 from nc_jax.hierarchy import LabelTree, from_linkage, similarity
 from nc_jax.losses import arc_mixup, label_trees, levels, masks
 from nc_jax.metrics import (
@@ -96,6 +96,15 @@ WRONG = {
     "clip must lie in [-1, 1), a similarity of different classes; got 1.5": lambda: similarity(D, clip=1.5),
     "cuts must be ascending numbers of nodes; got [3, 2]": lambda: from_linkage(LINKAGE, "abcd", cuts=[3, 2]),
     "num_bins must be a whole number; got 2.5": lambda: expected_calibration_error(ONES, np.arange(3), num_bins=2.5),
+    "parents must be -1 for the root and come before their children; got (-1, 2, 1)": lambda: LabelTree(
+        ("r", "a", "b"), (-1, 2, 1), ("a", "b")
+    ),
+    "a tree needs a parent for each node, and its leaves as classes; got 3 nodes, 3 parents and 1 classes": lambda: (
+        LabelTree(("r", "a", "b"), (-1, 0, 0), ("a",))
+    ),
+    "key must be a random key, as jax.random.key(0) makes one; got": lambda: simplex_etf(
+        3, 4, key=jnp.zeros(3, jnp.uint32)
+    ),
     "a status is one of": lambda: describe(-0.5),
     "a number of examples must be a whole number; got 2.5": lambda: UnconstrainedFeatures((2.5, 2, 2), 3, 0.01, 0.01),
     "bias must have shape (3,); got ()": lambda: objective(PROBLEM, Point(ONES, ONES, jnp.ones(()))),

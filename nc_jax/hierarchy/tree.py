@@ -22,6 +22,9 @@ class LabelTree:
     `from_edges` and the readers of `nc_jax.hierarchy` make a tree and check it. Two trees are equal only if they are
     the same object.
 
+    Raises:
+        ValueError: if a parent does not come before its children, or the classes are not the leaves.
+
     Attributes:
         nodes: names of all nodes; the root is first, and ancestors are before their descendants.
         parents: for each node, the number of its parent; -1 for the root.
@@ -38,6 +41,18 @@ class LabelTree:
     nodes: tuple[str, ...]
     parents: tuple[int, ...]
     classes: tuple[str, ...]
+
+    def __post_init__(self):
+        first, *others = self.parents or (None,)
+        if first != -1 or not all(0 <= parent < node for node, parent in enumerate(others, start=1)):
+            raise ValueError(f"parents must be -1 for the root and come before their children; got {self.parents}")
+        inner = set(others)
+        leaves = [node for number, node in enumerate(self.nodes) if number not in inner]
+        if len(self.nodes) != len(self.parents) or sorted(leaves) != sorted(self.classes):
+            raise ValueError(
+                f"a tree needs a parent for each node, and its leaves as classes; got {len(self.nodes)} nodes, "
+                f"{len(self.parents)} parents and {len(self.classes)} classes"
+            )
 
     @classmethod
     def from_edges(cls, edges: Iterable[tuple[str, str]], *, parents: str = "one") -> "LabelTree":

@@ -149,7 +149,7 @@ class Nci(NamedTuple):
             logits: z, shape (N, K), which decide for the class; at a tie for the smaller number.
 
         Returns:
-            Shape (N,). NaN for a feature that is equal to the mean.
+            Shape (N,). NaN for a feature that is equal to the mean, and for a NaN among its logits.
 
         Raises:
             ValueError: if the shapes do not fit.
@@ -164,7 +164,8 @@ class Nci(NamedTuple):
         nearness = jnp.sum(units * transpose(self.frame)[jnp.argmax(logits, axis=1)], axis=1)
         # A product with alpha = 0 would make an infinite length NaN.
         length = jnp.where(self.alpha == 0, 0, self.alpha * jnp.sum(jnp.abs(features), axis=1))
-        return jnp.where(lengths[:, 0] > 0, nearness, jnp.nan) + length
+        decided = ~jnp.any(jnp.isnan(logits), axis=1)
+        return jnp.where(decided & (lengths[:, 0] > 0), nearness, jnp.nan) + length
 
 
 class Vim(NamedTuple):
