@@ -83,7 +83,10 @@ INTEGERS = [np.int8, np.uint8, np.int32, np.int64, np.uint64]
 OTHERS = [bool, complex, object, "<U3", "datetime64[s]"]
 SHAPES = [(N, DIM), (N,), (N, 1), (N, K), (0, DIM), (N, 0), (DIM, N), (), (N, DIM, 2), (N - 1, DIM), (N - 1,), (0,)]
 VALUES = [0, 1, -1, -2, K - 1, K, 300, 2.5, 1e-30, 1e30, 1e300, 2**40, float("nan"), float("inf")]
-NAMES = "matrix|ETF|features|labels|inputs|logits|frame|class vectors|class_means|margins|bias|metrics|num_classes|dim"
+NAMES = (
+    "matrix|ETF|features|labels|inputs|logits|frame|class vectors|class_means|margins|bias|metrics|num_classes|dim|"
+    "targets|distances|similarity"
+)
 
 
 @st.composite
