@@ -261,9 +261,9 @@ def _numbers(sums: HierarchyStatistics, top: tuple[int, ...]) -> Found:
     return {name: float(value) for name, value in sums.compute(top).items()} | {"histogram": shares}
 
 
-def alignment_sentence(tree_name: str, values: list[float], accuracy: float) -> str:
-    """Say how well the tree agrees with what cross-entropy confuses, whose mean accuracy on the test set is given."""
-    middle = float(np.nanmean(values))
+def alignment_sentence(tree_name: str, values: list[float], accuracies: list[float]) -> str:
+    """Say how well the tree agrees with what cross-entropy confuses, whose accuracies on the test set are given."""
+    middle, accuracy = float(np.nanmean(values)), float(np.mean(accuracies))
     if accuracy < LEAST_ACCURACY:
         verdict = f"with an accuracy of {accuracy:.2f}, this says nothing of the tree yet"
     elif middle > 0.9:
@@ -278,8 +278,8 @@ def say_alignment(group: Group, found: list[Found]) -> None:
     """Print that sentence before any method that uses the tree is trained."""
     values = [run["alignment"] for run in found if "alignment" in run]
     if group.method == "ce" and values:
-        accuracy = float(np.mean([run["top1"] for run in found if "top1" in run]))
-        print(alignment_sentence(str(group.settings.data.tree), values, accuracy), flush=True)
+        accuracies = [run["top1"] for run in found if "top1" in run]
+        print(alignment_sentence(str(group.settings.data.tree), values, accuracies), flush=True)
 
 
 def notes(scene: Scene) -> list[str]:
@@ -288,8 +288,8 @@ def notes(scene: Scene) -> list[str]:
     for group in scene.groups:
         runs = [run for run in scene.rows[group.label] if not run["diverged"]]
         if group.method == "ce" and runs:
-            values, right = [run["alignment"] for run in runs], float(np.mean([run["top1"] for run in runs]))
-            found.append(alignment_sentence(str(group.settings.data.tree), values, right))
+            values, accuracies = ([run[name] for run in runs] for name in ("alignment", "top1"))
+            found.append(alignment_sentence(str(group.settings.data.tree), values, accuracies))
         if runs and "gamma" in runs[0]:
             found.append(f"{group.label}: gamma {mean_and_sd([run['gamma'] for run in runs], 2)}.")
     return found

@@ -17,7 +17,7 @@ Examples:
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -219,28 +219,30 @@ def find_layers(words: Sequence[str], number: int) -> dict[str, Stored]:
         if equals and not Path(word).exists():
             found = {name: find_array(place)}
             _check_features(found[name], number)
-            _add_layers(layers, found)
-            continue
-        path, only = split_name(word)
-        arrays = arrays_at(path)
-        found = {key or path.stem: array for key, array in arrays.items() if only in (None, key)}
-        found = {key: array for key, array in found.items() if len(array.shape) == 2 and array.shape[0] == number}
-        if not found:
-            raise ValueError(
-                f"layers must have shape ({number}, dim), one row for each label; got {listed(arrays.values())}"
-            )
-        _add_layers(layers, found)
+        else:
+            found = _layers_in(word, number)
+        for name, layer in found.items():
+            if name in layers or name == LAST:
+                taken = "the name of the features of the last layer" if name == LAST else f"{layers[name]}, too"
+                raise ValueError(
+                    f"layers must have names of their own; got {name!r} for {layer}, which is {taken}: name it by "
+                    "NAME=FILE"
+                )
+            layers[name] = layer
     return layers
 
 
-def _add_layers(layers: dict[str, Stored], found: Mapping[str, Stored]) -> None:
-    for name, layer in found.items():
-        if name in layers or name == LAST:
-            taken = "the name of the features of the last layer" if name == LAST else f"{layers[name]}, too"
-            raise ValueError(
-                f"layers must have names of their own; got {name!r} for {layer}, which is {taken}: name it by NAME=FILE"
-            )
-        layers[name] = layer
+def _layers_in(word: str, number: int) -> dict[str, Stored]:
+    """Return the layers of a file or folder by their names in it; a single array is called after the file."""
+    path, only = split_name(word)
+    arrays = arrays_at(path)
+    found = {key or path.stem: array for key, array in arrays.items() if only in (None, key)}
+    found = {key: array for key, array in found.items() if len(array.shape) == 2 and array.shape[0] == number}
+    if not found:
+        raise ValueError(
+            f"layers must have shape ({number}, dim), one row for each label; got {listed(arrays.values())}"
+        )
+    return found
 
 
 def _check_features(features: Stored, number: int) -> None:

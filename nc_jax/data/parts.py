@@ -32,7 +32,7 @@ def share_of_each_class(
         >>> np.bincount(labels[share_of_each_class(labels, 0.25)], minlength=3)
         array([2, 1, 0])
     """
-    labels = np.asarray(labels)
+    seed, labels = checked_seed(seed), np.asarray(labels)
     if groups is not None and len(labels):
         labels = np.asarray(groups) * (labels.max() + 1) + labels
     chosen = np.zeros(len(labels), bool)
@@ -40,6 +40,6 @@ def share_of_each_class(
         members = np.flatnonzero(labels == label)
         count = min(max(round(share * len(members)), 1), len(members) - 1)
         # Raw random numbers, which NumPy guarantees for all its versions, of each class by itself.
-        numbers = np.random.Philox(key=checked_seed(seed) + (label << 64)).random_raw(len(members))
+        numbers = np.random.Philox(key=seed + (label << 64)).random_raw(len(members))
         chosen[members[np.argsort(numbers, kind="stable")[:count]]] = True
     return chosen

@@ -104,10 +104,10 @@ def test_a_tree_of_confusions_needs_no_test_set(tmp_path, data_dir):
 
 
 def test_the_alignment_tells_what_to_expect():
-    assert "may help" in haframe.alignment_sentence("shape", [0.6, 0.7], 0.9)
-    assert "expect no gain" in haframe.alignment_sentence("script", [1.0], 0.9)
+    assert "may help" in haframe.alignment_sentence("shape", [0.6, 0.7], [0.8, 0.9])
+    assert "expect no gain" in haframe.alignment_sentence("script", [1.0], [0.9])
     # A network that has learnt nothing confuses all classes alike, whatever the tree is.
-    assert "says nothing of the tree yet" in haframe.alignment_sentence("script", [1.0], 0.2)
+    assert "says nothing of the tree yet" in haframe.alignment_sentence("script", [1.0], [0.2])
 
 
 @pytest.mark.slow
