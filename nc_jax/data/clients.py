@@ -155,6 +155,5 @@ def partition_statistics(counts: Reals) -> PartitionStatistics:
     sizes = counts.sum(axis=1)
     own = counts / np.where(sizes, sizes, np.nan)[:, None]
     divergence = np.abs(own - counts.sum(axis=0) / sizes.sum()).sum(axis=1) / 2
-    return PartitionStatistics(
-        sizes, np.count_nonzero(counts, axis=1), divergence, float(sizes.sum()) ** 2 / (sizes.astype(float) ** 2).sum()
-    )
+    effective = float(sizes.sum()) ** 2 / float((sizes.astype(float) ** 2).sum())
+    return PartitionStatistics(sizes, np.count_nonzero(counts, axis=1), divergence, effective)
