@@ -15,7 +15,7 @@ from toy_training import NUM_CLASSES, blobs, fit
 from nc_jax import collective
 from nc_jax.data import Batch
 from nc_jax.models import MLP, Classifier, LearnedHead, NearestHead
-from nc_jax.streams import Epochs, Replay, Tasks, read
+from nc_jax.streams import Epochs, Replay, Tasks, eval_batches, read
 from nc_jax.training import (
     AXIS,
     AlignmentPenalty,
@@ -95,7 +95,7 @@ def test_a_killed_run_resumes_bit_for_bit_with_its_extensions(kind, resident, tm
     chex.assert_trees_all_equal(jax.device_get(broken.state), jax.device_get(unbroken.state))
     assert (unbroken.state.extensions is None) == (kind == "long tail")
     # Evaluation has not changed the state, and masks the same classes as training.
-    again = trainer.evaluate(unbroken.state, trainer._sources(TEST)[0])
+    again = trainer.evaluate(unbroken.state, lambda: eval_batches(TEST, 16))
     assert again.metrics["accuracy"] == unbroken.test.metrics["accuracy"] > 0.3
 
 
