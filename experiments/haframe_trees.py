@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nc_jax.checks import check_at_least
 from nc_jax.hierarchy import LabelTree
 from nc_jax.methods import HierarchyOptions
 from nc_jax.methods.hierarchy import MAPS, wanted_cosines
@@ -79,8 +80,7 @@ def run(config: Config) -> dict[str, Any]:
         ValueError: if there are fewer than one.
         FileExistsError: if the run directory exists.
     """
-    if config.trees < 1:
-        raise ValueError(f"trees must be at least 1; got {config.trees}")
+    check_at_least("trees", config.trees)
     with open_run("haframe_trees", config) as (directory, config):
         return _test(config, directory)
 

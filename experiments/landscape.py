@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from nc_jax.checks import check_at_least
 from nc_jax.study import About, Ledger, Plan, RunOptions, landscape_plots, main
 from nc_jax.study.descent import Descended, gradient_descent, lbfgs, quick_key, random_trees, stable_rate
 from nc_jax.study.landscape import MinorityOptions, minority_collapse, slice_through
@@ -183,8 +184,7 @@ def check(config: Config) -> None:
     if len(problem_of(config, config.cases[0]).counts) < 3:
         raise ValueError(f"the slice needs a first case of at least 3 classes; got {config.cases[0]!r}")
     for name in ("starts", "saddle_starts", "steps"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1; got {getattr(config, name)}")
+        check_at_least(name, getattr(config, name))
     for name in ("scale", "tolerance", "target", "bias_decay"):
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} must be positive; got {getattr(config, name)}")

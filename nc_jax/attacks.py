@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
 
 from nc_jax.arrays import at_least_float32
-from nc_jax.checks import Reals, as_array, check_key, check_whole, is_traced, real_array
+from nc_jax.checks import Reals, as_array, check_at_least, check_key, is_traced, real_array
 
 Cost = Callable[[Array], Array]  # inputs (N, ...) -> costs (N,)
 Bounds = tuple[ArrayLike, ArrayLike]
@@ -137,9 +137,7 @@ def pgd(
     Reference: Madry et al., Towards deep learning models resistant to adversarial attacks (2018), section 2.1.
     """
     for name, number in (("steps", steps), ("restarts", restarts)):
-        check_whole(name, number)
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1; got {number}")
+        check_at_least(name, number)
     check_key(key)
     ball = _ball(inputs, radius, bounds)
     size = 2.5 * ball.radius / steps if step_size is None else _length(step_size, "step_size", ball.centre)

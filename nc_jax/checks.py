@@ -1,4 +1,4 @@
-"""What callers hand over: arrays, labels, sizes, keys, functions; checked here, so that a wrong one gives one sentence.
+"""What callers hand over: arrays, labels, sizes, keys; checked here, so that a wrong one gives one sentence.
 
 Arrays may be JAX or NumPy arrays, lists, or tensors of other libraries: PyTorch's may have a gradient, lie on an
 accelerator or hold bfloat16. Inside `jax.jit` the values are unknown. Shapes and dtypes are checked there too, while
@@ -7,10 +7,7 @@ or answer NaN.
 """
 
 import contextlib
-import functools
 import operator
-import types
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -158,6 +155,18 @@ def checked_logits(logits: Reals) -> Float[Array, "batch classes"]:
     return logits
 
 
+def checked_features(features: Reals) -> Float[Array, "batch dim"]:
+    """Return features as a floating JAX array in at least float32.
+
+    Raises:
+        ValueError: if they are not real numbers of shape (N, d) with d >= 1.
+    """
+    features = real_array(features, "features")
+    if features.ndim != 2 or not features.shape[1]:
+        raise ValueError(f"features must have shape (batch, dim) with dim >= 1; got {features.shape}")
+    return at_least_float32(features)
+
+
 def checked_per_class(
     values: Reals, name: str, num_classes: int | None = None, *, positive: bool = False, at_most: float = np.inf
 ) -> Float[Array, " classes"]:
@@ -288,6 +297,15 @@ def check_whole(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a whole number; got {value!r}") from None
 
 
+def check_at_least(name: str, value: Any, least: int = 1, *, optional: bool = False) -> None:
+    """Raise a ValueError unless the value is a whole number of at least `least`, or None if it is optional."""
+    if optional and value is None:
+        return
+    check_whole(name, value)
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}{', or None' if optional else ''}; got {value}")
+
+
 def checked_seed(seed: Any) -> int:
     """Return a seed as a Python int, in which it may be shifted; raise a ValueError unless it is in 0..2^64-1."""
     whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
@@ -336,49 +354,7 @@ def check_key(key: Any) -> None:
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.ndim == 0
     raw = dtype is not None and dtype == jnp.uint32 and key.shape in ((2,), (4,))
     if not (key is None or typed or raw):
-        raise ValueError(f"key must be a random key, as jax.random.key(0) makes one; got {_kind(key)}")
-
-
-def check_holds_nothing_traced(name: str, function: Any) -> None:
-    """Raise a ValueError if a function holds a traced value: in its closure, its defaults or a partial's arguments."""
-    for value in _held(function, set()):
-        for leaf in jax.tree.leaves(value):
-            if is_traced(leaf):
-                raise ValueError(
-                    f"{name} must close over known values only; got one that closes over a traced value "
-                    f"{leaf.aval.str_short()}: compute that value outside jax.jit, jax.grad and jax.vmap"
-                )
-
-
-def variables_of(function: types.FunctionType) -> dict[str, Any]:
-    """Return what decides the values of a function beside its arguments: closed-over variables and defaults, by name.
-
-    A variable that has no value yet is None. Defaults of positional arguments are named "0", "1" and so on.
-    """
-    held: dict[str, Any] = {}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            held[name] = cell.cell_contents
-        except ValueError:  # no value yet
-            held[name] = None
-    defaults = {str(number): value for number, value in enumerate(function.__defaults__ or ())}
-    return held | defaults | (function.__kwdefaults__ or {})
-
-
-def _held(function: Any, seen: set[int]) -> Iterator[Any]:
-    if id(function) in seen:
-        return
-    seen.add(id(function))
-    held = [*getattr(function, "__dict__", {}).values(), getattr(function, "__self__", None)]
-    if isinstance(function, types.FunctionType):
-        held += variables_of(function).values()
-    if isinstance(function, functools.partial):
-        held += [function.func, *function.args, *function.keywords.values()]
-    for value in held:
-        if callable(value):
-            yield from _held(value, seen)
-        else:
-            yield value
+        raise ValueError(f"key must be a random key, as jax.random.key(0) makes one; got {kind_of(key)}")
 
 
 def _without_gradient(value: Any) -> Any:
@@ -390,7 +366,8 @@ def _without_gradient(value: Any) -> Any:
     return value
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """Say what a value is, for the end of an error's sentence."""
     return (
         f"shape {value.shape} of {value.dtype}" if hasattr(value, "dtype") else f"{type(value).__name__} {value!r:.40}"
     )

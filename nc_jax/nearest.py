@@ -21,7 +21,8 @@ from jaxtyping import Array, Float
 
 from nc_jax import inner_problem
 from nc_jax.arrays import at_least_float32, transpose
-from nc_jax.checks import check_holds_nothing_traced, is_traced, real_array
+from nc_jax.checks import is_traced, real_array
+from nc_jax.closures import check_holds_nothing_traced
 from nc_jax.frames.simplex import SimplexTemplate, check_room_for_simplex, simplex_template
 from nc_jax.frames.template import DenseTemplate, Template, as_template
 from nc_jax.inner_problem import Discrepancy, NearestFrame

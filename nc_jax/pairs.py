@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from nc_jax.arrays import at_least_float32, matmul, normalized, transpose
-from nc_jax.checks import Mask, Reals, check_whole, checked_mask, real_array
+from nc_jax.checks import Mask, Reals, check_at_least, checked_mask, real_array
 
 # The rounding error of a squared distance from a Gram matrix is some eps. Relative to a distance of 0.1 it is about
 # 1e-5 in float32, which is what sums over pairs have anyway; below, differences take over.
@@ -87,9 +87,7 @@ def checked_tile(tile: int | None, pairs: Pairs) -> int:
     num_classes = pairs.directions.shape[1]
     if tile is None:
         return num_classes if num_classes <= _ONE_BLOCK else -(-num_classes // max(2, -(-num_classes // _TILE)))
-    check_whole("tile", tile)
-    if tile < 1:
-        raise ValueError(f"tile must be at least 1; got {tile}")
+    check_at_least("tile", tile)
     return min(int(tile), num_classes)
 
 

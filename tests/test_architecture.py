@@ -14,6 +14,7 @@ LAYERS = (
     (
         "nc_jax.arrays",
         "nc_jax.checks",
+        "nc_jax.closures",
         "nc_jax.collective",
         "nc_jax.energies",
         "nc_jax.extras",

@@ -2,12 +2,14 @@
 
 import re
 
+import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
 import scipy.cluster.hierarchy
 
+from nc_jax import heads
 from nc_jax.data import LabelledArrays
 from nc_jax.data.clients import partition_statistics
 from nc_jax.data.partition import iid
@@ -17,15 +19,28 @@ from nc_jax.hierarchy import LabelTree, from_linkage, similarity
 from nc_jax.losses import arc_mixup, label_trees, levels, masks
 from nc_jax.metrics import (
     AncestorCounts,
+    ClassStatistics,
     HierarchyStatistics,
+    Nci,
+    collapse_metrics,
+    equinorm,
     expected_calibration_error,
     similarity_errors,
     usual_top,
 )
+from nc_jax.models import MLP
 from nc_jax.solvers import describe
-from nc_jax.streams import batches
+from nc_jax.streams import Epochs, Replay, Weighted, batches, locate, steps_per_epoch
 from nc_jax.theory import Point, UnconstrainedFeatures, certificate, objective
-from nc_jax.training import OptimizerOptions
+from nc_jax.training import (
+    AlignmentSlerp,
+    LogitMemory,
+    LoopOptions,
+    OptimizerOptions,
+    StepOptions,
+    TaskSoftmax,
+    agd,
+)
 
 LABELS = np.repeat([0, 1, 2], 4)
 SET = LabelledArrays(np.ones((12, 8, 8, 1)), LABELS, 3)
@@ -108,6 +123,31 @@ WRONG = {
     "a status is one of": lambda: describe(-0.5),
     "a number of examples must be a whole number; got 2.5": lambda: UnconstrainedFeatures((2.5, 2, 2), 3, 0.01, 0.01),
     "bias must have shape (3,); got ()": lambda: objective(PROBLEM, Point(ONES, ONES, jnp.ones(()))),
+    "capacity must be a whole number; got 2.5": lambda: LogitMemory(2.5, 1.0),
+    "every of a correction must be a whole number; got nan": lambda: AlignmentSlerp(0.1, every=np.nan),
+    "devices must be at least 1, or None; got 0": lambda: LoopOptions(devices=0),
+    "the task of a class must be at least 0; got -1": lambda: TaskSoftmax((0, -1)),
+    "the gain must be positive and finite; got nan": lambda: agd(np.nan),
+    "accumulate must be a whole number; got 1.5": lambda: StepOptions(accumulate=1.5),
+    "epochs must be a whole number; got nan": lambda: Epochs(SET, 4, np.nan),
+    "draw_size of a replay memory must be a whole number; got nan": lambda: Replay(Epochs(SET, 4), 2, np.nan),
+    "batch_size must be a whole number; got 2.5": lambda: steps_per_epoch(12, 2.5),
+    "step must be a whole number; got 1.5": lambda: locate(Epochs(SET, 4), 1.5),
+    "seed must be a whole number in 0..2^64-1; got False": lambda: Weighted(SET, 4, 1).plan(False, 0),
+    "the number of steps of the first stage must be a whole number; got 1.5": lambda: heads.staged(
+        heads.learned(3), heads.learned(3), 1.5
+    ),
+    "the number of sampled classes must be a whole number; got 1.5": lambda: heads.sampled(heads.learned(3), 1.5),
+    "radius must be positive and finite, or None; got nan": lambda: heads.fixed(3, radius=np.nan),
+    "num_classes must be a whole number; got None": lambda: ClassStatistics.from_batch(ONES, LABELS[:3], None),
+    "num_classes must be a whole number; got '4'": lambda: ClassStatistics.init("4", 3),
+    "stats must be class statistics, which ClassStatistics.from_batch(features, labels, num_classes) makes; got shape "
+    "(12, 2) of float64": lambda: collapse_metrics(np.ones((12, 2)), LABELS),
+    "ddof must be at least 0; got -1": lambda: equinorm(ONES, ddof=-1),
+    "alpha must be a finite number of at least 0; got nan": lambda: Nci.fit(
+        ClassStatistics.from_batch(ONES, np.arange(3), 3), ONES, np.nan
+    ),
+    "a width must be at least 1; got 0": lambda: MLP((0,), 3).init(jax.random.key(0), ONES),
     "tolerance must lie in (0, 1); got inf": lambda: certificate(
         PROBLEM, Point(ONES, ONES, jnp.ones(3)), tolerance=np.inf
     ),

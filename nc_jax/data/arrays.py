@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Bool, Int, Integer
 
-from nc_jax.checks import as_array, check_label_range, check_label_shape, check_representable, is_real
+from nc_jax.checks import as_array, check_at_least, check_label_range, check_label_shape, check_representable, is_real
 from nc_jax.data.batch import Batch
 
 
@@ -46,8 +46,7 @@ class LabelledArrays:
     def __post_init__(self) -> None:
         inputs = np.asarray(as_array(self.inputs, "inputs"))
         labels = np.asarray(as_array(self.labels, "labels"))
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1; got {self.num_classes}")
+        check_at_least("num_classes", self.num_classes)
         _check_inputs(inputs)
         check_label_shape(labels)
         check_label_range(labels, self.num_classes, padding=False)

@@ -6,6 +6,8 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Int
 
+from nc_jax.checks import check_at_least
+
 Profile = Literal["exponential", "step", "pareto", "majority"]
 
 # With it, 1000 classes of 1280 to 5 images have 115,841 together. ImageNet-LT, which was drawn from a Pareto law, has
@@ -189,8 +191,7 @@ def profile_counts(profile: str, num_classes: int, largest: int, factor: float) 
 
 
 def _check_sizes(num_classes: int, largest: int, factor: float) -> None:
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1; got {num_classes}")
+    check_at_least("num_classes", num_classes)
     if largest < 0:
         raise ValueError(f"largest must be at least 0; got {largest}")
     if not 0 < factor <= 1:

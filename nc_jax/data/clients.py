@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
 
-from nc_jax.checks import Reals, as_array
+from nc_jax.checks import Reals, as_array, check_at_least
 from nc_jax.data.arrays import LabelledArrays
 
 
@@ -34,8 +34,7 @@ class ClientArrays(LabelledArrays):
     def __post_init__(self) -> None:
         super().__post_init__()
         clients = np.asarray(as_array(self.clients, "clients"))
-        if self.num_clients < 1:
-            raise ValueError(f"num_clients must be at least 1; got {self.num_clients}")
+        check_at_least("num_clients", self.num_clients)
         if clients.shape != (len(self),) or not (np.issubdtype(clients.dtype, np.integer) or not len(self)):
             raise ValueError(
                 f"clients must be integers of shape ({len(self)},), one for each example; "

@@ -6,7 +6,7 @@ only on the seed, the class, the split and i: a set with fewer images or classes
 the number of threads changes nothing.
 """
 
-from nc_jax.checks import checked_seed
+from nc_jax.data.draws import draws_for
 from nc_jax.extras import require
 
 require("PIL", "data", __name__)
@@ -180,12 +180,11 @@ def render(
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(map(repr, SPLITS))}; got {split!r}")
     check_sizes(num_classes, size)
-    seed = checked_seed(seed)
     count = options.train_images if split == "train" else options.test_images
     images = np.empty((num_classes, count, size, size), np.uint8)
     fonts = open_fonts(FACES)
     for label, character in enumerate(CHARACTERS[:num_classes]):
-        stream = np.random.Philox(key=seed + ((len(SPLITS) * label + SPLITS.index(split)) << 64))
+        stream = draws_for(seed, len(SPLITS) * label + SPLITS.index(split))
         images[label] = _draw(draw_templates(character, fonts, size), stream, count, size, options)
     labels = np.repeat(np.arange(num_classes, dtype=np.int32), count)
     return LabelledArrays(images.reshape(-1, size, size, 1), labels, num_classes, tuple(CHARACTERS[:num_classes]))

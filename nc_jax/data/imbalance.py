@@ -9,9 +9,9 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Integer
 
-from nc_jax.checks import checked_seed
 from nc_jax.data.arrays import LabelledArrays
 from nc_jax.data.class_counts import exponential_counts, step_counts
+from nc_jax.data.draws import draws_for
 
 # The high half of the random key tells the purpose of the numbers, so a subset and its label noise may share a seed.
 _CHOICE, _NOISE = range(2)
@@ -47,7 +47,7 @@ def subsample(arrays: LabelledArrays, counts: Integer[np.ndarray, " classes"], *
         label = lacking[0]
         raise ValueError(f"class {label} must have at least {counts[label]} examples; got {available[label]}")
     # Sort raw random numbers instead of calling Generator.choice: NumPy guarantees them for all its versions.
-    order = np.lexsort((_stream(seed, _CHOICE).random_raw(len(arrays)), arrays.labels))
+    order = np.lexsort((draws_for(seed, _CHOICE).random_raw(len(arrays)), arrays.labels))
     starts = np.cumsum(available) - available
     ranks = np.arange(len(arrays)) - np.repeat(starts, available)  # place in the shuffled order of the class
     return arrays.subset(np.sort(order[ranks < np.repeat(counts, available)]))
@@ -170,7 +170,7 @@ def asymmetric_noise(
     # Draw one uniform number per example. The interval [0, 1) is divided among the classes in proportion to their
     # probabilities; the number falls into the share of the new class. The last non-empty share is extended beyond 1, so
     # that rounding errors in the sums have no effect.
-    draws = (_stream(seed, _NOISE).random_raw(len(arrays)) >> np.uint64(11)) * 2.0**-53
+    draws = (draws_for(seed, _NOISE).random_raw(len(arrays)) >> np.uint64(11)) * 2.0**-53
     labels = np.empty_like(arrays.labels)
     for label in range(classes):  # a K x N matrix of shares would be 10 GB for ImageNet
         members = arrays.labels == label
@@ -208,7 +208,3 @@ def symmetric_noise(arrays: LabelledArrays, rate: float, *, seed: int) -> Labell
         raise ValueError(f"symmetric noise needs at least two classes; got {arrays.num_classes}")
     same = np.eye(arrays.num_classes)
     return asymmetric_noise(arrays, (1 - rate) * same + rate / (arrays.num_classes - 1) * (1 - same), seed=seed)
-
-
-def _stream(seed: int, purpose: int) -> np.random.Philox:
-    return np.random.Philox(key=checked_seed(seed) + (purpose << 64))

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from nc_jax.checks import Labels, as_array, check_label_range, check_label_shape, checked_seed
+from nc_jax.checks import Labels, as_array, check_label_range, check_label_shape
+from nc_jax.data.draws import draws_for
 from nc_jax.data.proportions import divided, divided_by_logs, filled, log_gammas
 
 # The high half of the random key tells the purpose of the numbers.
@@ -288,8 +289,7 @@ def _checked_test(labels: Labels, totals: Int[np.ndarray, " classes"]) -> Int[np
 
 
 def _raw(seed: int, purpose: int, size: int) -> np.ndarray:
-    """Raw random numbers, which NumPy guarantees for all its versions."""
-    return np.random.Philox(key=checked_seed(seed) + (purpose << 64)).random_raw(size)
+    return draws_for(seed, purpose).random_raw(size)
 
 
 def _with_test(

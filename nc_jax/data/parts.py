@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Int
 
-from nc_jax.checks import checked_seed
+from nc_jax.data.draws import draws_for
 
 
 def share_of_each_class(
@@ -32,14 +32,14 @@ def share_of_each_class(
         >>> np.bincount(labels[share_of_each_class(labels, 0.25)], minlength=3)
         array([2, 1, 0])
     """
-    seed, labels = checked_seed(seed), np.asarray(labels)
+    labels = np.asarray(labels)
     if groups is not None and len(labels):
         labels = np.asarray(groups) * (labels.max() + 1) + labels
     chosen = np.zeros(len(labels), bool)
     for label in np.unique(labels).tolist():
         members = np.flatnonzero(labels == label)
         count = min(max(round(share * len(members)), 1), len(members) - 1)
-        # Raw random numbers, which NumPy guarantees for all its versions, of each class by itself.
-        numbers = np.random.Philox(key=seed + (label << 64)).random_raw(len(members))
+        # Of each class by itself.
+        numbers = draws_for(seed, label).random_raw(len(members))
         chosen[members[np.argsort(numbers, kind="stable")[:count]]] = True
     return chosen

@@ -14,8 +14,9 @@ import numpy as np
 import scipy.ndimage
 from jaxtyping import Bool, Int
 
-from nc_jax.checks import checked_seed
+from nc_jax.checks import check_at_least
 from nc_jax.data.arrays import LabelledArrays
+from nc_jax.data.draws import draws_for
 
 Change = Literal["permute", "rotate"]
 # The high half of the random key tells the purpose of the numbers.
@@ -94,7 +95,7 @@ def task_of_class(tasks: Sequence[Sequence[int]], num_classes: int) -> Int[np.nd
 
 def class_order(num_classes: int, seed: int) -> Int[np.ndarray, " classes"]:
     """Return a random order of the classes, shape (K,), which depends only on the arguments."""
-    return np.argsort(np.random.Philox(key=checked_seed(seed) + (_ORDER << 64)).random_raw(num_classes), kind="stable")
+    return np.argsort(draws_for(seed, _ORDER).random_raw(num_classes), kind="stable")
 
 
 def in_order(arrays: LabelledArrays, order: Int[np.ndarray, " classes"] | Sequence[int]) -> LabelledArrays:
@@ -149,7 +150,7 @@ def few_shots(
             "shots must lie between 1 and the number of training examples of each class after the first task; "
             f"got {shots}, and class {least} has {counts.min()}"
         )
-    numbers = np.random.Philox(key=checked_seed(seed) + (_SHOTS << 64)).random_raw(len(labels))
+    numbers = draws_for(seed, _SHOTS).random_raw(len(labels))
     kept = tasks[labels] == 0
     for label in later:
         members = np.flatnonzero(labels == label)
@@ -181,14 +182,13 @@ def domains(arrays: LabelledArrays, num_tasks: int, change: Change, *, seed: int
 
     Reference: permuted MNIST as in Kirkpatrick et al. (2017); rotated MNIST as in Lopez-Paz and Ranzato (2017).
     """
-    if num_tasks < 1:
-        raise ValueError(f"num_tasks must be at least 1; got {num_tasks}")
+    check_at_least("num_tasks", num_tasks)
     if change not in get_args(Change):
         raise ValueError(f"change must be one of {', '.join(get_args(Change))}; got {change!r}")
     inputs = arrays.inputs
     if change == "rotate" and inputs.ndim < 3:
         raise ValueError(f"images are rotated; got inputs of shape {inputs.shape[1:]}")
-    numbers = np.random.Philox(key=checked_seed(seed) + (_CHANGE << 64))
+    numbers = draws_for(seed, _CHANGE)
     changed = [inputs]
     for _ in range(1, num_tasks):
         if change == "permute":

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from nc_jax.checks import check_at_least
+
 
 class ProximalState(NamedTuple):
     """State of `proximal`: that of the optimiser inside, and the parameters at the begin of the round."""
@@ -122,8 +124,7 @@ def alternating(
     Reference: Collins et al., Exploiting shared representations for personalized federated learning (2021), algorithm
     1.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1; got {steps}")
+    check_at_least("steps", steps)
     inside = optax.with_extra_args_support(optimizer)
 
     def init(params: Any) -> AlternatingState:

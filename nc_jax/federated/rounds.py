@@ -7,6 +7,7 @@ import numpy as np
 import optax
 
 from nc_jax import collective
+from nc_jax.checks import check_at_least
 from nc_jax.data import Batch, ClientArrays, ExampleSource
 from nc_jax.federated.aggregate import Federation
 from nc_jax.federated.clients import client_states
@@ -59,12 +60,9 @@ class Rounds:
 
     def __post_init__(self):
         for name in ("clients", "local_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+            check_at_least(name, getattr(self, name))
         for name in ("schedule_steps", "at_once"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, or None; got {value}")
+            check_at_least(name, getattr(self, name), optional=True)
         if self.pool is not None and (self.pool.pool is None or HEAD in self.federation.personal):
             kind = "one that clients keep" if HEAD in self.federation.personal else f"the head {self.pool.name!r}"
             raise ValueError(

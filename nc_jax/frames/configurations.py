@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nc_jax.checks import check_whole
+from nc_jax.checks import check_at_least
 from nc_jax.energies import checked_exponent
 
 GOLDEN = (1 + math.sqrt(5)) / 2
@@ -111,9 +111,7 @@ def least_energy(num_classes: int, dim: int, s: float | int = 1.0) -> float | No
     """
     s = checked_exponent(s)
     for name, size, least in (("num_classes", num_classes, 2), ("dim", dim, 1)):
-        check_whole(name, size)
-        if size < least:
-            raise ValueError(f"{name} must be at least {least}; got {size}")
+        check_at_least(name, size, least)
     if dim == 1 and num_classes > 2:
         return math.inf if s >= 0 else None
     if (squared := _squared_distances(num_classes, dim)) is not None:

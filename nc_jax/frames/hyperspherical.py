@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from nc_jax.arrays import matmul, wider
-from nc_jax.checks import check_floating, check_key, check_whole
+from nc_jax.checks import check_at_least, check_floating, check_key, check_whole
 from nc_jax.energies import checked_exponent, log_gram_determinant, riesz_energy, separation
 from nc_jax.frames.configurations import closed_form, least_energy
 from nc_jax.frames.spreading import (
@@ -304,9 +304,7 @@ def _checked_options(num_classes: int, objective: Any, s: Any, gamma: Any, seed:
         raise ValueError(f"gamma must be a finite number above 0; got {gamma!r}")
     check_whole("seed", seed)
     starts = default_starts(num_classes, objective) if starts is None else starts
-    check_whole("starts", starts)
-    if starts < 1:
-        raise ValueError(f"starts must be at least 1; got {starts}")
+    check_at_least("starts", starts)
     if objective == "determinant" and num_classes > _MOST_FOR_DETERMINANT:
         raise ValueError(
             f"the determinant of a kernel must have at most {_MOST_FOR_DETERMINANT} rows; got num_classes={num_classes}"

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from nc_jax.frames import nonnegative_orthogonal, owner, simplex_etf
 from nc_jax.heads.head import Declared, Head, Initial, constant
 from nc_jax.heads.learned import bias_of
-from nc_jax.heads.output import HeadOutput, check_width, scale_features
+from nc_jax.heads.output import HeadOutput, check_radius, check_width, scale_features
 from nc_jax.heads.sampling import of_columns
 
 FrameConstructor = Callable[..., Float[Array, "dim classes"]]  # (num_classes, dim, *, key, dtype) -> (d, K)
@@ -46,8 +46,8 @@ def fixed(
             bias and scale, this head has no parameters.
 
     Raises:
-        ValueError: from `init`, if the constructor refuses K and d; from `apply`, if the features do not have shape
-            (N, d) or the radius is not positive.
+        ValueError: if the radius is not positive; from `init`, if the constructor refuses K and d; from `apply`, if the
+            features do not have shape (N, d).
 
     Example:
         >>> params, state = fixed(4).init(jax.random.key(0), dim=6)
@@ -57,6 +57,7 @@ def fixed(
     Reference: Zhu et al., A geometric analysis of neural collapse with unconstrained features (2021), section 3.3; Kim
     and Kim, Fixed non-negative orthogonal classifier (FNO, 2024), for the scale.
     """
+    check_radius(radius)
 
     def declare(dim, dtype):
         wide = jnp.promote_types(dtype, jnp.float32)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from nc_jax.arrays import safe_norm
 from nc_jax.heads.head import Declared, Head, Initial, constant
-from nc_jax.heads.output import HeadOutput, check_width, scale_features
+from nc_jax.heads.output import HeadOutput, check_radius, check_width, scale_features
 from nc_jax.heads.sampling import of_columns
 from nc_jax.manifolds import Oblique
 
@@ -41,7 +41,7 @@ def learned(
         on_sphere: keep the columns of `kernel` on the unit sphere.
 
     Raises:
-        ValueError: from `apply`, if the features do not have shape (N, d) or the radius is not positive.
+        ValueError: if the radius is not positive; from `apply`, if the features do not have shape (N, d).
 
     Example:
         >>> params, state = learned(3).init(jax.random.key(0), dim=5)
@@ -51,6 +51,7 @@ def learned(
     Reference: for the scales, Kang et al., Decoupling representation and classifier for long-tailed recognition (2020),
     section 4.
     """
+    check_radius(radius)
 
     def declare(dim, dtype):
         del dtype  # parameters are float32, whatever the dtype of the features

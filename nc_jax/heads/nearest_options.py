@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from nc_jax.heads.output import check_radius
 from nc_jax.solvers import TrustRegionOptions
 
 # Proximal weight of a first step whose batch lacks a class: the paper's delta. It is far above float32 rounding, and
@@ -61,8 +62,7 @@ class NearestOptions:
     trust_region: TrustRegionOptions = field(default_factory=TrustRegionOptions)
 
     def __post_init__(self):
-        if self.radius is not None and not self.radius > 0:
-            raise ValueError(f"radius must be positive, or None; got {self.radius}")
+        check_radius(self.radius)
         if self.averaging not in ("ema", "cma"):
             raise ValueError(f'averaging must be "ema" or "cma"; got {self.averaging!r}')
         if self.centre not in ("batch", "classes"):

@@ -1,5 +1,6 @@
 """The output of a head, and the scaling of features that all heads use."""
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -64,6 +65,12 @@ def check_width(features: Float[Array, "batch dim"], dim: int) -> None:
         )
 
 
+def check_radius(radius: float | None) -> None:
+    """Raise a ValueError unless the length that features are scaled to is positive and finite, or None."""
+    if radius is not None and not 0 < radius < math.inf:
+        raise ValueError(f"radius must be positive and finite, or None; got {radius}")
+
+
 def scale_features(features: Float[Array, "batch dim"], radius: float | None) -> Float[Array, "batch dim"]:
     """Scale each feature vector to the same length; a zero vector stays zero.
 
@@ -76,9 +83,8 @@ def scale_features(features: Float[Array, "batch dim"], radius: float | None) ->
     """
     if features.ndim != 2:
         raise ValueError(f"features must have shape (batch, dim); got shape {features.shape}")
+    check_radius(radius)
     if radius is None:
         return features
-    if not radius > 0:
-        raise ValueError(f"radius must be positive; got {radius}")
     norms = safe_norm(features, axis=1)
     return radius * features / jnp.where(norms > 0, norms, 1)

@@ -10,7 +10,7 @@ from nc_jax.frames import SimplexTemplate
 from nc_jax.frames.template import TemplateOrRule, template_rule
 from nc_jax.heads.head import Declared, Head, Initial
 from nc_jax.heads.learned import bias_of
-from nc_jax.heads.output import HeadOutput, check_width, scale_features
+from nc_jax.heads.output import HeadOutput, check_radius, check_width, scale_features
 from nc_jax.heads.sampling import of_columns
 from nc_jax.manifolds import PARAMETRISATIONS, Stiefel
 from nc_jax.manifolds import Parametrisation as FreeRotation
@@ -45,8 +45,8 @@ def rotated(
         use_bias: learn a bias.
 
     Raises:
-        ValueError: if the parametrisation is unknown or the template does not have K columns; from `init`, if d < r;
-            from `apply`, if the features do not have shape (N, d) or the radius is not positive.
+        ValueError: if the parametrisation is unknown, the template does not have K columns or the radius is not
+            positive; from `init`, if d < r; from `apply`, if the features do not have shape (N, d).
 
     Example:
         >>> import jax
@@ -64,6 +64,7 @@ def rotated(
         raise ValueError(f"parametrisation must be one of {', '.join(names)}; got {parametrisation!r}")
     at = template_rule(SimplexTemplate.of_unit_columns(num_classes) if template is None else template, num_classes)
     free = PARAMETRISATIONS.get(parametrisation)
+    check_radius(radius)
 
     def declare(dim, dtype):
         del dtype  # parameters are float32, whatever the dtype of the features

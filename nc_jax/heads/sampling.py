@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from nc_jax.arrays import wider
-from nc_jax.checks import PADDING_LABEL, Labels, checked_labels
+from nc_jax.checks import PADDING_LABEL, Labels, check_whole, checked_labels
 from nc_jax.collective import Axes, all_sum, axes, device, over
 from nc_jax.heads.head import Arrays, Declared, Head, Initial, constant
 
@@ -197,6 +197,8 @@ def draw(state: Arrays, labels: Any, num_classes: int, number: int, axis_name: A
 
 
 def _check_number(number: int, num_classes: int) -> None:
+    check_whole("num_classes", num_classes)
+    check_whole("the number of sampled classes", number)
     if not 1 <= number <= num_classes:
         raise ValueError(f"the number of sampled classes must lie in 1..{num_classes}; got {number}")
 

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nc_jax.checks import check_at_least
 from nc_jax.collective import own
 from nc_jax.heads.head import Arrays, Declared, Head, Initial, constant
 from nc_jax.heads.output import HeadOutput
@@ -44,8 +45,7 @@ def staged(first: Head, second: Head, steps: int) -> Head:
         raise ValueError(
             f"both stages need the same number of classes; got {first.num_classes} and {second.num_classes}"
         )
-    if steps < 1:
-        raise ValueError(f"the first stage must have at least 1 step; got {steps}")
+    check_at_least("the number of steps of the first stage", steps)
     heads = {"first": first, "second": second}
     for name, head in heads.items():
         if head.manifolds:

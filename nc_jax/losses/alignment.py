@@ -11,6 +11,7 @@ from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
 from nc_jax.checks import (
     Labels,
     Reals,
+    check_at_least,
     check_features_fit,
     checked_labels,
     checked_scores,
@@ -151,8 +152,8 @@ def mixing_schedule(
             raise ValueError(f"alpha must be a number or one of {', '.join(get_args(MixingName))}; got {alpha!r}")
     elif not alpha >= 0:
         raise ValueError(f"alpha must be at least 0; got {alpha}")
-    if epochs < 1 or period < 1:
-        raise ValueError(f"epochs and period must be at least 1; got {epochs} and {period}")
+    check_at_least("epochs", epochs)
+    check_at_least("period", period)
 
     def schedule(epoch: ArrayLike) -> tuple[Array, Array]:
         if not isinstance(alpha, str):

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from nc_jax.arrays import normalized
-from nc_jax.checks import check_key, check_whole
+from nc_jax.checks import check_at_least, check_key
 from nc_jax.manifolds.submanifold import Submanifold
 
 
@@ -40,13 +40,8 @@ class Oblique(Submanifold):
     num_columns: int
 
     def __post_init__(self):
-        check_whole("dim", self.dim)
-        check_whole("num_columns", self.num_columns)
-        if self.dim < 1 or self.num_columns < 1:
-            raise ValueError(
-                f"Oblique(dim, num_columns) needs both to be at least 1; got dim={self.dim}, "
-                f"num_columns={self.num_columns}"
-            )
+        check_at_least("dim", self.dim)
+        check_at_least("num_columns", self.num_columns)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from nc_jax.checks import check_at_least
 from nc_jax.data.class_counts import Profile
 from nc_jax.data.tasks import Change
 from nc_jax.losses.alignment import MixingName
@@ -85,12 +86,10 @@ class ContinualOptions:
 
     def __post_init__(self):
         for name in ("tasks", "memory", "draw_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+            check_at_least(name, getattr(self, name))
         for name in ("base", "shots"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, or None; got {value}")
+            check_at_least(name, value, optional=True)
             if value is not None and (self.tasks == 1 or self.scenario == "domain"):
                 raise ValueError(
                     f"{name} needs at least two tasks that are parts of the classes; "
@@ -248,12 +247,9 @@ class FederatedOptions:
 
     def __post_init__(self):
         for name in ("clients", "per_round", "local_steps", "at_once"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, or None; got {value}")
+            check_at_least(name, getattr(self, name), optional=True)
         for name in ("per_client", "min_size", "local_epochs", "head_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+            check_at_least(name, getattr(self, name))
         for name in ("beta", "contrast_temperature", "server_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite; got {getattr(self, name)}")

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nc_jax.metrics.statistics import ClassStatistics
+from nc_jax.metrics.statistics import ClassStatistics, check_statistics
 
 
 def class_distance_normalized_variance(
@@ -44,6 +44,7 @@ def class_distance_normalized_variance(
     """
     if not exponent > 0:
         raise ValueError(f"exponent must be positive; got {exponent}")
+    check_statistics(stats)
     size, stats = stats.unit, stats.at_unit_scale()
     size = size / stats.unit
     sizes = jnp.maximum(stats.counts, 1).astype(stats.shifts.dtype)

@@ -49,12 +49,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose, unit_scale
-from nc_jax.checks import Labels, Mask, Reals, checked_labels, real_array
+from nc_jax.checks import Labels, Mask, Reals, checked_features, checked_labels, real_array
 from nc_jax.metrics.agreement import Agreement, same_answers
 from nc_jax.metrics.cdnv import class_distance_normalized_variance
 from nc_jax.metrics.duality import self_duality
 from nc_jax.metrics.simplex import checked_frame, checked_vectors, equiangle, equinorm, etf_distance
-from nc_jax.metrics.statistics import Centre, ClassStatistics, checked_features
+from nc_jax.metrics.statistics import Centre, ClassStatistics, check_statistics
 
 Variability = Literal["pinv", "quotient", "cdnv"]
 
@@ -106,6 +106,7 @@ def within_class_collapse(
         raise ValueError(f"variant must be one of {', '.join(get_args(Variability))}; got {variant!r}")
     if variant == "cdnv":
         return class_distance_normalized_variance(stats)
+    check_statistics(stats)
     stats = stats.at_unit_scale()
     centred = stats.centred_means(centre)
     num_examples = jnp.sum(stats.counts.astype(centred.dtype))
@@ -291,6 +292,7 @@ def collapse_metrics(
     """
     if frame is None and bias is not None:
         raise ValueError("a bias needs the frame of its classifier; got bias without frame")
+    check_statistics(stats)
     means = stats.centred_means(centre)
     metrics = {
         "nc1": within_class_collapse(stats, centre=centre),

@@ -12,14 +12,24 @@ A score is one number for each example, *larger* for an example of the data set 
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, normalized, safe_norm, transpose
-from nc_jax.checks import Labels, Reals, check_features_fit, check_whole, checked_labels, checked_logits
+from nc_jax.checks import (
+    Labels,
+    Reals,
+    check_features_fit,
+    check_whole,
+    checked_features,
+    checked_labels,
+    checked_logits,
+    is_traced,
+)
 from nc_jax.metrics.collapse import checked_bias
 from nc_jax.metrics.outliers import energy_score
 from nc_jax.metrics.simplex import checked_frame
-from nc_jax.metrics.statistics import ClassStatistics, checked_features
+from nc_jax.metrics.statistics import ClassStatistics, check_statistics
 
 
 class Neco(NamedTuple):
@@ -65,6 +75,7 @@ class Neco(NamedTuple):
         Raises:
             ValueError: if r is not in 1..d, or the statistics have no scatter.
         """
+        check_statistics(stats)
         dim, num_classes = stats.shifts.shape
         rank = max(min(num_classes - 1, dim), 1) if rank is None else checked_rank(rank, dim)
         scaled, size = stats.at_unit_scale(), stats.unit / stats.at_unit_scale().unit
@@ -136,9 +147,12 @@ class Nci(NamedTuple):
             alpha: weight of the length of the feature, in the unit of a class vector over that of a feature.
 
         Raises:
-            ValueError: if the frame does not have shape (d, K) like the class means.
+            ValueError: if the frame does not have shape (d, K) like the class means, or the weight is negative or not
+                finite.
         """
         frame = at_least_float32(checked_frame(frame, stats))
+        if not is_traced(alpha) and not 0 <= np.asarray(alpha) < np.inf:
+            raise ValueError(f"alpha must be a finite number of at least 0; got {alpha}")
         return cls(stats.global_mean, frame, jnp.asarray(alpha, frame.dtype))
 
     def score(self, features: Reals, logits: Reals) -> Float[Array, " batch"]:

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from nc_jax.arrays import matmul, transpose
-from nc_jax.checks import Labels, Reals, check_key, check_whole, checked_labels, is_traced
+from nc_jax.checks import Labels, Reals, check_at_least, check_key, checked_features, checked_labels, is_traced
 from nc_jax.metrics.nearest_mean import nearest_mean_scores
-from nc_jax.metrics.statistics import checked_features
 
 
 class FewShotErrors(NamedTuple):
@@ -75,9 +74,7 @@ def few_shot_errors(
     labels = checked_labels(labels, num_classes, rows=len(features))
     ways = num_classes if ways is None else ways
     for name, value, least in (("ways", ways, 2), ("shots", shots, 1), ("draws", draws, 1)):
-        check_whole(name, value)
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}; got {value}")
+        check_at_least(name, value, least)
     check_key(key)
     members = jax.nn.one_hot(labels, num_classes, dtype=features.dtype)  # nothing for padding
     enough = jnp.bincount(jnp.where(labels >= 0, labels, num_classes), length=num_classes) > shots

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
 from nc_jax.checks import Mask, Reals, checked_mask, real_array
 from nc_jax.frames.simplex import check_room_for_simplex
-from nc_jax.metrics.statistics import Centre, ClassStatistics
+from nc_jax.metrics.statistics import Centre, ClassStatistics, check_statistics
 
 
 def variability_collapse_index(
@@ -52,6 +52,7 @@ def variability_collapse_index(
 
     Reference: Xu and Liu (2023), Quantifying the Variability Collapse of Neural Networks.
     """
+    check_statistics(stats)
     stats = stats.at_unit_scale()
     dtype = stats.shifts.dtype
     dim, eps = stats.shifts.shape[0], jnp.finfo(dtype).eps

@@ -11,8 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, safe_norm
-from nc_jax.checks import Labels, Reals, check_features_fit, checked_labels, checked_scores, real_array
-from nc_jax.metrics.statistics import checked_features
+from nc_jax.checks import (
+    Labels,
+    Reals,
+    check_features_fit,
+    checked_features,
+    checked_labels,
+    checked_scores,
+    real_array,
+)
 
 
 def logit_margins(logits: Reals, labels: Labels) -> Float[Array, " batch"]:

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax.arrays import angles, matmul, safe_norm, unit_scale
 from nc_jax.checks import Mask, as_array
-from nc_jax.metrics.statistics import ClassStatistics
+from nc_jax.metrics.statistics import ClassStatistics, check_statistics
 
 
 class TagWiseAverage(NamedTuple):
@@ -108,6 +108,7 @@ def tag_wise_average(stats: ClassStatistics, sets: Mask) -> TagWiseAverage:
     program (angle_metric).
     """
     sets = np.asarray(as_array(sets, "sets"))
+    check_statistics(stats)
     number = stats.counts.size
     if sets.ndim != 2 or len(sets) != number or sets.dtype != bool:
         raise ValueError(

@@ -3,10 +3,9 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nc_jax.checks import Mask, Reals, check_features_fit, real_array
+from nc_jax.checks import Mask, Reals, check_features_fit, checked_features, real_array
 from nc_jax.metrics.collapse import nearness_to
 from nc_jax.metrics.simplex import checked_vectors
-from nc_jax.metrics.statistics import checked_features
 
 
 def nearest_mean_scores(

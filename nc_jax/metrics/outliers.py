@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from nc_jax.arrays import at_least_float32, matmul, normalized
 from nc_jax.checks import Reals, checked_logits, real_array
-from nc_jax.metrics.statistics import ClassStatistics
+from nc_jax.metrics.statistics import ClassStatistics, check_statistics
 
 
 def outlier_orthogonality(stats: ClassStatistics, outlier_mean: Reals) -> Float[Array, ""]:
@@ -51,6 +51,7 @@ def outlier_orthogonality(stats: ClassStatistics, outlier_mean: Reals) -> Float[
     Reference: Ammar et al., NECO: neural collapse based out-of-distribution detection (2024), property NC5.
     """
     outlier_mean = at_least_float32(real_array(outlier_mean, "outlier_mean"))
+    check_statistics(stats)
     dim = stats.shifts.shape[0]
     if outlier_mean.shape != (dim,):
         raise ValueError(f"outlier_mean must have shape ({dim},) like the class means; got {outlier_mean.shape}")

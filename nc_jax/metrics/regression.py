@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, normalized, transpose, unit_scale
-from nc_jax.checks import Labels, Reals, checked_labels, real_array
-from nc_jax.metrics.statistics import ClassStatistics, checked_features
+from nc_jax.checks import Labels, Reals, checked_features, checked_labels, real_array
+from nc_jax.metrics.statistics import ClassStatistics
 
 
 class RegressionStatistics(NamedTuple):

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax.arrays import matmul, normalized, unit_scale
-from nc_jax.checks import PADDING_LABEL
+from nc_jax.checks import PADDING_LABEL, checked_features
 from nc_jax.metrics.agreement import Agreement, right_answers, same_answers
 from nc_jax.metrics.collapse import checked_bias
 from nc_jax.metrics.margins import MarginSums, logit_margins
 from nc_jax.metrics.report import MARGIN_BINS
-from nc_jax.metrics.statistics import ClassStatistics, checked_features
+from nc_jax.metrics.statistics import ClassStatistics
 
 
 class Sums(NamedTuple):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose, unit_scale
-from nc_jax.checks import Mask, Reals, check_whole, checked_mask, is_traced, real_array
-from nc_jax.metrics.statistics import ClassStatistics
+from nc_jax.checks import Mask, Reals, check_at_least, check_whole, checked_mask, is_traced, real_array
+from nc_jax.metrics.statistics import ClassStatistics, check_statistics
 
 _TILE = 1024  # rows of a K x K matrix that are formed at once: 200 MB for 50,000 classes in float32
 
@@ -137,6 +137,7 @@ def equiangle(
 
     Reference: Papyan, Han and Donoho (2020).
     """
+    check_at_least("ddof", ddof, 0)
     vectors, present = checked_vectors(vectors, present)
     sum_of = _sums_over_pairs(vectors, present)
     number = _number_of_pairs(present, vectors)
@@ -222,6 +223,7 @@ def distance_to_simplex(left: Array, right: Array, present: Array) -> Array:
 
 def checked_frame(frame: Reals, stats: ClassStatistics, *, rows: bool = False) -> Array:
     """Return the frame as columns, once it has the shape of the class means."""
+    check_statistics(stats)
     return frame_of_shape(frame, stats.shifts.shape, rows=rows)
 
 
@@ -274,5 +276,6 @@ def _sum_over_rows(number: int, matrix: Callable[[Array], Array]) -> Array:
 
 def masked_std(values: Array, mask: Array, ddof: int) -> Array:
     """Return the standard deviation of the values in the mask, divided by their number minus ddof."""
+    check_at_least("ddof", ddof, 0)
     squares = jnp.sum(jnp.where(mask, values - jnp.mean(values, where=mask), 0) ** 2)
     return jnp.sqrt(squares / jnp.maximum(jnp.sum(mask.astype(values.dtype)) - ddof, 0))

@@ -14,8 +14,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from nc_jax.arrays import at_least_float32, matmul, transpose, unit_scale
-from nc_jax.checks import Labels, Reals, checked_labels, real_array, without_class
+from nc_jax.arrays import matmul, transpose, unit_scale
+from nc_jax.checks import (
+    Labels,
+    Reals,
+    check_at_least,
+    checked_features,
+    checked_labels,
+    kind_of,
+    without_class,
+)
 from nc_jax.metrics.slots import slots_of, sums_of
 
 Centre = Literal["balanced", "sample", "origin"]
@@ -108,12 +116,10 @@ class ClassStatistics(NamedTuple):
             scatter: keep the scatter S, shape (d, d). Without it, memory grows with d K and not with d^2.
 
         Raises:
-            ValueError: if K < 1 or d < 1.
+            ValueError: if K or d is not a whole number of at least 1.
         """
-        if num_classes < 1 or dim < 1:
-            raise ValueError(
-                f"class statistics need num_classes >= 1 and dim >= 1; got num_classes={num_classes}, dim={dim}"
-            )
+        check_at_least("num_classes", num_classes)
+        check_at_least("dim", dim)
         dtype = jnp.promote_types(dtype, jnp.float32)
         return cls(
             counts=jnp.zeros(num_classes, jnp.int32),
@@ -141,7 +147,7 @@ class ClassStatistics(NamedTuple):
 
         Raises:
             ValueError: if the features are not real numbers of shape (N, d), the labels are not integers of shape (N,)
-                in -1..K-1, K < 1 or d < 1.
+                in -1..K-1, or K is not a whole number of at least 1.
         """
         features = checked_features(features)
         return cls.init(num_classes, features.shape[1], features.dtype, scatter=scatter).update(features, labels)
@@ -382,13 +388,10 @@ class ClassStatistics(NamedTuple):
         )
 
 
-def checked_features(features: Reals) -> Float[Array, "batch dim"]:
-    """Return features as a floating JAX array in at least float32.
-
-    Raises:
-        ValueError: if they are not real numbers of shape (N, d) with d >= 1.
-    """
-    features = real_array(features, "features")
-    if features.ndim != 2 or not features.shape[1]:
-        raise ValueError(f"features must have shape (batch, dim) with dim >= 1; got {features.shape}")
-    return at_least_float32(features)
+def check_statistics(stats: ClassStatistics) -> None:
+    """Raise a ValueError unless these are class statistics, and not the features that they are made from."""
+    if not isinstance(stats, ClassStatistics):
+        raise ValueError(
+            "stats must be class statistics, which ClassStatistics.from_batch(features, labels, num_classes) makes; "
+            f"got {kind_of(stats)}"
+        )

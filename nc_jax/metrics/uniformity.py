@@ -21,7 +21,7 @@ from nc_jax.checks import Mask, Reals, real_array
 from nc_jax.energies import checked_exponent, riesz_energy
 from nc_jax.frames import least_energy
 from nc_jax.metrics.simplex import checked_vectors
-from nc_jax.metrics.statistics import Centre, ClassStatistics
+from nc_jax.metrics.statistics import Centre, ClassStatistics, check_statistics
 from nc_jax.pairs import Pairs, checked_tile, fold_pairs, pairs_of
 
 
@@ -191,6 +191,7 @@ def uniformity_gap(
 
     Reference: Liu et al., Generalizing and Decoupling Neural Collapse via Hyperspherical Uniformity Gap (2023).
     """
+    check_statistics(stats)
     energy = riesz_energy(stats.centred_means(centre), checked_exponent(s), present=stats.present)
     counts, scatter = stats.counts.astype(energy.dtype), stats.class_scatter
     several = stats.counts >= 2

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nc_jax.arrays import at_least_float32, matmul, normalized, safe_norm, transpose
-from nc_jax.checks import Labels, Mask, Reals, check_features_fit, checked_labels, real_array
+from nc_jax.checks import Labels, Mask, Reals, check_features_fit, checked_features, checked_labels, real_array
 from nc_jax.frames.orthogonal import owner
 from nc_jax.metrics.agreement import Agreement, right_answers
 from nc_jax.metrics.collapse import within_class_collapse
 from nc_jax.metrics.duality import self_duality
 from nc_jax.metrics.nearest_mean import nearest_mean_scores
 from nc_jax.metrics.simplex import checked_frame, equiangle, equinorm, maximal_angle
-from nc_jax.metrics.statistics import ClassStatistics, checked_features
+from nc_jax.metrics.statistics import ClassStatistics
 
 
 def zero_mean_collapse(stats: ClassStatistics, frame: Reals) -> dict[str, Float[Array, ""]]:

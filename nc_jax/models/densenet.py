@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float
 
+from nc_jax.checks import check_at_least
 from nc_jax.models.convolutional import FAN_IN, layers, mean_over_pixels
 
 LAYOUTS = {  # layers per dense block, by depth: Huang et al. (2017), table 1
@@ -120,8 +121,7 @@ class DenseNet(nn.Module):
     def _layout(self, height: int, width: int) -> Sequence[int]:
         if self.stem not in MIN_SIDE:
             raise ValueError(f'stem must be "imagenet" or "cifar"; got {self.stem!r}')
-        if self.growth < 1:
-            raise ValueError(f"growth must be at least 1; got {self.growth}")
+        check_at_least("growth", self.growth)
         if min(height, width) < MIN_SIDE[self.stem]:
             raise ValueError(
                 f"images must be at least {MIN_SIDE[self.stem]} pixels high and wide; got {height} x {width}"

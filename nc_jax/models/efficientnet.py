@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float
 
 from nc_jax.arrays import at_least_float32
+from nc_jax.checks import check_at_least
 from nc_jax.models.convolutional import FAN_IN, layers, mean_over_pixels
 
 
@@ -125,8 +126,7 @@ class EfficientNet(nn.Module):
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
         if self.stem not in ("imagenet", "cifar"):
             raise ValueError(f'stem must be "imagenet" or "cifar"; got {self.stem!r}')
-        if self.final_dim is not None and self.final_dim < 1:
-            raise ValueError(f"final_dim must be at least 1, or None; got {self.final_dim}")
+        check_at_least("final_dim", self.final_dim, optional=True)
 
 
 def _rounded(width: float) -> int:

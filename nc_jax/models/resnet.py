@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float
 
+from nc_jax.checks import check_at_least
 from nc_jax.models.convolutional import layers, mean_over_pixels
 
 
@@ -124,8 +125,7 @@ class ResNet(nn.Module):
             raise ValueError(
                 f"width_multiplier must leave at least one of {BASE_WIDTH} channels; got {self.width_multiplier}"
             )
-        if self.final_dim is not None and self.final_dim < 1:
-            raise ValueError(f"final_dim must be at least 1, or None; got {self.final_dim}")
+        check_at_least("final_dim", self.final_dim, optional=True)
         if self.zero_init_residual and not self.use_scale:
             raise ValueError("zero_init_residual needs a scale to initialise; got use_scale=False")
         return LAYOUTS[self.depth]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float
 
 from nc_jax.arrays import at_least_float32
+from nc_jax.checks import check_at_least
 from nc_jax.models.convolutional import layers, mean_over_pixels
 
 LAYOUTS = {  # convolutions per stage, by depth: Simonyan and Zisserman (2015), table 1, columns A, B, D and E
@@ -119,8 +120,7 @@ class VGG(nn.Module):
             raise ValueError(
                 f"width_multiplier must leave at least one of {WIDTHS[0]} channels; got {self.width_multiplier}"
             )
-        if self.final_dim is not None and self.final_dim < 1:
-            raise ValueError(f"final_dim must be at least 1, or None; got {self.final_dim}")
+        check_at_least("final_dim", self.final_dim, optional=True)
         if min(height, width) < MIN_SIDE:
             raise ValueError(f"images must be at least {MIN_SIDE} pixels high and wide; got {height} x {width}")
         return LAYOUTS[self.depth]

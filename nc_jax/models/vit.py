@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float
 
 from nc_jax.arrays import at_least_float32
+from nc_jax.checks import check_at_least
 
 
 class _Layout(NamedTuple):
@@ -98,8 +99,7 @@ class ViT(nn.Module):
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}; got {self.layout!r}")
         for name in ("patch", "depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+            check_at_least(name, getattr(self, name))
         dim, num_heads = LAYOUTS[self.layout]
         dim = round(dim * self.width_multiplier)
         if dim < 1 or dim % num_heads:

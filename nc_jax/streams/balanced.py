@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from nc_jax.checks import check_at_least, check_whole
+from nc_jax.data.draws import draws_for
 from nc_jax.data.source import ExampleSource, labels_of
 from nc_jax.streams.epochs import steps_per_epoch
 from nc_jax.streams.stream import Plan, Stream
@@ -55,8 +57,7 @@ class Weighted:
 
     def __post_init__(self):
         steps_per_epoch(len(self.source), self.batch_size)
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1; got {self.epochs}")
+        check_at_least("epochs", self.epochs)
         if not np.isfinite(self.power):
             raise ValueError(f"power of weighted draws must be finite; got {self.power}")
         if labels_of(self.source) is None:
@@ -76,7 +77,7 @@ class Weighted:
         """Return the examples of all steps of an epoch; `segment` is its number, from 0."""
         labels = labels_of(self.source)
         assert labels is not None, "checked above"
-        numbers = np.random.Philox(key=seed + ((_DRAWS + segment) << 64)).random_raw((2, len(labels)))
+        numbers = draws_for(seed, _DRAWS + segment).random_raw((2, len(labels)))
         uniform = (numbers >> np.uint64(11)) * 2.0**-53  # the 53 bits of a float64 in [0, 1)
         counts = np.bincount(labels)
         ends = np.cumsum(_probabilities(counts, self.power))
@@ -126,6 +127,7 @@ class Staged:
         if shapes[0] != shapes[1]:
             first, second = ("batches of {}, {} segments and {} steps".format(*shape) for shape in shapes)
             raise ValueError(f"both stages must have the same steps; got {first}, and {second}")
+        check_whole("segments", self.segments)
         if not 0 <= self.segments <= len(self.ends):
             raise ValueError(f"the first stage must have 0..{len(self.ends)} segments; got {self.segments}")
 

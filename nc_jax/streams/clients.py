@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from nc_jax.checks import check_at_least
 from nc_jax.data.clients import ClientArrays
+from nc_jax.data.draws import draws_for
 from nc_jax.streams.epochs import epoch_indices, steps_per_epoch
 from nc_jax.streams.stream import Plan
 
@@ -68,11 +70,10 @@ class Clients:
 
     def __post_init__(self):
         for name in ("local_batch", "rounds", "local_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if self.local_steps is not None and self.local_steps < 1:
-            raise ValueError(f"local_steps must be at least 1, or None; got {self.local_steps}")
+            check_at_least(name, getattr(self, name))
+        check_at_least("local_steps", self.local_steps, optional=True)
         number = self.source.num_clients
+        check_at_least("per_round", self.per_round, optional=True)
         if self.per_round is not None and not 1 <= self.per_round <= number:
             raise ValueError(f"per_round must lie in 1..{number}, the number of clients; got {self.per_round}")
         if not 0 <= self.dropouts < 1 or not 0 <= self.stragglers <= 1:
@@ -150,13 +151,13 @@ class Clients:
         number = self.source.num_clients
         if self.per_round is None:
             return np.arange(number, dtype=np.int32)
-        drawn = np.random.Philox(key=seed + ((_CHOICE + segment) << 64)).random_raw(number)
+        drawn = draws_for(seed, _CHOICE + segment).random_raw(number)
         return np.sort(np.argsort(drawn, kind="stable")[: self.per_round]).astype(np.int32)
 
     def _made(self, seed: int, segment: int, chosen: np.ndarray) -> Int[np.ndarray, " chosen"]:
         """Return how many steps each client of a round makes."""
         steps = np.array([self._steps_of(len(self._members[client])) for client in chosen])
-        raw = np.random.Philox(key=seed + ((_FAILURES + segment) << 64)).random_raw(3 * len(chosen))
+        raw = draws_for(seed, _FAILURES + segment).random_raw(3 * len(chosen))
         drops, lags, parts = ((raw >> np.uint64(11)) * 2.0**-53).reshape(3, -1)
         late = (lags < self.stragglers) & (steps > 1)
         steps = np.where(late, 1 + (parts * (steps - 1)).astype(int), steps)

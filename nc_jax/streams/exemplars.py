@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from nc_jax.checks import check_at_least
+from nc_jax.data.draws import draws_for
 from nc_jax.data.source import labels_of
 from nc_jax.streams.stream import Plan, locate
 from nc_jax.streams.tasks import Tasks
@@ -51,8 +53,7 @@ class Exemplars:
 
     def __post_init__(self):
         for name in ("per_class", "draw_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} of a memory of exemplars must be at least 1; got {getattr(self, name)}")
+            check_at_least(f"{name} of a memory of exemplars", getattr(self, name))
         if labels_of(self.stream.source) is None:
             raise ValueError(f"exemplars need a set whose labels are known; got {self.stream.source!r}")
 
@@ -84,7 +85,7 @@ class Exemplars:
         """Return the examples of all steps of an epoch of a task."""
         new = self.stream.plan(seed, segment).index
         memory = self.memory(seed, self.ends[segment - 1] if segment else 0)
-        numbers = np.random.Philox(key=seed + ((_DRAWS + segment) << 64)).random_raw((len(new), len(memory)))
+        numbers = draws_for(seed, _DRAWS + segment).random_raw((len(new), len(memory)))
         drawn = np.full((len(new), self.draw_size), -1, np.int32)
         chosen = memory[np.argsort(numbers, axis=1, kind="stable")[:, : self.draw_size]]
         drawn[:, : chosen.shape[1]] = chosen
@@ -94,7 +95,7 @@ class Exemplars:
     def _kept(self, seed: int) -> Bool[np.ndarray, " examples"]:
         """Return which examples are kept when their task ends."""
         labels, tasks = np.asarray(labels_of(self.stream.source)), self.stream.tasks
-        priorities = np.random.Philox(key=seed + (_PRIORITIES << 64)).random_raw(len(labels))
+        priorities = draws_for(seed, _PRIORITIES).random_raw(len(labels))
         order = np.lexsort((priorities, labels, tasks))  # by task and class, at random within each
         group = np.stack([tasks[order], labels[order]])
         begins = np.append(True, (group[:, 1:] != group[:, :-1]).any(axis=0))

@@ -8,7 +8,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from nc_jax.checks import checked_seed
+from nc_jax.checks import check_at_least, checked_seed
 from nc_jax.data.batch import PADDING_LABEL, Batch
 from nc_jax.data.source import ExampleSource
 from nc_jax.streams.epochs import ENDLESS, Epochs, steps_per_epoch
@@ -63,15 +63,13 @@ def read(
         raise ValueError(f"num_steps must be at least 0, or None for all that are left; got {num_steps}")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index must lie in 0..process_count-1; got {process_index} of {process_count}")
-    if parts < 1:
-        raise ValueError(f"parts must be at least 1; got {parts}")
+    check_at_least("parts", parts)
     if batch_size % (process_count * parts):
         times = f" times parts={parts}" if parts > 1 else ""
         raise ValueError(f"batch_size must be a multiple of process_count={process_count}{times}; got {batch_size}")
     if prefetch < 0:
         raise ValueError(f"prefetch must be at least 0; got {prefetch}")
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1; got {threads}")
+    check_at_least("threads", threads)
 
     columns = np.arange(batch_size).reshape(parts, process_count, -1)[:, process_index].ravel()
     stop = None if num_steps is None else start_step + num_steps

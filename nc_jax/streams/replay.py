@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from nc_jax.checks import check_at_least
+from nc_jax.data.draws import draws_for
 from nc_jax.streams.stream import Plan, Stream, locate
 
 CHUNK = 4096  # about so many examples are compared with the memory at once
@@ -51,8 +53,7 @@ class Replay:
 
     def __post_init__(self):
         for name in ("capacity", "draw_size", "draws"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} of a replay memory must be at least 1; got {getattr(self, name)}")
+            check_at_least(f"{name} of a replay memory", getattr(self, name))
 
     @property
     def batch_size(self) -> int:
@@ -112,7 +113,7 @@ class Replay:
             segment: number of the segment.
             counts: number of examples in the memory before each step, shape (S,).
         """
-        numbers = np.random.Philox(key=seed + ((_DRAWS + segment) << 64))
+        numbers = draws_for(seed, _DRAWS + segment)
         counts = np.repeat(counts, self.draws)
         raw = numbers.random_raw((len(counts), self.draw_size))
         chosen, rows = np.full(raw.shape, -1, np.int64), np.arange(len(counts))
@@ -176,7 +177,7 @@ class _Reservoir:
             index = self._stream.plan(self._seed, number).index
             if index.max() >= len(self._priorities):
                 # The first numbers of a generator do not depend on how many are drawn.
-                self._priorities = np.random.Philox(key=self._seed + (_PRIORITIES << 64)).random_raw(index.max() + 1)
+                self._priorities = draws_for(self._seed, _PRIORITIES).random_raw(index.max() + 1)
             step = self._stream.ends[number - 1] if number else 0
             rows = max(CHUNK // index.shape[1], 1)
             for row in range(0, len(index), rows):

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
+from nc_jax.checks import check_whole
+
 
 class Plan(NamedTuple):
     """The examples of S consecutive steps with B examples each: one row for each step.
@@ -60,6 +62,7 @@ def locate(stream: Stream, step: int) -> tuple[int, int]:
     Raises:
         ValueError: if the step is negative, or the stream ends before it.
     """
+    check_whole("step", step)
     ends = stream.ends
     segment = bisect.bisect_right(ends, step)
     if not 0 <= step < ends[-1]:

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from nc_jax.checks import check_whole
 from nc_jax.data.arrays import LabelledArrays
+from nc_jax.data.draws import draws_for
 from nc_jax.streams.epochs import epoch_order
 from nc_jax.streams.stream import Plan, Stream
 
@@ -42,6 +44,8 @@ class BalancedSubset:
     _chosen: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
+        check_whole("capacity", self.capacity)
+        check_whole("segments", self.segments)
         if not 1 <= self.capacity <= len(self.source):
             raise ValueError(f"a subset must hold 1 to all {len(self.source)} examples; got {self.capacity}")
         if not 1 <= self.segments <= self.stream.ends[-1]:
@@ -67,7 +71,7 @@ class BalancedSubset:
         del step
         if seed not in self._chosen:
             self._chosen.clear()
-            priorities = np.random.Philox(key=seed + (_PRIORITIES << 64)).random_raw(len(self.source))
+            priorities = draws_for(seed, _PRIORITIES).random_raw(len(self.source))
             order = np.lexsort((priorities, self.source.labels))  # by class, at random within each
             counts = self.source.class_counts()
             ranks = np.empty(len(order), np.int64)

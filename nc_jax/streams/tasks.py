@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from nc_jax.checks import as_array
+from nc_jax.checks import as_array, check_at_least
 from nc_jax.data.source import ExampleSource
 from nc_jax.streams.epochs import epoch_indices, steps_per_epoch
 from nc_jax.streams.stream import Plan
@@ -54,10 +54,7 @@ class Tasks:
         empty = np.flatnonzero(np.bincount(tasks[tasks >= 0]) == 0)
         if empty.size:
             raise ValueError(f"every task needs an example; task {empty[0]} of 0..{tasks.max()} has none")
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"epochs and batch_size must be at least 1; got epochs={self.epochs}, batch_size={self.batch_size}"
-            )
+        check_at_least("epochs", self.epochs)
         steps = [steps_per_epoch(int(count), self.batch_size) for count in np.bincount(tasks[tasks >= 0])]
         object.__setattr__(self, "tasks", tasks.astype(np.int32))
         object.__setattr__(self, "_ends", tuple(np.cumsum(np.repeat(steps, self.epochs)).tolist()))

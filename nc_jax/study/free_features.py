@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from nc_jax.checks import PADDING_LABEL
+from nc_jax.checks import PADDING_LABEL, check_at_least
 from nc_jax.data import Batch
 from nc_jax.heads import Head, scale_features
 from nc_jax.losses import cross_entropy
@@ -63,8 +63,7 @@ class DescentOptions:
 
     def __post_init__(self):
         for name in ("per_class", "steps", "batch_size", "measure_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+            check_at_least(name, getattr(self, name))
         for name in ("learning_rate", "radius"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")

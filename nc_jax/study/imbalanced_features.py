@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nc_jax.arrays import matmul
-from nc_jax.checks import PADDING_LABEL
+from nc_jax.checks import PADDING_LABEL, check_at_least
 from nc_jax.heads import Head, batch_means_of, scale_features
 from nc_jax.losses import cross_entropy
 from nc_jax.metrics import logit_margins, mean_cosine
@@ -55,8 +55,7 @@ class ImbalanceOptions:
 
     def __post_init__(self):
         for name in ("dim", "largest", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+            check_at_least(name, getattr(self, name))
         if self.num_classes < 4:
             raise ValueError(f"num_classes must be at least 4, two of each kind; got {self.num_classes}")
         for name in ("feature_rate", "class_rate", "radius", "weight_decay", "feature_decay", "noise"):

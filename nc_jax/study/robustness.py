@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nc_jax import attacks
+from nc_jax.checks import check_at_least
 from nc_jax.data import Batch, ExampleSource
 from nc_jax.data.augment import to_unit_range
 from nc_jax.losses import cross_entropy
@@ -48,10 +49,9 @@ class AttackOptions:
         rising = all(low < high for low, high in zip((0.0, *self.radii), self.radii, strict=False))
         if not (self.radii and rising and math.isfinite(self.radii[-1])):
             raise ValueError(f"radii must be positive, finite and ascending, in 255ths; got {self.radii}")
-        for name in ("examples", "steps", "restarts"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+        check_at_least("examples", self.examples, optional=True)
+        check_at_least("steps", self.steps)
+        check_at_least("restarts", self.restarts)
 
 
 def check_attackable(data: Data) -> None:

@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from nc_jax.arrays import matmul, symmetric_part, transpose
+from nc_jax.checks import check_at_least
 
 Function = Callable[[Any], Float[Array, ""]]
 
@@ -74,8 +75,9 @@ def hessian_extremes(
     Reference: Golub and Van Loan, Matrix Computations (2013).
     """
     flat, unravel = ravel_pytree(point)
-    if steps < 1 or not flat.size:
-        raise ValueError(f"Lanczos' method needs steps >= 1 and a point that is not empty; got {steps}, {flat.size}")
+    check_at_least("steps", steps)
+    if not flat.size:
+        raise ValueError("Lanczos' method needs a point that is not empty; got one without a number")
     steps = min(steps, flat.size)
     slope = jax.grad(lambda vector: function(unravel(vector)))
     eps = jnp.finfo(flat.dtype).eps

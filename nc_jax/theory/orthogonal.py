@@ -20,10 +20,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nc_jax.arrays import at_least_float32, matmul, safe_norm, transpose
-from nc_jax.checks import Labels, Reals, check_features_fit, check_whole, checked_labels, is_traced, real_array
+from nc_jax.checks import (
+    Labels,
+    Reals,
+    check_features_fit,
+    check_whole,
+    checked_features,
+    checked_labels,
+    is_traced,
+    real_array,
+)
 from nc_jax.frames.properties import gram
 from nc_jax.losses import cross_entropy
-from nc_jax.metrics.statistics import checked_features
 
 
 class OrthogonalCertificate(NamedTuple):

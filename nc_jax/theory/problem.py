@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from nc_jax.checks import check_whole
+from nc_jax.checks import check_at_least, check_whole
 from nc_jax.frames.simplex import check_num_classes
 
 LossName = Literal["cross_entropy", "mse"]
@@ -75,12 +75,11 @@ class UnconstrainedFeatures:
 
     def __post_init__(self):
         check_num_classes(len(self.counts))
-        for name, value in (("dim", self.dim), *(("a number of examples", count) for count in self.counts)):
-            check_whole(name, value)
+        check_at_least("dim", self.dim)
+        for count in self.counts:
+            check_whole("a number of examples", count)
         if min(self.counts) < 1:
             raise ValueError(f"every class needs at least one example; got counts={self.counts}")
-        if self.dim < 1:
-            raise ValueError(f"dim must be at least 1; got {self.dim}")
         if self.loss not in get_args(LossName):
             raise ValueError(f"loss must be one of {', '.join(get_args(LossName))}; got {self.loss!r}")
         if self.temperature is None:

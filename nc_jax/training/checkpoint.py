@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from nc_jax.checks import check_at_least
 from nc_jax.files import free_name
 from nc_jax.training.fingerprint import content_of
 
@@ -37,8 +38,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, *, keep: int = 2):  # the newest, and one to fall back on
-        if keep < 1:
-            raise ValueError(f"keep must be at least 1; got {keep}")
+        check_at_least("keep", keep)
         self.directory = directory.absolute()
         self._manager = _manager(self.directory, max_to_keep=keep, cleanup_tmp_directories=True)
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nc_jax.checks import variables_of
+from nc_jax.closures import variables_of
 
 Fingerprint = dict[str, str]  # a value, written down, by its place
 

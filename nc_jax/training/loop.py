@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
+from nc_jax.checks import check_at_least
 from nc_jax.data import Batch, ExampleSource, LabelledArrays, check_fit, class_names_of, decoding_of
 from nc_jax.files import exclusive
 from nc_jax.heads import HeadOutput
@@ -83,9 +84,8 @@ class LoopOptions:
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "checkpoint_every", "keep_checkpoints", "evaluate_every", "threads"):
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1; got {value}")
+            check_at_least(name, getattr(self, name))
+        check_at_least("devices", self.devices, optional=True)
 
 
 class Trained(NamedTuple):

@@ -271,15 +271,17 @@ def agd(gain: float = 1.0) -> optax.GradientTransformation:
     root of the number of taps. Draw the initial parameters by `agd_init`.
 
     Args:
-        gain: number by which the step is multiplied.
+        gain: number above 0 by which the step is multiplied.
 
     Raises:
-        ValueError: when the state is created, if a parameter is neither a matrix nor a convolution (a bias or a scale,
-            for instance). AGD has no rule for such parameters.
+        ValueError: if the gain is not positive and finite; when the state is created, if a parameter is neither a
+            matrix nor a convolution (a bias or a scale, for instance). AGD has no rule for such parameters.
 
     Reference: Bernstein, Mingard, Huang, Azizan and Yue, Automatic gradient descent: deep learning without
     hyperparameters (2023), algorithm 1. The rule for convolutions is that of their released program.
     """
+    if not 0 < gain < math.inf:
+        raise ValueError(f"the gain must be positive and finite; got {gain}")
 
     def init(params: Any) -> AgdState:
         _check_matrices(params)

@@ -304,7 +304,8 @@ def _folder_of(directory: Path, run: str | None) -> Path:
     if run is None and len(names) > 1:
         raise ValueError(f"the run must be named, since {directory} has several; got none of {', '.join(names)}")
     if not names or run not in {None, *names}:
-        raise FileNotFoundError(f"{directory} must hold the run {run or ''}; got {', '.join(names) or 'no run'}")
+        wanted = "a run" if run is None else f"the run {run}"
+        raise FileNotFoundError(f"{directory} must hold {wanted}; got {', '.join(names) or 'none'}")
     return directory / "checkpoints" / (run or names[0])
 
 

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from nc_jax import collective, losses
-from nc_jax.checks import check_label_shape, checked_mask, without_class
+from nc_jax.checks import check_at_least, check_label_shape, checked_mask, without_class
 from nc_jax.collective import all_sum
 from nc_jax.data import Batch, ExampleSource
 from nc_jax.heads import HeadOutput
@@ -82,8 +82,7 @@ class StepOptions:
     extensions: tuple[Extension, ...] = ()
 
     def __post_init__(self):
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1; got {self.accumulate}")
+        check_at_least("accumulate", self.accumulate)
         if self.average_decay is not None and not 0 < self.average_decay < 1:
             raise ValueError(f"average_decay must lie in (0, 1), or be None; got {self.average_decay}")
         Chain(self.extensions)

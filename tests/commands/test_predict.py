@@ -217,7 +217,7 @@ def test_images_of_another_size_and_wider_numbers_are_refused(pixels, tmp_path, 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["nowhere", "x.npy", "--out", "found.csv"], "nowhere must hold the run ; got no run"),
+        (["nowhere", "x.npy", "--out", "found.csv"], "nowhere must hold a run; got none"),
         (["run", "x.npy", "--run", "other", "--out", "found.csv"], "must hold the run other; got run"),
         (["run", "x.npy", "--out", "found.txt"], "must end in .csv or .npz or .json; got found.txt"),
         (["run", "x.npy", "--out", "x.npz"], "a new file needs a name that does not exist yet; got x.npz"),

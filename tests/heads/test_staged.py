@@ -133,7 +133,7 @@ def test_the_linen_constructor_takes_the_two_heads():
 def test_what_does_not_go_together_is_refused():
     with pytest.raises(ValueError, match=r"^both stages need the same number of classes; got 4 and 5$"):
         heads.staged(heads.learned(4), heads.learned(5), 1)
-    with pytest.raises(ValueError, match=r"^the first stage must have at least 1 step; got 0$"):
+    with pytest.raises(ValueError, match=r"^the number of steps of the first stage must be at least 1; got 0$"):
         heads.staged(heads.learned(4), heads.learned(4), 0)
     sentence = r"the heads of stages have no parameters on a manifold \(.*\); got rotation in the second one$"
     with pytest.raises(ValueError, match=sentence):

@@ -71,5 +71,5 @@ def test_an_embedding_loss_is_one_minus_a_cosine():
 def test_schedules_that_do_not_exist():
     with pytest.raises(ValueError, match="alpha must be at least 0"):
         mixing_schedule(-0.1)
-    with pytest.raises(ValueError, match="epochs and period"):
+    with pytest.raises(ValueError, match="epochs must be at least 1; got 0"):
         mixing_schedule(0.5, epochs=0)

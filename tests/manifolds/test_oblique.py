@@ -168,8 +168,8 @@ def test_an_optimiser_stays_on_the_manifold():
 
 
 REFUSED = {
-    "Oblique(dim, num_columns) needs both to be at least 1; got dim=0, num_columns=3": lambda: Oblique(0, 3),
-    "Oblique(dim, num_columns) needs both to be at least 1; got dim=3, num_columns=0": lambda: Oblique(3, 0),
+    "dim must be at least 1; got 0": lambda: Oblique(0, 3),
+    "num_columns must be at least 1; got 0": lambda: Oblique(3, 0),
     "num_columns must be a whole number; got 2.0": lambda: Oblique(3, 2.0),
 }
 

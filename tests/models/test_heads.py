@@ -285,8 +285,8 @@ REFUSED = {
     ),
     'prox_point must be "previous" or "initial"; got \'next\'': init_on(FEATURES, NearestHead, K, prox_point="next"),
     "features must have shape (batch, dim); got shape (24, 6, 1)": init_on(FEATURES[..., None], LearnedHead, K),
-    "radius must be positive; got -1.0": init_on(FEATURES, LearnedHead, K, radius=-1.0),
-    "radius must be positive, or None; got 0.0": init_on(FEATURES, NearestHead, K, radius=0.0),
+    "radius must be positive and finite, or None; got -1.0": init_on(FEATURES, LearnedHead, K, radius=-1.0),
+    "radius must be positive and finite, or None; got 0.0": init_on(FEATURES, NearestHead, K, radius=0.0),
 }
 
 

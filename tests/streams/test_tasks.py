@@ -33,8 +33,8 @@ def test_every_epoch_of_a_task_shows_its_examples_once():
         ({"tasks": np.where(LABELS == 3, 2, 0)}, r"every task needs an example; task 1 of 0\.\.2 has none"),
         ({"tasks": LABELS - 2}, r"numbers of tasks count from 0, or are -1; got -2\.\.1"),
         ({"tasks": np.full(40, -1)}, r"numbers of tasks count from 0, or are -1; got -1\.\.-1"),
-        ({"batch_size": 0}, "must be at least 1; got epochs=1, batch_size=0"),
-        ({"epochs": 0}, "must be at least 1; got epochs=0, batch_size=4"),
+        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
+        ({"epochs": 0}, "epochs must be at least 1; got 0"),
     ],
 )
 def test_tasks_are_checked(wrong, sentence):

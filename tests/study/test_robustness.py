@@ -140,7 +140,7 @@ def test_what_cannot_be_attacked_is_refused(linear_run):
         ({"radii": (4.0, 2.0)}, "radii must be positive"),
         ({"radii": (float("nan"),)}, "radii must be positive"),
         ({"radii": (float("inf"),)}, "radii must be positive"),
-        ({"examples": 0}, "examples must be at least 1; got 0"),
+        ({"examples": 0}, "examples must be at least 1, or None; got 0"),
         ({"steps": 0}, "steps must be at least 1; got 0"),
         ({"restarts": 0}, "restarts must be at least 1; got 0"),
     ],

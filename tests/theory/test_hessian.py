@@ -82,5 +82,5 @@ def test_an_objective_of_unconstrained_features_settles_within_the_default_numbe
 
 @pytest.mark.parametrize(("steps", "point"), [(0, jnp.ones(3)), (5, jnp.ones(0))])
 def test_no_steps_and_no_point_are_refused(steps, point):
-    with pytest.raises(ValueError, match="needs steps >= 1 and a point that is not empty; got"):
+    with pytest.raises(ValueError, match=r"(steps must be at least 1|needs a point that is not empty); got"):
         hessian_extremes(lambda at: jnp.sum(at**2), point, key=jax.random.key(0), steps=steps)

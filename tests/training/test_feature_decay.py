@@ -186,7 +186,7 @@ def test_a_model_without_raw_features_is_refused(train_set):
         ((-1.0, "mean"), "the weight of a feature decay must be positive and finite; got -1.0"),
         ((1.0, "dataset"), 'num_examples goes with the reduction "dataset", and only with it; got num_examples=None'),
         ((1.0, "mean", 5), 'num_examples goes with the reduction "dataset", and only with it; got num_examples=5'),
-        ((1.0, "dataset", 0), "num_examples must be at least 1; got 0"),
+        ((1.0, "dataset", 0), "num_examples must be at least 1, or None; got 0"),
     ],
 )
 def test_options_are_checked(options, sentence):

@@ -105,7 +105,7 @@ def test_a_checkpoint_of_another_model_is_refused(one_device, train_set, test_se
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "checkpoint_every", "keep_checkpoints"])
 def test_options_are_checked(name):
     for value in (0, -1):
-        with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1; got {value}"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1; got {value}"):
             LoopOptions(**{"epochs": 1, "batch_size": 1} | {name: value})
 
 

@@ -227,7 +227,7 @@ def test_other_inputs_are_refused(begun, inputs):
 
 @pytest.mark.slow
 def test_the_run_to_read_must_be_there_and_be_named(begun, one_device, train_set, test_set, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"must hold the run ; got no run"):
+    with pytest.raises(FileNotFoundError, match=r"must hold a run; got none"):
         load_run(tmp_path)
     for run in ("a", "b"):
         fit(one_device, train_set, test_set, tmp_path, run=run)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nc_jax.arrays import at_least_float32
+from nc_jax.checks import check_at_least
 from nc_jax.data import Batch
 from nc_jax.heads import HeadOutput
 from nc_jax.training.extension import Context, Extension
@@ -58,8 +59,7 @@ class FeatureDecay(Extension):
                 'num_examples goes with the reduction "dataset", and only with it; '
                 f"got num_examples={self.num_examples} and reduction={self.reduction!r}"
             )
-        if self.num_examples is not None and self.num_examples < 1:
-            raise ValueError(f"num_examples must be at least 1; got {self.num_examples}")
+        check_at_least("num_examples", self.num_examples, optional=True)
 
     @property
     def name(self) -> str:

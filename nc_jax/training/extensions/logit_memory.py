@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from nc_jax.checks import check_at_least
 from nc_jax.collective import all_sum
 from nc_jax.data import Batch
 from nc_jax.heads import HeadOutput
@@ -33,7 +34,7 @@ class LogitMemory(Extension):
         draws: number of draws from the memory in each step; the penalty is on the first.
 
     Raises:
-        ValueError: if the weight is not positive and finite.
+        ValueError: if the weight is not positive and finite, or a number is not a whole one of at least 1.
 
     Reference: Buzzega et al., Dark experience for general continual learning (2020), section 3.
     """
@@ -43,6 +44,8 @@ class LogitMemory(Extension):
     draws: int = 1
 
     def __post_init__(self):
+        check_at_least("capacity", self.capacity)
+        check_at_least("draws", self.draws)
         if not 0 < self.weight < math.inf:
             raise ValueError(f"the weight of stored logits must be positive and finite; got {self.weight}")
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from nc_jax.checks import check_at_least
 from nc_jax.collective import all_sum
 from nc_jax.data import Batch
 from nc_jax.heads import HeadOutput
@@ -23,11 +24,18 @@ class TaskSoftmax(Extension):
         replayed: mask replayed examples, too. By default they keep the softmax over all classes, which is what tells
             tasks apart.
 
+    Raises:
+        ValueError: if the task of a class is not a whole number of at least 0.
+
     Reference: Kim and Kim (2024), Fixed non-negative orthogonal classifier, section 4 and algorithm 1.
     """
 
     task_of_class: tuple[int, ...]
     replayed: bool = False
+
+    def __post_init__(self):
+        for task in self.task_of_class:
+            check_at_least("the task of a class", task, 0)
 
     def on_output(self, context: Context, state: Any, output: HeadOutput, batch: Batch) -> HeadOutput:
         """Fill the logits of the classes of other tasks."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from nc_jax.arrays import at_least_float32, matmul, normalized, safe_norm, slerp, transpose
+from nc_jax.checks import check_at_least
 from nc_jax.data import Batch
 from nc_jax.heads import HeadOutput, batch_means_of
 from nc_jax.training.extension import Context, Extension
@@ -113,8 +114,7 @@ class _Correction(_ClassMeans):
         if not 0 < self.strength <= 1:
             raise ValueError(f"the strength of a correction must lie in (0, 1]; got {self.strength}")
         for name in ("start", "every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} of a correction must be at least 1; got {getattr(self, name)}")
+            check_at_least(f"{name} of a correction", getattr(self, name))
 
     def init(self, key: PRNGKeyArray, output: HeadOutput) -> State:
         """Return zero means, and a target of zeros, which corrects nothing."""
