@@ -111,7 +111,7 @@ def _facts(run: Opened, known: Known) -> dict[str, str]:
         "nc_jax": f"{versions.get('nc_jax', '-')}, commit {about.get('commit') or 'unknown'}",
         "jax": f"{versions.get('jax', '-')}, Python {about.get('python', '-')}",
         "device": f"{device.get('count', '-')} x {device.get('kind', '-')}",
-        "processor": f"{cpu.get('cores', '-')} cores, {cpu.get('model', '-')}",
+        "processor": f"{cpu.get('cores', '-')} core{'' if cpu.get('cores') == 1 else 's'}, {cpu.get('model', '-')}",
     }
 
 
