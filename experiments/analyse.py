@@ -23,16 +23,15 @@ import tyro
 
 from nc_jax.study import Table, plots
 from nc_jax.study.cli import parse
-from nc_jax.study.compared import columns_of, compared, label, load, settings_table
+from nc_jax.study.compared import columns_of, common_rows, compared, label, load, settings_table
 from nc_jax.study.ends import one_sentence
+from nc_jax.study.opened import those_below
 from nc_jax.study.report import Report
 from nc_jax.study.runs import new_directory, read_document
 from nc_jax.study.saved_curves import Curves, curves_of, group_names, panels_of, row_of, with_mismatch
 from nc_jax.study.settings import slug
 from nc_jax.study.tables import Column
 from nc_jax.training import read_metrics
-
-SHOWN = 5  # directories in a sentence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +84,10 @@ def _compare(config: Config) -> dict[str, Any]:
     runs = load(config.runs)
     own = getattr(importlib.import_module(f"experiments.{runs[0].experiment}"), "COLUMNS", ())
     columns = columns_of(runs, config.metrics, own)
-    rows = [row for row in runs[0].results if all(row in run.results for run in runs)]
+    rows = common_rows(runs)
     if not rows:
         has = "; ".join(f"{run.name} has ({'), ('.join(map(label, list(run.results)[:4]))}), ..." for run in runs)
-        raise ValueError(f"the runs must have a row (case, variant and method) in common; {has}")
+        raise ValueError(f"the runs must have a row (case, variant and method) with a seed in common; {has}")
     directory = _directory(config)
     report = Report(directory, f"{runs[0].experiment}: {' and '.join(run.name for run in runs)}")
     differ = settings_table(runs)
@@ -154,10 +153,8 @@ def _statistics(config: Config) -> dict[str, Any]:
 
 def _without_log(source: Path) -> str:
     """Say what to give instead of a directory that has no log of its own."""
-    below = sorted(str(path.parent) for path in source.glob("**/metrics.jsonl"))
-    if below:
-        more = ", ..." if len(below) > SHOWN else ""
-        return f"one run's directory is needed; got {source}, below which are {', '.join(below[:SHOWN])}{more}"
+    if below := those_below(source, "metrics.jsonl"):
+        return f"one run's directory is needed; got {source}{below}"
     if (source / "config.json").is_file():
         name = read_document(source / "config.json")["experiment"]
         return f"curves need a run with a metrics.jsonl; got {source}, of {name}, which has its results in summary.md"
@@ -205,7 +202,5 @@ def _values(log: list[dict], runs: Sequence[str], metric: str, epoch: int | None
 
 
 if __name__ == "__main__":
-    if {"--help", "-h"} & set(sys.argv):
-        print(__doc__)
     with one_sentence("experiments.analyse"):
-        run(parse(Config(()), sys.argv[1:]))
+        run(parse(Config(()), sys.argv[1:], header=__doc__))

@@ -3,7 +3,7 @@
 Claim     Kim and Kim, Fixed non-negative orthogonal classifier (FNO, ICLR 2024), and Yang et al. (2022): a fixed
           classifier with arc-mixup or dot regression knows rare classes better than a learned one. Here every
           ingredient has a row of its own, beside peers that adjust logits, reweight, resample or train in two stages.
-Command   python -m experiments.long_tail                 (25 minutes of CPU time, on one or two cores)
+Command   python -m experiments.long_tail                 (30 minutes on two CPU cores)
 Expected  digits at a ratio of 100: cross-entropy 0.751, logit adjustment 0.847, with mixup 0.867; ETF with dot
           regression 0.841, by counts 0.857; FNO with arc-mixup 0.775, without balanced pairs 0.717. On glyphs:
           cross-entropy 0.569, mixup with logit adjustment 0.617, FNO with arc-mixup 0.550

@@ -169,7 +169,8 @@ def test_a_wrong_call_is_refused_in_a_sentence(sentence):
 def test_what_is_not_defined_is_nan():
     assert np.isnan(similarity_errors(np.zeros((2, 3)), np.eye(3))["mean"])
     scores = np.array([[np.nan, 0, 0], [0, 1, 0], [0, 0, 1]])
-    assert np.isnan(ranked(scores).compute((1, 2))["ahd@1"])
+    found = ranked(scores).compute((1, 2))
+    assert np.isnan([found[name] for name in ("top1", "mistake_severity", "ahd@1", "rank_severity")]).all()
 
 
 def test_numbers_of_numpy_are_seeds_and_large_counts_do_not_overflow():

@@ -33,7 +33,7 @@ from nc_jax.solvers import describe
 from nc_jax.study.cli import parse
 from nc_jax.study.tables import Table, show_table
 
-KINDS = ("simplex", "orthogonal", "hierarchical", "hyperspherical", "random")
+Kind = Literal["simplex", "orthogonal", "hierarchical", "hyperspherical", "random"]
 ENDINGS = (".npy", ".npz", ".safetensors", ".pt")
 
 
@@ -52,7 +52,7 @@ class Config:
         torch: write the state of a torch.nn.Linear(D, K): its weight, shape (K, D), and a bias of zeros.
     """
 
-    kind: tyro.conf.Positional[Literal["simplex", "orthogonal", "hierarchical", "hyperspherical", "random"]]
+    kind: tyro.conf.Positional[Kind]
     dim: int
     num_classes: int | None = None
     seed: int | None = None

@@ -61,6 +61,10 @@ class Batch(NamedTuple):
         """Make a batch of examples without padding."""
         return cls(inputs, labels, np.ones(len(labels), bool))
 
+    def without_padding(self, rows: Any) -> np.ndarray:
+        """Return the rows of an array that belong to examples, as a NumPy array: of N rows, those in the mask."""
+        return np.asarray(rows)[np.asarray(self.mask)]
+
 
 def known_labels(batch: Batch) -> Int[Array, " batch"]:
     """Return the labels, shape (N,), with `PADDING_LABEL` where the mask is False, as `nc_jax.metrics` needs them."""

@@ -172,7 +172,7 @@ def usual_size(root: Path, *, test_share: float | None = None) -> int:
 
     Args:
         root: the folder.
-        test_share: as for `load`.
+        test_share: as for `load`; then the images to test on count, too.
 
     Raises:
         ValueError: if there is no image, or a file is not an image that can be read.

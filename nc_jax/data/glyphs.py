@@ -6,7 +6,7 @@ only on the seed, the class, the split and i: a set with fewer images or classes
 the number of threads changes nothing.
 """
 
-from nc_jax.data.draws import draws_for
+from nc_jax.data.draws import draws_for, uniform
 from nc_jax.extras import require
 
 require("PIL", "data", __name__)
@@ -200,7 +200,7 @@ def _draw(
     # Every image uses one row of random numbers, whose length does not depend on `count`. So a smaller set is the
     # beginning of a larger one.
     raw = stream.random_raw((count, _GEOMETRY + -(-size * size // 4)))
-    draws = (raw[:, :_GEOMETRY] >> np.uint64(11)) * 2.0**-53
+    draws = uniform(raw[:, :_GEOMETRY])
     faces = (draws[:, 0] * len(templates)).astype(np.intp)
     angle, log_scale, shear, down, right = (2 * draws[:, 1:] - 1).T * np.array(
         [np.deg2rad(options.rotation), options.scale, options.shear, options.shift, options.shift]

@@ -1,5 +1,7 @@
 """Images that are decoded when they are asked for, and cropped (at random or at the centre) or resized as a whole."""
 
+from nc_jax.checks import check_at_least, checked_seed
+from nc_jax.data.draws import draws_for, uniform
 from nc_jax.extras import require
 
 require("PIL", "data", __name__)
@@ -11,7 +13,7 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 import PIL.Image
-from jaxtyping import Float, Integer
+from jaxtyping import Integer
 
 from nc_jax.data.arrays import LabelledArrays
 from nc_jax.data.batch import Batch
@@ -57,10 +59,9 @@ class ImageSource:
     stretch: bool = False
 
     def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"size must be at least 1, or None for images as they are stored; got {self.size}")
-        if self.seed is not None and not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed must lie in 0..2^64-1, or be None for central crops; got {self.seed}")
+        check_at_least("size", self.size, optional=True)
+        if self.seed is not None:
+            object.__setattr__(self, "seed", checked_seed(self.seed))
         if self.seed is not None and self.size is None:
             raise ValueError(f"random crops need a size; got seed={self.seed} with size=None")
         if self.stretch and (self.size is None or self.seed is not None):
@@ -87,9 +88,7 @@ class ImageSource:
         settings = {name: getattr(self, name) for name in fields}
         if hasattr(self.records, "fingerprint"):
             return settings | {"records": self.records.fingerprint()}  # pyright: ignore[reportAttributeAccessIssue]
-        info = getattr(self.records, "dataset_info", None)  # of a set that TFDS reads
-        named = {} if info is None else {"name": info.full_name, "split": str(getattr(self.records, "split", None))}
-        return settings | named | {"images": len(self)}
+        return settings | {"images": len(self)}
 
     def take(self, indices: Integer[np.ndarray, " chosen"], seed: int = 0) -> Batch:
         """Decode a batch.
@@ -237,7 +236,7 @@ def _central_box(width: int, height: int) -> tuple[float, float, float, float]:
 
 
 def _random_box(width: int, height: int, *, seed: int, index: int, visit: int = 0) -> tuple[float, float, float, float]:
-    draws = _uniform(seed, index, visit, (CROP_ATTEMPTS, 4))
+    draws = uniform(draws_for(seed, index, visit).random_raw((CROP_ATTEMPTS, 4)))
     areas = width * height * (CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * draws[:, 0])
     log_low, log_high = np.log(CROP_ASPECT)
     aspects = np.exp(log_low + (log_high - log_low) * draws[:, 1])
@@ -249,9 +248,3 @@ def _random_box(width: int, height: int, *, seed: int, index: int, visit: int = 
     left = float((draws[attempt, 2] * (width - widths[attempt] + 1)) // 1)
     top = float((draws[attempt, 3] * (height - heights[attempt] + 1)) // 1)
     return left, top, left + float(widths[attempt]), top + float(heights[attempt])
-
-
-def _uniform(seed: int, index: int, visit: int, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-    # Raw random numbers, which NumPy guarantees for all its versions. Seed, index and visit select disjoint ones.
-    raw = np.random.Philox(key=seed + (index << 64), counter=visit << 192).random_raw(shape)
-    return (raw >> np.uint64(11)) * 2.0**-53

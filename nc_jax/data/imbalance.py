@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 
 from nc_jax.data.arrays import LabelledArrays
 from nc_jax.data.class_counts import exponential_counts, step_counts
-from nc_jax.data.draws import draws_for
+from nc_jax.data.draws import draws_for, uniform
 
 # The high half of the random key tells the purpose of the numbers, so a subset and its label noise may share a seed.
 _CHOICE, _NOISE = range(2)
@@ -170,7 +170,7 @@ def asymmetric_noise(
     # Draw one uniform number per example. The interval [0, 1) is divided among the classes in proportion to their
     # probabilities; the number falls into the share of the new class. The last non-empty share is extended beyond 1, so
     # that rounding errors in the sums have no effect.
-    draws = (draws_for(seed, _NOISE).random_raw(len(arrays)) >> np.uint64(11)) * 2.0**-53
+    draws = uniform(draws_for(seed, _NOISE).random_raw(len(arrays)))
     labels = np.empty_like(arrays.labels)
     for label in range(classes):  # a K x N matrix of shares would be 10 GB for ImageNet
         members = arrays.labels == label

@@ -65,6 +65,10 @@ class _Records(Sequence[Any]):
         with _damage_in_one_sentence(self.folder, self.root):
             return self.records.__getitems__(indices)
 
+    def fingerprint(self) -> dict[str, str]:
+        """Which set and split these records are: see `nc_jax.training.fingerprint`."""
+        return {"name": self.records.dataset_info.full_name, "split": str(self.records.split)}
+
 
 def load(
     name: str,

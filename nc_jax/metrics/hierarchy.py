@@ -200,7 +200,8 @@ class HierarchyStatistics(NamedTuple):
         """
         if len(top) != len(self.distance_sums):
             raise ValueError(f"top must hold the {len(self.distance_sums)} values of from_batch; got {tuple(top)}")
-        counts = self.histogram.astype(jnp.float32)
+        # An integer cannot say that a label was no class or a score a NaN; the sums do.
+        counts = jnp.where(jnp.isnan(self.rank_sum), jnp.nan, self.histogram.astype(jnp.float32))
         count, mistakes = jnp.sum(counts), jnp.sum(counts[1:])
         edges = jnp.arange(len(counts), dtype=jnp.float32)
         severity = jnp.sum(counts * edges) / mistakes

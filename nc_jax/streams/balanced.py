@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from nc_jax.checks import check_at_least, check_whole
-from nc_jax.data.draws import draws_for
+from nc_jax.data.draws import draws_for, uniform
 from nc_jax.data.source import ExampleSource, labels_of
 from nc_jax.streams.epochs import steps_per_epoch
 from nc_jax.streams.stream import Plan, Stream
@@ -77,14 +77,13 @@ class Weighted:
         """Return the examples of all steps of an epoch; `segment` is its number, from 0."""
         labels = labels_of(self.source)
         assert labels is not None, "checked above"
-        numbers = draws_for(seed, _DRAWS + segment).random_raw((2, len(labels)))
-        uniform = (numbers >> np.uint64(11)) * 2.0**-53  # the 53 bits of a float64 in [0, 1)
+        numbers = uniform(draws_for(seed, _DRAWS + segment).random_raw((2, len(labels))))
         counts = np.bincount(labels)
         ends = np.cumsum(_probabilities(counts, self.power))
         # Its end is exactly 1, so that a draw is always below the end of a class that has examples.
-        classes = np.searchsorted(ends / ends[-1], uniform[0], side="right")
+        classes = np.searchsorted(ends / ends[-1], numbers[0], side="right")
         members, starts = np.argsort(labels, kind="stable"), np.cumsum(counts) - counts
-        chosen = members[starts[classes] + (uniform[1] * counts[classes]).astype(np.int64)]
+        chosen = members[starts[classes] + (numbers[1] * counts[classes]).astype(np.int64)]
         steps = steps_per_epoch(len(labels), self.batch_size)
         index = np.full(steps * self.batch_size, -1, np.int32)
         index[: len(chosen)] = chosen

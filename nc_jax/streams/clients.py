@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 
 from nc_jax.checks import check_at_least
 from nc_jax.data.clients import ClientArrays
-from nc_jax.data.draws import draws_for
+from nc_jax.data.draws import draws_for, uniform
 from nc_jax.streams.epochs import epoch_indices, steps_per_epoch
 from nc_jax.streams.stream import Plan
 
@@ -158,7 +158,7 @@ class Clients:
         """Return how many steps each client of a round makes."""
         steps = np.array([self._steps_of(len(self._members[client])) for client in chosen])
         raw = draws_for(seed, _FAILURES + segment).random_raw(3 * len(chosen))
-        drops, lags, parts = ((raw >> np.uint64(11)) * 2.0**-53).reshape(3, -1)
+        drops, lags, parts = uniform(raw).reshape(3, -1)
         late = (lags < self.stragglers) & (steps > 1)
         steps = np.where(late, 1 + (parts * (steps - 1)).astype(int), steps)
         absent: Bool[np.ndarray, " chosen"] = drops < self.dropouts

@@ -8,7 +8,7 @@ from jaxtyping import Int
 
 from nc_jax.checks import check_at_least
 from nc_jax.data.arrays import LabelledArrays
-from nc_jax.data.draws import draws_for
+from nc_jax.data.draws import draws_for, uniform
 from nc_jax.data.source import ExampleSource
 from nc_jax.streams.stream import Plan
 
@@ -168,6 +168,6 @@ def epoch_order(
     members = np.lexsort((priorities, labels))  # by class, shuffled within each
     counts = np.bincount(labels)
     ranks = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    phases = (stream.random_raw(len(counts)) >> np.uint64(11)) * 2.0**-53  # the 53 bits of a float64 in [0, 1)
+    phases = uniform(stream.random_raw(len(counts)))
     positions = (ranks + np.repeat(phases, counts)) / np.repeat(counts, counts)
     return members[np.argsort(positions, kind="stable")]

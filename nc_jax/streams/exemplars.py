@@ -77,6 +77,9 @@ class Exemplars:
         Args:
             seed: random seed of the stream.
             step: a step of the stream, or the number of its steps: then the memory at the end.
+
+        Raises:
+            ValueError: if the step is neither.
         """
         segment = len(self.ends) if step == self.ends[-1] else locate(self, step)[0]
         return np.flatnonzero(self._kept(seed) & (self.stream.tasks < segment // self.stream.epochs))

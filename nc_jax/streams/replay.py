@@ -75,6 +75,9 @@ class Replay:
         Args:
             seed: random seed of the stream.
             step: a step of the stream, or the number of its steps: then the memory at the end.
+
+        Raises:
+            ValueError: if the step is neither.
         """
         if not 0 <= step <= self.ends[-1]:
             raise ValueError(f"a step of this stream must lie in 0..{self.ends[-1]}; got {step}")

@@ -132,6 +132,12 @@ def settings_table(runs: Sequence[Saved], *, differ: bool = True) -> Table:
     return Table(title, ["", *(run.name for run in runs)], rows)
 
 
+def common_rows(runs: Sequence[Saved]) -> list[Row]:
+    """Return the rows that all runs have for a common seed at least."""
+    seeds = {row: [set(run.results.get(row, ())) for run in runs] for row in runs[0].results}
+    return [row for row, found in seeds.items() if set.intersection(*found)]
+
+
 def columns_of(runs: Sequence[Saved], names: Sequence[str], own: Sequence[Column]) -> list[Column]:
     """Return the metrics to compare: those that are named, or the experiment's own, or all numbers.
 
@@ -163,7 +169,7 @@ def compared(runs: Sequence[Saved], row: Row, columns: Sequence[Column]) -> tupl
 
     Args:
         runs: the first is what the others are compared with.
-        row: a row that all runs have.
+        row: one of `common_rows`.
         columns: the metrics.
 
     Returns:

@@ -287,7 +287,8 @@ def usual(run: Run) -> Found:
     Returns:
         The final metrics ("train/loss", "test/accuracy", ...); "accuracy_epoch_1"; "epochs_to_target", NaN where it was
         not reached; "seconds_per_epoch", the median; "solve_status", the worst of all steps; for every class
-        "class_accuracy", and "confusion" for up to `MOST_IN_ROWS` classes; and "diverged", "" unless it did.
+        "class_accuracy", and for up to `MOST_IN_ROWS` classes "confusion" and "class_names", as the data set numbers
+        them; and "diverged", "" unless it did.
     """
     history = sorted(run.history, key=lambda row: row["epoch"])
     trained = [row for row in history if row["epoch"] > 0]
@@ -307,6 +308,7 @@ def usual(run: Run) -> Found:
         found["class_accuracy"] = run.data.as_numbered(np.asarray(test.class_accuracy)).tolist()
         if len(test.confusion) <= MOST_IN_ROWS:
             found["confusion"] = run.data.as_numbered(np.asarray(test.confusion)).tolist()
+            found["class_names"] = run.data.as_numbered(np.asarray(run.data.class_names)).tolist()
     return found
 
 

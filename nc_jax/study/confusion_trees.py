@@ -16,7 +16,7 @@ from nc_jax.study.config import changed
 from nc_jax.study.data import Data
 from nc_jax.study.settings import Comparison, Group
 from nc_jax.study.trainers import SPLITS, data_of, make_stream, make_trainer
-from nc_jax.training import ResidentSet
+from nc_jax.training import NonFiniteError, ResidentSet
 
 SEED = 1000  # of the classifiers whose confusions are counted: none that a comparison uses
 
@@ -70,9 +70,11 @@ def confusion_tree(group: Group, data: Data) -> LabelTree:
         for segment in range(len(stream.ends)):
             plan = stream.plan(SEED, segment)
             state = trainer.segment(state, None, content, plan, 0, len(plan.index))
+        if not state.totals.finite:
+            raise NonFiniteError(f"a classifier whose confusions make a tree must converge; {group.label} met a NaN")
         for output, batch in trainer.outputs(state, part.test):
-            used = np.asarray(batch.mask)
-            np.add.at(confusion, np.asarray(batch.labels)[used], np.asarray(jax.nn.softmax(output.logits))[used])
+            labels, softmax = map(batch.without_padding, (batch.labels, jax.nn.softmax(output.logits)))
+            np.add.at(confusion, labels, softmax)
     confusion /= confusion.sum(axis=1, keepdims=True)
     distances = 1 - (confusion + confusion.T) / 2
     np.fill_diagonal(distances, 0)

@@ -60,6 +60,9 @@ def stable_rate(cost: Cost, starts: Any) -> Float[Array, ""]:
     return 1 / jnp.max(largest)
 
 
+MEMORY = 20  # steps that L-BFGS remembers, twice optax's default: the minimum is a flat orbit of rotations
+
+
 @partial(jax.jit, static_argnames="cost")
 def _steepest(cost: Cost, starts: Any) -> Float[Array, " starts"]:
     # A few percent are enough.
@@ -147,14 +150,13 @@ def _gradient_descent(
     return jax.vmap(descend)(starts, kicks)
 
 
-@partial(jax.jit, static_argnames=("cost", "memory"))
+@partial(jax.jit, static_argnames="cost")
 def lbfgs(
     cost: Cost,
     starts: Any,
     *,
     steps: int | Int[Array, ""],
     tolerance: float | Float[Array, ""],
-    memory: int = 20,  # twice optax's default: the minimum is a flat orbit of rotations
 ) -> Descended:
     """Run L-BFGS with optax's zoom line search from every start, one per leading index.
 
@@ -163,9 +165,8 @@ def lbfgs(
         starts: tree of points.
         steps: the most steps to take.
         tolerance: a descent ends when the norm of the gradient is below this.
-        memory: number of remembered steps.
     """
-    optimizer = optax.lbfgs(memory_size=memory)
+    optimizer = optax.lbfgs(memory_size=MEMORY)
     both = optax.value_and_grad_from_state(cost)
 
     def descend(start: Any) -> Descended:

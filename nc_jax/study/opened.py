@@ -56,11 +56,16 @@ def open_runs(directories: Sequence[Path]) -> list[Opened]:
         raise ValueError("at least one run's directory is needed; got none")
     for directory in directories:
         if not (directory / SETTINGS).is_file():
-            below = sorted(str(path.parent) for path in directory.glob(f"**/{SETTINGS}"))
-            more = ", ..." if len(below) > SHOWN else ""
-            found = f", below which are {', '.join(below[:SHOWN])}{more}" if below else ", without"
+            found = those_below(directory, SETTINGS) or ", without"
             raise FileNotFoundError(f"the directory of a run has a {SETTINGS}; got {directory}{found}")
     return [_open(path, name) for path, name in zip(directories, names_of(directories), strict=True)]
+
+
+def those_below(directory: Path, file: str) -> str:
+    """Return the end of a sentence, which names the directories below one that have a file; "" if there are none."""
+    below = sorted(str(path.parent) for path in directory.glob(f"**/{file}"))
+    more = ", ..." if len(below) > SHOWN else ""
+    return f", below which are {', '.join(below[:SHOWN])}{more}" if below else ""
 
 
 def _open(directory: Path, name: str) -> Opened:

@@ -1,6 +1,7 @@
 """What experiments on outliers measure: sets of images that belong to no class, and scores that find them."""
 
 from nc_jax.extras import require
+from nc_jax.study.outputs import Outputs
 
 require("PIL", "data", __name__)
 
@@ -14,7 +15,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Array, Float, UInt8
 
-from nc_jax.data import ExampleSource, LabelledArrays, glyphs
+from nc_jax.data import LabelledArrays, glyphs
 from nc_jax.data.characters import SIZE
 from nc_jax.data.digits import PIXEL_MAX
 from nc_jax.metrics import (
@@ -31,7 +32,6 @@ from nc_jax.metrics import (
 )
 from nc_jax.study.comparison import Found, Run
 from nc_jax.study.data import Data
-from nc_jax.training import Trainer, TrainState
 
 CHARACTERS = 40  # other characters: as many classes as the 1,600 images of a set of outliers take
 TILES = 4  # on each axis: tiles of 7 x 7 pixels, in which strokes are left and characters are not
@@ -48,32 +48,6 @@ SCORES = {
     "nci": "NCI",
     "length": "length of the feature",
 }
-
-
-class Examples(NamedTuple):
-    """What a network gives for the examples of a set.
-
-    Attributes:
-        features: those that the head has classified, shape (N, d).
-        logits: shape (N, K).
-        lengths: of the backbone's features, which a head may scale to one length, shape (N,).
-        labels: shape (N,).
-    """
-
-    features: np.ndarray
-    logits: np.ndarray
-    lengths: np.ndarray
-    labels: np.ndarray
-
-    @classmethod
-    def of(cls, trainer: Trainer, state: TrainState, source: ExampleSource) -> "Examples":
-        """Apply a trained network to every example of a set."""
-        parts = []
-        for output, batch in trainer.outputs(state, source):
-            lengths = jnp.linalg.norm(output.raw_features, axis=1)
-            arrays = (output.features, output.logits, lengths, batch.labels)
-            parts.append([np.asarray(array)[np.asarray(batch.mask)] for array in arrays])
-        return cls(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def check_images(data: Data) -> None:
@@ -158,14 +132,14 @@ def find_outliers(run: Run, names: Sequence[str], name_of_data: str) -> Found:
         ValueError: if the images have another size, or there is no such set.
     """
     check_images(run.data)
-    gather = functools.partial(Examples.of, run.trainer, run.trained.state)
+    gather = functools.partial(Outputs.of, run.trainer, run.trained.state)
     outliers = {name: gather(outliers_of(name, run.data, name_of_data)) for name in names}
     frame, bias = (np.asarray(part) for part in (run.trained.train.frame, run.trained.train.bias))
     return detection(gather(run.data.train), gather(run.data.test), outliers, frame, bias)
 
 
 def detection(
-    train: Examples, test: Examples, outliers: Mapping[str, Examples], frame: np.ndarray, bias: np.ndarray
+    train: Outputs, test: Outputs, outliers: Mapping[str, Outputs], frame: np.ndarray, bias: np.ndarray
 ) -> Found:
     """Fit the scores on training examples, and say how well each tells test examples from outliers.
 
@@ -203,7 +177,7 @@ _auroc, _fpr95, _orthogonality = map(jax.jit, (auroc, false_positive_rate, outli
 
 
 @jax.jit
-def _fit(train: Examples, frame: Float[Array, "dim classes"], bias: Float[Array, " classes"]) -> _Fitted:
+def _fit(train: Outputs, frame: Float[Array, "dim classes"], bias: Float[Array, " classes"]) -> _Fitted:
     stats = ClassStatistics.from_batch(train.features, train.labels, frame.shape[1])
     angle = Nci.fit(stats, frame)
     lengths = jnp.sum(jnp.abs(train.features), axis=1)
@@ -219,7 +193,7 @@ def _fit(train: Examples, frame: Float[Array, "dim classes"], bias: Float[Array,
 
 
 @jax.jit
-def _scores(fitted: _Fitted, examples: Examples) -> dict[str, Any]:
+def _scores(fitted: _Fitted, examples: Outputs) -> dict[str, Any]:
     features, logits = examples.features, examples.logits
     return {
         "softmax": max_softmax(logits),

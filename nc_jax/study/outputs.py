@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from nc_jax.training import Trainer, TrainState
@@ -12,12 +13,14 @@ class Outputs(NamedTuple):
 
     Attributes:
         logits: shape (N, K).
-        features: shape (N, d).
+        features: those that the head has classified, shape (N, d).
+        lengths: of the backbone's features, which a head may scale to one length, shape (N,).
         labels: shape (N,).
     """
 
     logits: np.ndarray
     features: np.ndarray
+    lengths: np.ndarray
     labels: np.ndarray
 
     @classmethod
@@ -29,10 +32,10 @@ class Outputs(NamedTuple):
             state: the trained state.
             examples: a set of examples.
         """
-        parts = [
-            [np.asarray(array)[np.asarray(batch.mask)] for array in (output.logits, output.features, batch.labels)]
-            for output, batch in trainer.outputs(state, examples)
-        ]
+        parts = []
+        for output, batch in trainer.outputs(state, examples):
+            lengths = jnp.linalg.norm(output.raw_features, axis=1)
+            parts.append(map(batch.without_padding, (output.logits, output.features, lengths, batch.labels)))
         return cls(*map(np.concatenate, zip(*parts, strict=True)))
 
     def units(self) -> np.ndarray:

@@ -7,6 +7,7 @@ themselves.
 import base64
 import contextlib
 import html
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
 from nc_jax.study.tables import Table
@@ -68,9 +69,9 @@ class Page:
 
     def heading(self, text: str) -> None:
         """Begin a part; the page's contents link to it."""
-        name = base = "".join(c if c.isalnum() else "-" for c in text.lower())
-        while name in self._contents:
-            name = f"{base}-{len(self._contents)}"
+        base = "".join(c if c.isalnum() else "-" for c in text.lower())
+        names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
+        name = next(name for name in names if name not in self._contents)
         self._contents[name] = text
         self._parts.append(f'<h2 id="{html.escape(name)}">{html.escape(text)}</h2>')
 

@@ -101,7 +101,7 @@ def robust_accuracy(run: Run, options: AttackOptions, names: Sequence[str] = tup
     for number, (output, batch) in enumerate(run.trainer.outputs(run.trained.state, chosen)):
         key = jax.random.fold_in(jax.random.key(run.seed), number)
         clean = right_answers(output.logits, batch)
-        margins.append(np.asarray(logit_margins(output.logits, batch.labels))[np.asarray(batch.mask)])
+        margins.append(batch.without_padding(logit_margins(output.logits, batch.labels)))
         count("clean", clean)
         standing, any_failed = clean, False
         for radius in options.radii:

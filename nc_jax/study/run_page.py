@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nc_jax.study import heat_maps, plots
-from nc_jax.study.compared import columns_of, compared, label, settings_table
-from nc_jax.study.comparison import mean_confusion
+from nc_jax.study.compared import columns_of, common_rows, compared, label, settings_table
+from nc_jax.study.comparison import Found, mean_confusion
 from nc_jax.study.ends import as_started_here
 from nc_jax.study.opened import Opened
 from nc_jax.study.page import Page
@@ -18,7 +18,6 @@ from nc_jax.study.saved_curves import Curves, Panel, curves_of, panels_of
 from nc_jax.study.statistics import mean_and_sd
 from nc_jax.study.tables import Column, Table, comparison_tables
 from nc_jax.study.verdict import verdicts
-from nc_jax.training.runs import FACTS, read_facts
 
 FIRST = ("accuracy", "loss", "nc1", "nc2_means", "nc2_classifier", "nc3", "mismatch")  # curves that are not folded
 REDRAWN = ("convergence", "confusion")  # pictures of a run in whose place the page has its own
@@ -194,8 +193,7 @@ def _beside(page: Page, group: Sequence[Opened], own: Sequence[Column]) -> None:
     page.say([f"Without results by method and seed, so not compared: {', '.join(without)}."] if without else [])
     if len(saved) < 2:
         return
-    rows = [row for row in saved[0].results if all(row in run.results for run in saved)]
-    rows = [row for row in rows if set.intersection(*(set(run.results[row]) for run in saved))]
+    rows = common_rows(saved)
     if not rows:
         page.say(["The runs have no row (case, variant and method) with a seed in common, so they are not compared."])
         return
@@ -253,11 +251,11 @@ def _by_class(page: Page, run: Opened) -> None:
         if matrices or recalls:
             page.heading(f"Classes of {of}")
         if matrices:
-            names = _class_names(run, len(next(iter(matrices.values()))))
+            names = _class_names(rows, len(next(iter(matrices.values()))))
             picture = _drawn(heat_maps.confusion, matrices, names)
             page.picture(picture, f"{of}: which classes are taken for which on the test set, summed over seeds")
         if recalls:
-            table = _recall(recalls, _class_names(run, next(iter(recalls.values())).shape[1]))
+            table = _recall(recalls, _class_names(rows, next(iter(recalls.values())).shape[1]))
             if len(table.rows) <= MOST_ROWS:
                 page.tables([table])
             else:
@@ -276,18 +274,10 @@ def _recall(recalls: Mapping[str, np.ndarray], names: Sequence[str]) -> Table:
     return Table(f"Recall of each class on the test set, in %{spread}", ["class", *recalls], rows)
 
 
-def _class_names(run: Opened, count: int) -> Sequence[str]:
-    """Return the names of the classes, if the run's checkpoints know them in the order of the results."""
-    if run.saved.settings.get("continual.tasks", 1) != 1:
-        return ()  # each seed has an order of its own
-    for path in sorted((run.saved.directory / "checkpoints").glob(f"*/{FACTS}")):
-        try:
-            facts = read_facts(path.parent)
-        except ValueError:
-            continue
-        if facts is not None and len(facts.class_names) == count:
-            return facts.class_names
-    return ()
+def _class_names(rows: Mapping[str, Sequence[Found]], count: int) -> Sequence[str]:
+    """Return the names of the classes, if the results know them."""
+    named = (seed.get("class_names", ()) for seeds in rows.values() for seed in seeds)
+    return next((names for names in named if len(names) == count), ())
 
 
 def _pictures(page: Page, run: Opened) -> None:

@@ -16,15 +16,15 @@ def mean_and_sd(values: Sequence[float], digits: int) -> str:
     return _mean_and(values, digits, lambda finite: float(finite.std(ddof=1)))
 
 
-def half_width(values: Sequence[float] | np.ndarray, level: float = 0.95) -> float:
-    """Return half the width of the mean's confidence interval, by Student's t with ddof = 1; 0 for one value."""
+def half_width(values: Sequence[float] | np.ndarray) -> float:
+    """Return half the width of the mean's 95 % confidence interval, by Student's t with ddof = 1; 0 for one value."""
     number = len(values)
-    return float(stats.t.ppf((1 + level) / 2, number - 1) * stats.sem(values)) if number > 1 else 0.0
+    return float(stats.t.ppf(0.975, number - 1) * stats.sem(values)) if number > 1 else 0.0
 
 
-def mean_and_interval(values: Sequence[float], digits: int, level: float = 0.95) -> str:
-    """Return "mean ± half width" of the mean's confidence interval over seeds."""
-    return _mean_and(values, digits, lambda finite: half_width(finite, level))
+def mean_and_interval(values: Sequence[float], digits: int) -> str:
+    """Return "mean ± half width" of the mean's 95 % confidence interval over seeds."""
+    return _mean_and(values, digits, half_width)
 
 
 def _mean_and(values: Sequence[float], digits: int, spread_of: Callable[[np.ndarray], float]) -> str:

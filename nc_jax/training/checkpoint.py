@@ -98,8 +98,10 @@ class Checkpoints:
         Raises:
             CheckpointError: if a checkpoint could not be written.
         """
-        self._guarded(self._manager.wait_until_finished)
-        self._manager.close()
+        try:
+            self._guarded(self._manager.wait_until_finished)
+        finally:
+            self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -126,10 +128,12 @@ class Checkpoints:
             multihost_utils.sync_global_devices("damaged checkpoints are read")
         for step, cause in damaged.items():
             path = self.directory / str(step)
-            aside = free_name(path.with_name(f"{path.name}.damaged"))
             if jax.process_index() == 0:
+                aside = free_name(path.with_name(f"{path.name}.damaged"))
                 path.rename(aside)
                 _log.warning("checkpoint %s cannot be used (%s); it is now called %s", path, cause, aside.name)
+        if jax.process_count() > 1:  # and none may list them before they are renamed
+            multihost_utils.sync_global_devices("damaged checkpoints are renamed")
         self._manager.reload()
 
 

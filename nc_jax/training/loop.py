@@ -322,7 +322,7 @@ class Trainer:
         """
         named = isinstance(examples, ExampleSource)
         source = examples if named else LabelledArrays(examples, np.zeros(len(examples), np.int32), 1)
-        found = [np.asarray(output.logits)[np.asarray(batch.mask)] for output, batch in self.outputs(state, source)]
+        found = [batch.without_padding(output.logits) for output, batch in self.outputs(state, source)]
         logits = np.concatenate(found)
         names = class_names_of(examples) if named else tuple(map(str, range(logits.shape[1])))
         return predictions_of(logits, names)

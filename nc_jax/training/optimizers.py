@@ -133,7 +133,10 @@ def make_schedule(options: OptimizerOptions, *, epochs: int, epoch_steps: int | 
         if options.schedule == "step":
             marks = tuple(period * count for count in range(1, math.ceil(epochs / period)))
         # Milestones count from the start of training, the warm-up included.
-        steps = {max(round(mark * epoch_steps) - warmup, 0): options.factor for mark in marks}
+        steps: dict[int, float] = {}
+        for mark in marks:
+            at = max(round(mark * epoch_steps) - warmup, 0)
+            steps[at] = steps.get(at, 1.0) * options.factor
         schedule = optax.piecewise_constant_schedule(peak, steps)
     if not warmup:
         return schedule

@@ -51,8 +51,5 @@ def example_margins(
     """
     centres = jax.tree.map(jnp.asarray, jax.device_get(centres))  # from all devices to one
     margins_of = jax.jit(centred_margins)
-    found = [
-        np.asarray(margins_of(output, centres, known_labels(batch)))[np.asarray(batch.mask)]
-        for output, batch in outputs
-    ]
+    found = [batch.without_padding(margins_of(output, centres, known_labels(batch))) for output, batch in outputs]
     return np.concatenate(found)

@@ -15,6 +15,7 @@ from nc_jax.checks import check_at_least, check_label_shape, checked_mask, witho
 from nc_jax.collective import all_sum
 from nc_jax.data import Batch, ExampleSource
 from nc_jax.heads import HeadOutput
+from nc_jax.metrics import agreement
 from nc_jax.solvers import Status
 from nc_jax.streams import Stream
 from nc_jax.training.extension import Chain, Context, Extension
@@ -132,8 +133,10 @@ def make_train_step(
     """Make the step (state, batch) -> (state, metrics): loss, gradient, optimiser.
 
     If the loss, the gradient or the new state is not finite, or an example has a label that is no class, the step
-    returns the old state with updated totals, so no finite state is lost. Line-search optimisers (`optax.lbfgs`)
-    receive the cost of the batch as a function.
+    returns the old state with updated totals, so no finite state is lost. So do the steps after it, until
+    `state.replace(totals=EpochTotals.zero())` says to go on: in a loop that is compiled, or does not wait for each
+    step, the state stays the one before the trouble. Line-search optimisers (`optax.lbfgs`) receive the cost of the
+    batch as a function.
 
     Weight decay on parameters belongs to the optimiser. Decay on features is an extension, see
     `nc_jax.training.FeatureDecay`.
@@ -247,7 +250,8 @@ def make_train_step(
 
         grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(cost) & jnp.isfinite(grad_norm) & _all_finite(new.replace(totals=None, client=None))
-        finite &= seen.without_class == 0
+        # After a step that was not finite, the batches do not follow the state any more: a compiled loop stands still.
+        finite &= (seen.without_class == 0) & state.totals.finite
         metrics = StepMetrics(
             loss=seen.loss,
             accuracy=seen.correct.astype(count.dtype) / count,
@@ -270,8 +274,8 @@ def preprocessed(batch: Batch, preprocess: Preprocess | None) -> Batch:
 
 
 def right_answers(logits: Float[Array, "batch classes"], batch: Batch) -> Array:
-    """Return which examples the logits classify correctly, shape (batch,); False for padding."""
-    return (jnp.argmax(logits, axis=-1) == batch.labels) & batch.mask
+    """Return which examples the logits classify correctly, shape (batch,); False for padding and for a NaN."""
+    return agreement.right_answers(logits, batch.labels) & batch.mask
 
 
 class _Seen(NamedTuple):

@@ -21,8 +21,8 @@ class StepMetrics(NamedTuple):
         solve_status: worst `nc_jax.solvers.Status` of the inner solves; CONVERGED for heads without an inner solve.
         solve_grad_norm: largest Riemannian gradient norm at the end of the inner solves; 0 for heads without one.
         without_class: number of examples whose label is not one of the classes of the logits.
-        finite: whether cost, gradient and new state are finite and no example is without a class. If not, the step kept
-            the old state.
+        finite: whether cost, gradient and new state are finite and no example is without a class, in this step and in
+            those before it that the totals of the state count. If not, the step kept the old state.
     """
 
     loss: Float[Array, "..."]

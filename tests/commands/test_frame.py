@@ -4,12 +4,13 @@ import json
 import re
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from nc_jax.commands import main
-from nc_jax.commands.frame import KINDS
+from nc_jax.commands.frame import Kind
 from nc_jax.data import hierarchies
 from nc_jax.hierarchy import similarity
 
@@ -162,7 +163,7 @@ def test_help_names_every_kind(capsys):
         main(["frame", "--help"])
     assert not stop.value.code
     said = capsys.readouterr().out
-    assert all(f"  {kind} " in said for kind in KINDS)
+    assert all(f"  {kind} " in said for kind in get_args(Kind))
     assert "--hierarchy" in said
 
 

@@ -18,6 +18,7 @@ from nc_jax.data import images as image_sources
 from nc_jax.data.images import ImageSource
 from nc_jax.extras import MissingExtraError
 from nc_jax.streams import batches
+from nc_jax.training.fingerprint import describe
 
 CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -94,6 +95,18 @@ def test_the_newest_version_is_read(tmp_path, cifar10):
     image, label = tfds.features.Image(shape=(32, 32, 3)), tfds.features.ClassLabel(num_classes=10)
     written(tmp_path, "cifar10", "3.0.10", image, label, {"train": [(encoded(smooth(32, 32), "png"), 9)]})
     assert sources.load("cifar10", "train", tmp_path).labels.tolist() == [9]
+
+
+def test_sets_of_one_size_that_stay_on_disk_have_fingerprints_of_their_own(tmp_path, cifar10):
+    image, label = tfds.features.Image(shape=(32, 32, 3)), tfds.features.ClassLabel(names=CIFAR_NAMES)
+    examples = [(encoded(smooth(32, 32), "png"), 9)] * 8
+    written(tmp_path / "other", "cifar10", "3.0.2", image, label, {"train": examples[:4], "test": examples[:4]})
+    written(tmp_path / "newer", "cifar10", "3.0.10", image, label, {"train": examples})
+    read = [(tmp_path, "train"), (tmp_path, "train"), (tmp_path / "newer", "train")]
+    read += [(tmp_path / "other", "train"), (tmp_path / "other", "test")]
+    said = [describe(sources.load("cifar10", split, root, in_memory=False), "set") for root, split in read]
+    assert said[0] == said[1] != said[2]  # versions
+    assert said[3] != said[4]  # splits
 
 
 def test_large_sets_are_decoded_when_asked(imagenet, tmp_path):
@@ -225,10 +238,10 @@ REFUSED = [
         "got image_size=8 for cifar10",
     ),
     (lambda folder: sources.prepare("cifar", folder), "name must be one of"),
-    (lambda folder: plain(smooth(4, 4)).cropped(0), "size must be at least 1, or None for images as they are stored; "),
+    (lambda folder: plain(smooth(4, 4)).cropped(0), "size must be at least 1, or None; "),
     (
         lambda folder: plain(smooth(4, 4)).cropped(2, seed=-1),
-        "seed must lie in 0..2^64-1, or be None for central crops",
+        "seed must be a whole number in 0..2^64-1",
     ),
     (
         lambda folder: ImageSource([], 3, 1, ("all",), seed=1),

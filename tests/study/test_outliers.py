@@ -7,6 +7,7 @@ import sklearn.metrics
 from nc_jax.data import LabelledArrays, glyphs
 from nc_jax.study import outliers
 from nc_jax.study.data import Data
+from nc_jax.study.outputs import Outputs
 
 TEST = glyphs.load("test", num_classes=3)
 DATA = Data(TEST, TEST, None, None, 28)
@@ -48,7 +49,7 @@ FRAME = RNG.normal(size=(8, 3)).astype(np.float32)
 
 def examples(features, labels):
     features = features.astype(np.float32)
-    return outliers.Examples(features, features @ FRAME, 3 * np.linalg.norm(features, axis=1), labels)
+    return Outputs(features @ FRAME, features, 3 * np.linalg.norm(features, axis=1), labels)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What a run ends in: a text with sentences, tables and pictures, which is written whether or not anybody reads it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nc_jax.study import Table
+from nc_jax.study.page import Page
 from nc_jax.study.report import Report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,3 +49,10 @@ def test_a_reader_who_leaves_costs_no_results(tmp_path):
     process.stderr.close()
     assert process.wait(timeout=120) == 0, said
     assert "sentence 19999" in (tmp_path / "summary.md").read_text()
+
+
+def test_parts_of_a_page_have_names_of_their_own():
+    page = Page("A page")
+    for title in ("x", "x 2", "x", "x-2"):
+        page.heading(title)
+    assert re.findall(r'<h2 id="(.*?)">', page.text()) == ["x", "x-2", "x-3", "x-2-2"]

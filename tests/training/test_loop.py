@@ -13,6 +13,7 @@ import pytest
 from toy_training import fit, make_trainer, rows_of
 
 from nc_jax.data import LabelledArrays
+from nc_jax.streams import Epochs
 from nc_jax.training import Checkpoints, LoopOptions, NonFiniteError
 
 
@@ -68,6 +69,22 @@ def test_divergence_stops_with_a_sentence_and_keeps_the_last_good_state(train_se
     with Checkpoints(tmp_path / "checkpoints" / "run") as checkpoints:
         state = checkpoints.restore(trainer.init(train_set, seed=0))
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(jax.device_get(state)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_bad_example_stops_the_run_before_its_batch_again_and_again(resident, train_set, test_set, tmp_path):
+    inputs = train_set.inputs.copy()
+    inputs[5] = 1e38  # its product with the weights overflows
+    damaged, stream = LabelledArrays(inputs, train_set.labels, 4), Epochs(train_set, 24, 3)
+    before = int(np.flatnonzero((stream.plan(0, 0).index == 5).any(axis=1))[0])
+    assert 0 < before < stream.epoch_steps - 1  # there are batches before it and after it
+    for _ in range(2):  # resumed, it meets the same batch
+        with pytest.raises(NonFiniteError, match=rf"in epoch 1, and the last good state \(step {before}\)"):
+            fit(make_trainer(1, resident=resident), damaged, test_set, tmp_path)
+        with Checkpoints(tmp_path / "checkpoints" / "run") as checkpoints:
+            state = checkpoints.restore(make_trainer(1).init(damaged, seed=0))
+        assert int(state.step) == before
 
 
 @pytest.mark.slow

@@ -24,6 +24,8 @@ SCHEDULES = {
         [0.5 * (7 * i + 1) / 35 for i in range(5)] + [0.25 * (1 + np.cos(np.pi * i / 5)) for i in range(5)],
     ),
     "multistep, warm-up": ({"warmup": 2.0, "milestones": (5.0,)}, [0.5 / 14, 0.5 * 8 / 14, 0.5, 0.5, 0.5] + [0.05] * 5),
+    # Milestones that the warm-up has passed count together at its end.
+    "multistep, early": ({"warmup": 2.0, "milestones": (1.0, 2.0)}, [0.5 / 14, 0.5 * 8 / 14] + [0.005] * 8),
 }
 
 

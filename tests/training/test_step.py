@@ -57,6 +57,14 @@ def test_a_step_that_is_not_finite_is_not_taken(one_device, train_set, bad):
     after = jax.device_get(after)
     assert not after.totals.finite
     chex.assert_trees_all_equal(after.replace(totals=before.totals), before)
+    # A compiled loop goes on with the batches that follow. They do not belong to this state.
+    good = next(batches(train_set, 24, seed=0, num_steps=1))
+    later, metrics = one_device.step(jax.device_put(after), good)
+    assert not bool(metrics.finite)
+    chex.assert_trees_all_equal(jax.device_get(later).replace(totals=before.totals), before)
+    again, metrics = one_device.step(jax.device_put(before), good)
+    assert bool(metrics.finite)
+    assert int(again.step) == 1
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ class FeatureDecay(Extension):
 
     @property
     def name(self) -> str:
-        """Name of the penalty in the step's dictionary of penalties."""
+        """Name of the extension, before a slash in the name of its penalty."""
         return "feature_decay"
 
     def penalties(

@@ -20,6 +20,9 @@ class LocalLengths(Extension):
         mask_missing: leave the classes without an example at the client out of its softmax. By default their logits are
             0, as in the paper, and they can win.
 
+    Raises:
+        ValueError: when a training step is traced, if it is not that of a client.
+
     Reference: Fan et al., Federated learning with bilateral curation for partially class-disjoint data (2023), section
     4; masks are in no paper.
     """
