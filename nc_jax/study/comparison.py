@@ -292,7 +292,7 @@ def usual(run: Run) -> Found:
     """
     history = sorted(run.history, key=lambda row: row["epoch"])
     trained = [row for row in history if row["epoch"] > 0]
-    target = run.group.settings.target_accuracy
+    target, seconds = run.group.settings.target_accuracy, [row["step/seconds"] for row in trained]
     test = run.trained.test
     found: Found = {
         "diverged": "",
@@ -301,7 +301,7 @@ def usual(run: Run) -> Found:
         "test/error": 1 - run.trained.test.metrics["accuracy"],
         "accuracy_epoch_1": next((row["test/accuracy"] for row in trained if row["epoch"] == 1), math.nan),
         "epochs_to_target": next((row["epoch"] for row in history if row["test/accuracy"] >= target), math.nan),
-        "seconds_per_epoch": statistics.median([row["step/seconds"] for row in trained] or [math.nan]),
+        "seconds_per_epoch": statistics.median([s for s in seconds if math.isfinite(s)] or [math.nan]),
         "solve_status": max((int(row["step/solve_status"]) for row in trained), default=0),
     }
     if test.confusion is not None and test.class_accuracy is not None:

@@ -1,6 +1,7 @@
 """One call of `Trainer.fit`: the steps between two reports, what is saved when, and how a run ends early."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ class Running:
             NonFiniteError: if a step produced a NaN or an infinity.
             PreemptedError: if the process was asked to stop.
         """
-        evaluations, began, segments = None, time.perf_counter(), len(self.stream.ends)
+        evaluations, began, segments = None, math.nan, len(self.stream.ends)
         self._warn_of_clients()  # of none, because it counts from here
         try:
             if self.step == 0 or (self.step == self.stream.ends[-1] and not self.unreported):
@@ -115,8 +116,8 @@ class Running:
                     assert evaluations is not None, "the last epoch ends with one"
                     return evaluations
                 self.preemption.check()
-                began = time.perf_counter()
-                segment, _ = locate(self.stream, self.step)
+                segment, done = locate(self.stream, self.step)
+                began = math.nan if done else time.perf_counter()  # nobody knows how long the steps before a stop took
                 self._train_segment()
                 # A step that is not finite keeps the old state, its number too.
                 if self.step != self.stream.ends[segment]:
