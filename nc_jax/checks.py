@@ -224,7 +224,10 @@ def check_label_shape(labels: Array | np.ndarray) -> None:
         remedy = "; take argmax(axis=1) of one-hot labels" if one_hot else "; take labels[:, 0]" if column else ""
         raise ValueError(f"{wanted}; got shape {labels.shape}{remedy}")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"{wanted}; got dtype {labels.dtype}; convert class numbers by labels.astype(int)")
+        numbers = jnp.issubdtype(labels.dtype, jnp.number)
+        remedy = "convert class numbers by labels.astype(int)"
+        remedy = remedy if numbers else "number words by numpy.unique(labels, return_inverse=True)[1]"
+        raise ValueError(f"{wanted}; got dtype {labels.dtype}; {remedy}")
 
 
 def check_label_range(labels: np.ndarray, num_classes: int | None, *, padding: bool = True) -> None:
@@ -248,6 +251,7 @@ def check_label_range(labels: np.ndarray, num_classes: int | None, *, padding: b
         f"labels must {wanted}{', or be -1 for padding' if padding else ''}; "
         f"got {labels[outside[0]]} at index {outside[0]} ({such})"
         f"{'; subtract 1 from labels that begin at 1' if from_one else ''}"
+        f"{'; numpy.where(labels == -100, -1, labels) makes padding of it' if labels[outside[0]] == -100 else ''}"
     )
 
 

@@ -51,7 +51,7 @@ class Options:
         rows: each row of the weight is a class vector, as in PyTorch. Needed only if K = d.
         columns: each column of the weight is a class vector, as in Flax. Needed only if K = d.
         layers: earlier layers for the same labels, first to last, as NAME=FILE, or as a FILE whose arrays are layers.
-        out: folder to write report.json and report.html into; it must not exist yet. None: only print.
+        out: folder to write report.json and report.html into, which must not exist yet, or be empty. None: only print.
     """
 
     features: Annotated[_NAMED[str], tyro.conf.arg(metavar="FEATURES")]
@@ -76,7 +76,7 @@ class Classifier:
 def main(words: Sequence[str]) -> None:
     """Measure, print and write."""
     options = parse(Options, words, header=__doc__)
-    if options.out is not None and options.out.exists():
+    if options.out is not None and options.out.exists() and not _is_empty(options.out):
         raise ValueError(f"--out must name a folder that does not exist yet; got {options.out}")
     features, stored = find_array(options.features), find_array(options.labels)
     if (len(features.shape), len(stored.shape)) == (1, 2):
@@ -96,7 +96,7 @@ def main(words: Sequence[str]) -> None:
     measurement = Measurement(num_classes, features.shape[1], frame, bias)
     with contextlib.ExitStack() as stack:
         if options.out is not None:
-            options.out.mkdir(parents=True)
+            options.out.mkdir(parents=True, exist_ok=True)  # a command that was killed has left it empty
             stack.callback(_remove_if_empty, options.out)
         with Progress(2 * len(labels) * (1 + len(layers)), "rows") as progress:
             by_layer = {
@@ -265,6 +265,10 @@ def _read_twice(
             progress.advance(len(piece), f"{what} pass over {name}")
     progress.advance(0, f"computing the numbers of {name}")
     return measurement
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _remove_if_empty(folder: Path) -> None:

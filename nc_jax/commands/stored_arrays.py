@@ -241,7 +241,7 @@ def _torch(path: Path) -> dict[str, Stored]:
     except Exception:  # PyTorch has several for damaged files and for pickled objects
         raise ValueError(
             f"{path} must hold tensors or a state dictionary, and no other objects; got one that PyTorch does not read "
-            "with weights_only=True"
+            "with weights_only=True (of a whole network, save model.state_dict())"
         ) from None
     found = {}
     for name, tensor in _tensors(content, torch.Tensor, ""):

@@ -299,7 +299,7 @@ def number_of_classes(labels: Labels) -> int:
     labels = np.asarray(as_array(labels, "labels"))
     check_label_shape(labels)
     check_label_range(labels, None)
-    number = int(labels.max(initial=-1)) + 1
+    number = int(labels.max()) + 1 if labels.size else 0
     if number < 2:
         raise ValueError(f"labels must name at least 2 classes; got a largest label of {number - 1}")
     if number > _MOST_CLASSES:

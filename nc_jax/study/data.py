@@ -37,8 +37,9 @@ class DataOptions:
             `nc_jax.data.sources.load` knows, the path of a folder of images, "idx:" and the path of a folder of IDX
             files, as MNIST and Fashion-MNIST have them, or a table of numbers for the MLP: shuttle, letter, vowel,
             satellite, or "rda:" and the path of a data file of R.
-        tree: label tree of the classes: a name that `nc_jax.data.hierarchies.load` knows, or the path of a file. "flat"
-            puts all classes at the same distance. None is no tree, for methods that need none.
+        tree: label tree of the classes: cifar100, digits, glyphs/shape, glyphs/script or wordnet, or the path of a file
+            (see `nc_jax.data.hierarchies`). "flat" puts all classes at the same distance. None is no tree, for methods
+            that need none.
         tree_parents: what becomes of a node with several parents in a tree's file or in WordNet: "one" refuses it,
             "shallowest" keeps the parent that is nearest to the root, "deepest" the one that is farthest from it. None
             is "one" for files and "deepest" for WordNet.
@@ -47,7 +48,8 @@ class DataOptions:
         num_classes: number of glyph classes, 2 to 1000. None takes the preset's. Other data sets have a fixed number.
         per_class: number of training images to keep of each class. None keeps all.
         without_class: label of a class to leave out of the training set. None leaves out none.
-        augmentation: random changes of the training images, one of `nc_jax.data.augment.AUGMENTATIONS`.
+        augmentation: random changes of the training images: none, shift, flip, cifar or cifar-reflect (see
+            `nc_jax.data.augment`).
         train_crop: how training images of different sizes come to one size: "random" cuts a random rectangle,
             "stretch" resizes the whole image.
         test_crop: how test images of different sizes come to one size: "centre" cuts the middle, "stretch" resizes the

@@ -55,11 +55,22 @@ def forecast(plan: Callable[[Any], Plan], config: Any, preset: Any, about: About
         return f"{text}; no time has been measured for this preset, but a run says soon how much is left"
     if config == preset:
         return f"{text}; about {duration(60 * about.minutes)} on {MACHINE}"
+    if _network_and_images(config) != _network_and_images(preset):
+        return (
+            f"{text}; no time has been measured for these settings, but a run says soon how much is left (the preset, "
+            f"with another network or other examples, takes {duration(60 * about.minutes)})"
+        )
     minutes = about.minutes * work / plan(preset).work()
     return (
         f"{text}; about {duration(60 * minutes)} on {MACHINE} if a step takes as long as in the preset, which takes "
         f"{duration(60 * about.minutes)}"
     )
+
+
+def _network_and_images(config: Any) -> list[Any]:
+    """Return the settings on which the time of a step depends most."""
+    data = getattr(config, "data", None)
+    return [getattr(config, "backbone", None), *(getattr(data, name, None) for name in ("name", "image_size"))]
 
 
 def describe_presets(

@@ -115,6 +115,7 @@ def test_layers_are_measured_in_their_order(capsys):
 def test_features_without_any_spread_have_a_page(features):
     """Collapsed and dead networks: variances are zero, cosines equal or not defined, and pictures have no range."""
     vectors = np.asarray(simplex_etf(K, DIM)).T * (features == "collapsed")
+    Path("out").mkdir()  # as a command leaves it that was killed
     measure(save("x.npy", vectors[LABELS]), "labels.npy", "--layers", "before=x.npy", "--out", "out")
     assert (written()["metrics"]["nc1_cdnv"]["value"] == 0) == (features == "collapsed")
     assert Path("out/report.html").read_text().count("<img") >= 4
@@ -212,7 +213,7 @@ def test_a_square_weight_is_what_the_flag_says(flag):
 
 REFUSED = {
     "--out must name a folder that does not exist yet; got here": lambda: (
-        __import__("os").mkdir("here") or ["features.npy", "labels.npy", "--out", "here"]
+        __import__("os").makedirs("here/report.json") or ["features.npy", "labels.npy", "--out", "here"]
     ),
     "a square weight must come with --rows (each row is a class, as in PyTorch) or --columns (as in Flax)": square,
     "the weight must have class vectors as rows or as columns; got --rows and --columns": lambda: square(

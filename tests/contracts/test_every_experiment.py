@@ -80,6 +80,15 @@ def test_a_dry_run_says_how_many_runs_and_how_long(name, tmp_path, monkeypatch, 
     assert not list(tmp_path.iterdir())
 
 
+def test_no_time_is_promised_for_another_network(capsys):
+    module = MODULES["nearest_etf"]
+    words = ["--backbone.name", "resnet18", "--dry-run"]
+    main(run_of(module), module.PRESETS, words, about=module.ABOUT, plan=module.plan)
+    said = capsys.readouterr().out
+    assert "no time has been measured for these settings" in said
+    assert "if a step takes as long" not in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_its_smoke_preset_runs_and_resumes(name, tmp_path, digits_dir, capsys):

@@ -42,6 +42,11 @@ REFUSED = [
         "labels must be integers of shape (batch,); got dtype float64; convert class numbers by labels.astype(int)",
     ),
     (
+        dict(labels=np.array(list("abcdefgh"))),
+        "labels must be integers of shape (batch,); got dtype <U1; "
+        "number words by numpy.unique(labels, return_inverse=True)[1]",
+    ),
+    (
         dict(labels=np.zeros((8, 10), np.int32)),
         "labels must be integers of shape (batch,); got shape (8, 10); take argmax(axis=1) of one-hot labels",
     ),

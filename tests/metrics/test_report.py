@@ -201,6 +201,11 @@ def test_other_dtypes_give_the_same(whole):
     assert_same(report(jnp.asarray(features), jnp.asarray(labels), jnp.asarray(frame), bias.tolist()), whole)
 
 
+@pytest.mark.parametrize("bits", [8, 16, 32, 64])
+def test_unsigned_labels_are_counted(bits):
+    assert measurement.number_of_classes(np.array([0, 2, 1], f"uint{bits}")) == 3
+
+
 @pytest.mark.slow
 def test_a_memory_map_is_read_in_pieces(whole, tmp_path, monkeypatch):
     features, labels, frame, bias = small()
