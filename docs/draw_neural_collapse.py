@@ -165,7 +165,7 @@ def plane(found):
 
 def space(found):
     """Four digits in three dimensions at three times; the last class means are joined."""
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, 3.8))
     titles = ("before training", f"step {found.steps[1]}: all training images right", f"step {found.steps[2]}")
     for place, (output, title) in enumerate(zip(found.train, titles, strict=True)):
         axis = figure.add_subplot(1, 3, place + 1, projection="3d")
@@ -178,8 +178,9 @@ def space(found):
                 axis.plot(*means[:, [first, second]], color="0.35", linewidth=1)
         reach = np.abs(points).max()
         axis.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach), xticks=[], yticks=[], zticks=[])
-        axis.set_box_aspect((1, 1, 1), zoom=1.25)
+        axis.set_box_aspect((1, 1, 1), zoom=1.05)
         axis.set_title(title, fontsize=11)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.9, wspace=0.02)
     figure.savefig(IMAGES / "nc_space.png", dpi=DPI)
 
 

@@ -69,8 +69,9 @@ def forecast(plan: Callable[[Any], Plan], config: Any, preset: Any, about: About
 
 def _network_and_images(config: Any) -> list[Any]:
     """Return the settings on which the time of a step depends most."""
-    data = getattr(config, "data", None)
-    return [getattr(config, "backbone", None), *(getattr(data, name, None) for name in ("name", "image_size"))]
+    data, backbone = (getattr(config, part, None) for part in ("data", "backbone"))
+    of_backbone = (getattr(backbone, name, None) for name in ("name", "hidden", "dim", "width_multiplier", "dtype"))
+    return [getattr(data, "name", None), getattr(data, "image_size", None), *of_backbone]
 
 
 def describe_presets(
