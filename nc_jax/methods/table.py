@@ -1,5 +1,6 @@
 """The table of all methods, by the names that commands take."""
 
+import difflib
 from collections.abc import Mapping
 
 from nc_jax.methods import (
@@ -51,5 +52,6 @@ def method(name: str) -> Method:
         ValueError: if there is no method of this name.
     """
     if name not in METHODS:
-        raise ValueError(f"a method must be one of {', '.join(METHODS)}; got {name!r}")
+        near = "".join(f"; did you mean {other!r}?" for other in difflib.get_close_matches(name, METHODS, 1))
+        raise ValueError(f"a method must be one of {', '.join(METHODS)}; got {name!r}{near}")
     return METHODS[name]

@@ -215,7 +215,7 @@ class Measurement:
         if len(there) > self.dim + 1:
             yield (
                 f"No simplex of {len(there)} classes fits into {self.dim} dimensions, so NC2 has a floor above 0; at "
-                "generalized collapse the energy gap is 0."
+                "generalized collapse the energy gap is 0, or nan where the least energy is not known."
             )
         zero = [] if self.frame is None else np.flatnonzero(~np.any(np.asarray(self.frame), axis=0))
         if len(zero):

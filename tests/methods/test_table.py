@@ -9,7 +9,9 @@ from nc_jax.methods import METHODS, HierarchyOptions, Setting, method, simplex, 
 
 def test_an_unknown_method_is_refused_with_the_names_there_are():
     assert method("nearest") is METHODS["nearest"]
-    with pytest.raises(ValueError, match=r"^a method must be one of learned, .*; got 'nearst'$"):
+    with pytest.raises(
+        ValueError, match=r"^a method must be one of learned, .*; got 'nearst'; did you mean 'nearest'\?$"
+    ):
         method("nearst")
 
 
