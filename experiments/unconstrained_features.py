@@ -241,7 +241,7 @@ def report(config: Config, summary: dict[str, Any], directory: Path) -> None:
         what = f"{config.descent.per_class} free features per class, {config.descent.optimizer}"
         report.tables(comparison_tables(heads, columns(config), base, what=what))
         if base is not None:
-            status = float(np.max(heads[base]["solve_status"]))  # NaN if a run diverged
+            status = np.max(heads[base]["solve_status"])  # NaN if a run diverged
             ended = describe(int(status)) if math.isfinite(status) else "diverged"
             report.say([f"Inner solves of the nearest head, worst of all steps: {ended}."])
         report.picture(picture(config, directory, case))

@@ -224,9 +224,10 @@ def check_label_shape(labels: Array | np.ndarray) -> None:
         remedy = "; take argmax(axis=1) of one-hot labels" if one_hot else "; take labels[:, 0]" if column else ""
         raise ValueError(f"{wanted}; got shape {labels.shape}{remedy}")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        numbers = jnp.issubdtype(labels.dtype, jnp.number)
-        remedy = "convert class numbers by labels.astype(int)"
-        remedy = remedy if numbers else "number words by numpy.unique(labels, return_inverse=True)[1]"
+        if jnp.issubdtype(labels.dtype, jnp.number):
+            remedy = "convert class numbers by labels.astype(int)"
+        else:
+            remedy = "number words by numpy.unique(labels, return_inverse=True)[1]"
         raise ValueError(f"{wanted}; got dtype {labels.dtype}; {remedy}")
 
 

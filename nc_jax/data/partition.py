@@ -81,7 +81,8 @@ def iid(labels: Labels, clients: int, *, seed: int, test_labels: Labels | None =
     """
     labels = _checked(labels, clients)
     owners = np.empty(len(labels), np.int32)
-    owners[np.argsort(_raw(seed, _CLIENTS, len(labels)), kind="stable")] = np.arange(len(labels)) % clients
+    order = np.argsort(draws_for(seed, _CLIENTS).random_raw(len(labels)), kind="stable")
+    owners[order] = np.arange(len(labels)) % clients
     return _with_test(labels, owners, clients, seed, test_labels)
 
 
@@ -135,7 +136,7 @@ def dirichlet(
             f"got {min_size}"
         )
     totals = np.bincount(labels)
-    logs = log_gammas(beta, _raw(seed, _LAWS, 2 * len(totals) * clients).reshape(2, len(totals), clients))
+    logs = log_gammas(beta, draws_for(seed, _LAWS).random_raw((2, len(totals), clients)))
     counts = filled(divided_by_logs(totals, logs, capped=capped), min_size)
     owners = _dealt(labels, counts, seed, _TRAIN)
     if test_labels is None or not test_as_drawn:
@@ -186,7 +187,7 @@ def by_classes(
             f"got {classes_per_client} * {clients}"
         )
     # Ranks of the classes at each client: those that are handed out in order come first, the others at random.
-    numbers = _raw(seed, _CLIENTS, clients * len(present)).reshape(clients, -1)
+    numbers = draws_for(seed, _CLIENTS).random_raw((clients, len(present)))
     in_order = np.arange(len(present)) // classes_per_client == np.arange(clients)[:, None]
     chosen = np.lexsort((numbers, ~in_order))[:, :classes_per_client]
     holders = np.zeros((clients, len(totals)), np.int64)
@@ -226,9 +227,10 @@ def shards(
         )
     number = clients * shards_per_client
     client_of_shard = np.empty(number, np.int32)
-    client_of_shard[np.argsort(_raw(seed, _CLIENTS, number), kind="stable")] = np.arange(number) % clients
+    shards_in_order = np.argsort(draws_for(seed, _CLIENTS).random_raw(number), kind="stable")
+    client_of_shard[shards_in_order] = np.arange(number) % clients
     owners = np.empty(len(labels), np.int32)
-    order = np.lexsort((_raw(seed, _TRAIN, len(labels)), labels))
+    order = np.lexsort((draws_for(seed, _TRAIN).random_raw(len(labels)), labels))
     owners[order] = client_of_shard[np.arange(len(labels)) * number // len(labels)]
     return _with_test(labels, owners, clients, seed, test_labels)
 
@@ -288,10 +290,6 @@ def _checked_test(labels: Labels, totals: Int[np.ndarray, " classes"]) -> Int[np
     return labels.astype(np.int64)
 
 
-def _raw(seed: int, purpose: int, size: int) -> np.ndarray:
-    return draws_for(seed, purpose).random_raw(size)
-
-
 def _with_test(
     labels: Int[np.ndarray, " examples"],
     owners: Int[np.ndarray, " examples"],
@@ -321,7 +319,7 @@ def _dealt(
 ) -> Int[np.ndarray, " examples"]:
     """Deal the shuffled examples of each class to the clients, in the numbers that `counts` says."""
     owners = np.empty(len(labels), np.int32)
-    order = np.lexsort((_raw(seed, purpose, len(labels)), labels))
+    order = np.lexsort((draws_for(seed, purpose).random_raw(len(labels)), labels))
     owners[order] = np.repeat(np.tile(np.arange(len(counts)), counts.shape[1]), counts.T.ravel())
     return owners
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from prepared import encoded, smooth
 
+from nc_jax.data.augment import AUGMENTATIONS
+from nc_jax.data.hierarchies import BUNDLED, WORDNET
 from nc_jax.models import MLP
 from nc_jax.study import backbones
 from nc_jax.study.backbones import BackboneOptions, make_backbone
@@ -161,3 +163,8 @@ def test_networks_that_do_not_exist_are_refused():
         BackboneOptions(hidden=(0,))
     with pytest.raises(ValueError, match=r"^final_dim narrows the last block of residual networks; got 'vgg11'"):
         BackboneOptions("vgg11", final_dim=3)
+
+
+def test_the_help_names_what_there_is():
+    said = DataOptions.__doc__ or ""
+    assert all(name in said for name in (*AUGMENTATIONS, *BUNDLED, WORDNET))
